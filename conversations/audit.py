@@ -1,0 +1,70 @@
+"""The audit: who did what, in a chain of hashes that shows a missing or changed entry.
+
+In: an open transaction, an actor, an action and its target. Out: one row that no later statement can change.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from conversations.messages import Json, canonical_json, content_hash, utc_now
+from conversations.store import Record, Row, Transaction
+
+_START = "sha256:" + "0" * 64
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One thing that somebody did."""
+
+    audit_seq: int
+    actor: str
+    action: str
+    target: str
+    detail_json: str
+    happened_at_utc: str
+
+
+def note(transaction: Transaction, actor: str, action: str, target: str, detail: Mapping[str, Json]) -> None:
+    """Append an entry to the audit, inside the transaction of what it tells."""
+    last = transaction.query("SELECT entry_hash FROM audit ORDER BY audit_seq DESC LIMIT 1")
+    entry: dict[str, str | int | float | None] = {
+        "actor": actor,
+        "action": action,
+        "target": target,
+        "detail_json": canonical_json(dict(detail)),
+        "previous_hash": str(last[0]["entry_hash"]) if last else _START,
+        "happened_at_utc": utc_now(),
+    }
+    transaction.insert("audit", {**entry, "entry_hash": _entry_hash(entry)})
+
+
+def first_broken_entry(record: Record) -> str | None:
+    """Return a sentence about the first entry that does not fit its chain, or None."""
+    previous = _START
+    for row in record.query("SELECT * FROM audit ORDER BY audit_seq"):
+        if row["previous_hash"] != previous:
+            return f"audit entry {row['audit_seq']}: the entry before it is missing or changed"
+        if row["entry_hash"] != _entry_hash(row):
+            return f"audit entry {row['audit_seq']}: its content does not match its hash"
+        previous = str(row["entry_hash"])
+    return None
+
+
+def newest(record: Record, limit: int) -> list[AuditEntry]:
+    """Return the newest entries, the latest first."""
+    return [
+        AuditEntry(
+            int(row["audit_seq"] or 0),
+            str(row["actor"]),
+            str(row["action"]),
+            str(row["target"]),
+            str(row["detail_json"]),
+            str(row["happened_at_utc"]),
+        )
+        for row in record.query("SELECT * FROM audit ORDER BY audit_seq DESC LIMIT ?", [limit])
+    ]
+
+
+def _entry_hash(entry: Row) -> str:
+    names = ("actor", "action", "target", "detail_json", "previous_hash", "happened_at_utc")
+    return content_hash([entry[name] for name in names])

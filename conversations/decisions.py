@@ -1,0 +1,308 @@
+"""Decisions and the answers given for them: what is taught, verified, split and scored.
+
+In: rows from `distill` and corrections from operators. Out: the same, by decision. An answer is never changed; a correction
+is its next version. A split, once given, stays.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from conversations.messages import Json, Split, content_hash, new_name, utc_now
+from conversations.store import Record, Row
+
+
+class AnswerAuthor(StrEnum):
+    """Who gave an answer for a decision."""
+
+    TEACHER = "teacher"
+    OPERATOR = "operator"
+    STUDENT = "student"
+    LOGGED = "logged"
+
+
+class Verdict(StrEnum):
+    """What verify said of an answer; unscored means that the instrument could not say."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    UNSCORED = "unscored"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One customer question with its logged history, and what it is used for."""
+
+    decision_id: str
+    conversation_id: str
+    question_turn_id: str
+    reply_turn_id: str | None
+    cluster_id: str
+    split: Split
+    topic: str
+    history_hash: str
+    chosen_by_run_id: str
+    chosen_because: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One immutable version of an answer. `author_name` is the teacher's, the operator's or the release's name."""
+
+    answer_id: str
+    decision_id: str
+    version: int
+    author: AnswerAuthor
+    author_name: str
+    content: str
+    passages: tuple[str, ...]
+    run_id: str | None
+    verdict: Verdict | None
+    verdict_reason: str | None
+    answered_at_utc: str
+
+
+@dataclass(frozen=True)
+class TeacherReply:
+    """A teacher's raw reply and what it took."""
+
+    request_hash: str
+    decision_id: str
+    teacher: str
+    reply_json: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    latency_ms: float
+
+
+def put_decisions(record: Record, decisions: Iterable[Decision]) -> None:
+    """Enter decisions; one that is there already keeps its split, its cluster and its first reason."""
+    now = utc_now()
+    with record.write() as transaction:
+        for each in decisions:
+            transaction.execute(
+                "INSERT OR IGNORE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    each.decision_id,
+                    each.conversation_id,
+                    each.question_turn_id,
+                    each.reply_turn_id,
+                    each.cluster_id,
+                    each.split,
+                    each.topic,
+                    each.history_hash,
+                    each.chosen_by_run_id,
+                    each.chosen_because,
+                    now,
+                ],
+            )
+
+
+def decisions(record: Record, conversation_id: str | None = None) -> list[Decision]:
+    """Return every decision, or those of one conversation, in the order they were asked."""
+    where = "WHERE d.conversation_id = ?" if conversation_id else ""
+    rows = record.query(
+        f"SELECT d.* FROM decisions d JOIN turns t ON t.turn_id = d.question_turn_id {where} ORDER BY t.turn_seq",
+        [conversation_id] if conversation_id else [],
+    )
+    return [_decision_of(row) for row in rows]
+
+
+def add_answer(
+    record: Record,
+    decision_id: str,
+    *,
+    author: AnswerAuthor,
+    author_name: str,
+    content: str,
+    passages: Sequence[str] = (),
+    run_id: str | None = None,
+    request_hash: str | None = None,
+) -> Answer:
+    """Enter an answer; the same text of the same author again is not a new version."""
+    with record.write() as transaction:
+        earlier = transaction.query(
+            "SELECT * FROM answers WHERE decision_id = ? AND author_kind = ? AND author_name = ? "
+            "ORDER BY version DESC LIMIT 1",
+            [decision_id, author, author_name],
+        )
+        if earlier and earlier[0]["content"] == content:
+            return _answer_of(earlier[0])
+        answer_id = new_name("answer")
+        transaction.insert(
+            "answers",
+            {
+                "answer_id": answer_id,
+                "decision_id": decision_id,
+                "version": int(earlier[0]["version"] or 0) + 1 if earlier else 1,
+                "author_kind": author,
+                "author_name": author_name,
+                "content": content,
+                "content_hash": content_hash(content),
+                "passages_json": json.dumps(list(passages)),
+                "run_id": run_id,
+                "request_hash": request_hash,
+                "answered_at_utc": utc_now(),
+            },
+        )
+        return _answer_of(transaction.query("SELECT * FROM answers WHERE answer_id = ?", [answer_id])[0])
+
+
+def give_verdict(record: Record, verdicts: Mapping[str, tuple[Verdict, str]]) -> None:
+    """Write the verdict and its reason on answers, by answer_id."""
+    with record.write() as transaction:
+        for answer_id, (verdict, reason) in verdicts.items():
+            transaction.execute(
+                "UPDATE answers SET verdict = ?, verdict_reason = ? WHERE answer_id = ?", [verdict, reason, answer_id]
+            )
+
+
+def answers(record: Record, decision_id: str) -> list[Answer]:
+    """Return every answer of a decision, the newest first."""
+    rows = record.query(
+        "SELECT * FROM answers WHERE decision_id = ? ORDER BY answered_at_utc DESC, answer_id DESC", [decision_id]
+    )
+    return [_answer_of(row) for row in rows]
+
+
+def save_reply(record: Record, reply: TeacherReply) -> None:
+    """Keep a teacher's raw reply before anybody parses it."""
+    with record.write() as transaction:
+        transaction.execute(
+            "INSERT OR REPLACE INTO teacher_replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                reply.request_hash,
+                reply.decision_id,
+                reply.teacher,
+                reply.reply_json,
+                reply.prompt_tokens,
+                reply.completion_tokens,
+                reply.cost_usd,
+                reply.latency_ms,
+                utc_now(),
+            ],
+        )
+
+
+def find_reply(record: Record, request_hash: str) -> TeacherReply | None:
+    """Return the reply to a request that was paid for before."""
+    row = record.one("SELECT * FROM teacher_replies WHERE request_hash = ?", [request_hash])
+    if row is None:
+        return None
+    return TeacherReply(
+        request_hash=str(row["request_hash"]),
+        decision_id=str(row["decision_id"]),
+        teacher=str(row["teacher"]),
+        reply_json=str(row["reply_json"]),
+        prompt_tokens=int(row["prompt_tokens"] or 0),
+        completion_tokens=int(row["completion_tokens"] or 0),
+        cost_usd=float(row["cost_usd"] or 0),
+        latency_ms=float(row["latency_ms"] or 0),
+    )
+
+
+def reserve_spending(
+    record: Record, run_id: str, teacher: str, cost_usd: float, *, max_cost_usd: float, max_calls: int
+) -> str | None:
+    """Reserve the money for one request; return the reservation's name, or None when a cap would be passed.
+
+    Reserved money counts until it is settled, so the caps hold whatever the concurrency.
+    """
+    with record.write() as transaction:
+        spent = transaction.query(
+            "SELECT COUNT(*) AS calls, COALESCE(SUM(COALESCE(settled_usd, reserved_usd)), 0) AS usd "
+            "FROM spending WHERE run_id = ?",
+            [run_id],
+        )[0]
+        if int(spent["calls"] or 0) >= max_calls or float(spent["usd"] or 0) + cost_usd > max_cost_usd:
+            return None
+        spending_id = new_name("spending")
+        transaction.insert(
+            "spending",
+            {
+                "spending_id": spending_id,
+                "run_id": run_id,
+                "teacher": teacher,
+                "reserved_usd": cost_usd,
+                "reserved_at_utc": utc_now(),
+            },
+        )
+        return spending_id
+
+
+def settle_spending(record: Record, spending_id: str, cost_usd: float) -> None:
+    """Write what a reserved request cost in the end."""
+    with record.write() as transaction:
+        transaction.execute(
+            "UPDATE spending SET settled_usd = ?, settled_at_utc = ? WHERE spending_id = ?",
+            [cost_usd, utc_now(), spending_id],
+        )
+
+
+def spent_usd(record: Record, run_id: str) -> float:
+    """Return what a run has spent and reserved so far, in US dollars."""
+    row = record.one(
+        "SELECT COALESCE(SUM(COALESCE(settled_usd, reserved_usd)), 0) AS usd FROM spending WHERE run_id = ?", [run_id]
+    )
+    return float((row or {}).get("usd") or 0)
+
+
+def newest_edition(record: Record) -> tuple[int, dict[str, Mapping[str, Json]]]:
+    """Return the newest test edition's number (0 when there is none) and its frozen rows by decision."""
+    row = record.one("SELECT MAX(edition) AS edition FROM editions")
+    edition = int((row or {}).get("edition") or 0)
+    rows = record.query("SELECT * FROM edition_decisions WHERE edition = ? ORDER BY decision_id", [edition])
+    return edition, {str(each["decision_id"]): json.loads(str(each["row_json"])) for each in rows}
+
+
+def freeze_edition(record: Record, run_id: str, rows: Mapping[str, Mapping[str, Json]], digest: str) -> int:
+    """Freeze a new edition of the test set and return its number; it never changes afterwards."""
+    with record.write() as transaction:
+        newest = transaction.query("SELECT COALESCE(MAX(edition), 0) AS edition FROM editions")[0]
+        edition = int(newest["edition"] or 0) + 1
+        transaction.insert(
+            "editions", {"edition": edition, "digest": digest, "made_by_run_id": run_id, "made_at_utc": utc_now()}
+        )
+        for decision_id, row in rows.items():
+            transaction.insert(
+                "edition_decisions",
+                {
+                    "edition": edition,
+                    "decision_id": decision_id,
+                    "row_json": json.dumps(dict(row), sort_keys=True, ensure_ascii=False),
+                },
+            )
+    return edition
+
+
+def _decision_of(row: Row) -> Decision:
+    return Decision(
+        decision_id=str(row["decision_id"]),
+        conversation_id=str(row["conversation_id"]),
+        question_turn_id=str(row["question_turn_id"]),
+        reply_turn_id=None if row["reply_turn_id"] is None else str(row["reply_turn_id"]),
+        cluster_id=str(row["cluster_id"]),
+        split=Split(str(row["split"])),
+        topic=str(row["topic"]),
+        history_hash=str(row["history_hash"]),
+        chosen_by_run_id=str(row["chosen_by_run_id"]),
+        chosen_because=str(row["chosen_because"]),
+    )
+
+
+def _answer_of(row: Row) -> Answer:
+    return Answer(
+        answer_id=str(row["answer_id"]),
+        decision_id=str(row["decision_id"]),
+        version=int(row["version"] or 0),
+        author=AnswerAuthor(str(row["author_kind"])),
+        author_name=str(row["author_name"]),
+        content=str(row["content"]),
+        passages=tuple(json.loads(str(row["passages_json"]))),
+        run_id=None if row["run_id"] is None else str(row["run_id"]),
+        verdict=Verdict(str(row["verdict"])) if row["verdict"] else None,
+        verdict_reason=None if row["verdict_reason"] is None else str(row["verdict_reason"]),
+        answered_at_utc=str(row["answered_at_utc"]),
+    )

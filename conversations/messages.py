@@ -1,0 +1,133 @@
+"""The words of the record: what a turn, an author and a status are, and how each gets its name and digest.
+
+In: plain values. Out: frozen values, identifiers and content hashes. Never touches a file or a database.
+"""
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TypeAlias, Union
+
+Json: TypeAlias = Union[dict[str, "Json"], list["Json"], str, int, float, bool, None]  # noqa: UP007 (recursive)
+
+
+class Role(StrEnum):
+    """The speaker of a message, in the terms of the OpenAI chat format."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class Author(StrEnum):
+    """Who wrote a turn."""
+
+    CUSTOMER = "customer"
+    STUDENT = "student"
+    OPERATOR = "operator"
+    IMPORTED = "imported"
+
+
+class TurnStatus(StrEnum):
+    """How far a turn has come. A failure is a status, never a text."""
+
+    PENDING = "pending"
+    STREAMING = "streaming"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+OPEN_STATUSES = (TurnStatus.PENDING, TurnStatus.STREAMING)
+
+
+class ConversationState(StrEnum):
+    """Who answers the customer now."""
+
+    BOT = "bot"
+    WAITING = "waiting"
+    HUMAN = "human"
+    RESOLVED = "resolved"
+
+
+class Consent(StrEnum):
+    """Whether the customer agreed that the conversation may be learnt from."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+class Vote(StrEnum):
+    """A customer's thumb on an answer."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Split(StrEnum):
+    """What a decision is used for, decided once by the hash of its cluster."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """One message as a model sees it.
+
+    `extra_json` holds the other keys of an OpenAI message (tool calls, names) as they came, or an empty string.
+    """
+
+    role: Role
+    content: str
+    extra_json: str = ""
+
+    def as_openai(self) -> dict[str, Json]:
+        """Return the message in the OpenAI chat format."""
+        extra: dict[str, Json] = json.loads(self.extra_json) if self.extra_json else {}
+        return {"role": self.role.value, "content": self.content, **extra}
+
+
+def canonical_json(value: Json | Sequence[Json]) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, no NaN.
+
+    Raises ValueError for a number that JSON has no name for.
+    """
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(value: Json | Sequence[Json]) -> str:
+    """Return the SHA-256 of the canonical JSON of a value, with the algorithm in front.
+
+    Lone surrogates, which JSON can carry and UTF-8 cannot, are hashed in their escaped form.
+    """
+    return "sha256:" + hashlib.sha256(canonical_json(value).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def messages_hash(messages: Sequence[ChatMessage]) -> str:
+    """Return the content hash of a list of messages, every key and byte of them."""
+    return content_hash([message.as_openai() for message in messages])
+
+
+def new_name(kind: str) -> str:
+    """Return a fresh name such as `turn_0197c1…`, which sorts by the time of its making."""
+    return f"{kind}_{time.time_ns() // 1000:014x}{secrets.token_hex(5)}"
+
+
+def utc_now() -> str:
+    """Return the present time as ISO 8601 in UTC with milliseconds."""
+    return utc_text(datetime.now(UTC))
+
+
+def utc_text(moment: datetime) -> str:
+    """Return a moment as ISO 8601 in UTC with milliseconds and the suffix Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,271 @@
+"""Distillation runs as the record knows them: who asked, what is running, how far it is, what it wrote.
+
+In: requests from the console, progress from `distill`. Out: values that the console shows and `distill schedule` acts on.
+The run's own folder holds the rows; this holds the thread that leads there.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from conversations import audit
+from conversations.errors import OperatorError, OutsideError
+from conversations.messages import Json, Split, new_name, utc_now
+from conversations.store import Record, Row, is_alive, process_token
+
+
+class RunState(StrEnum):
+    """How a run stands."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """An operator's wish for a run."""
+
+    request_id: str
+    requested_by: str
+    requested_at_utc: str
+    state: str
+    run_id: str | None
+    outcome: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A distillation run. `progress` is the share of the present stage that is done, 0 to 1."""
+
+    run_id: str
+    state: RunState
+    path: str
+    settings_digest: str
+    stage: str
+    progress: float
+    outcome: str | None
+    report: Mapping[str, Json] | None
+    started_at_utc: str
+    heartbeat_at_utc: str
+    finished_at_utc: str | None
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened in a run."""
+
+    run_id: str
+    stage: str
+    event: str
+    detail: Mapping[str, Json]
+    happened_at_utc: str
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file that a run wrote. `holds_text` says that it may contain customers' words."""
+
+    path: str
+    run_id: str
+    stage: str
+    holds_text: bool
+    digest: str
+    bytes: int
+
+
+def request_run(record: Record, *, requested_by: str) -> RunRequest:
+    """Ask for a run; while one request waits, a second asks for the same one and gets it back."""
+    with record.write() as transaction:
+        waiting = transaction.query("SELECT * FROM run_requests WHERE state = 'waiting'")
+        if waiting:
+            return _request_of(waiting[0])
+        request_id = new_name("request")
+        transaction.insert(
+            "run_requests",
+            {
+                "request_id": request_id,
+                "requested_by": requested_by,
+                "requested_at_utc": utc_now(),
+                "state": "waiting",
+            },
+        )
+        audit.note(transaction, requested_by, "run requested", request_id, {})
+        return _request_of(transaction.query("SELECT * FROM run_requests WHERE request_id = ?", [request_id])[0])
+
+
+def waiting_request(record: Record) -> RunRequest | None:
+    """Return the request that no runner has taken yet."""
+    row = record.one("SELECT * FROM run_requests WHERE state = 'waiting'")
+    return _request_of(row) if row else None
+
+
+def settle_request(record: Record, request_id: str, *, state: str, run_id: str | None, outcome: str | None) -> None:
+    """Move a request on: taken by a run, done with an outcome, or cancelled."""
+    with record.write() as transaction:
+        transaction.execute(
+            "UPDATE run_requests SET state = ?, run_id = COALESCE(?, run_id), outcome = ? WHERE request_id = ?",
+            [state, run_id, outcome, request_id],
+        )
+
+
+def requests(record: Record, limit: int = 20) -> list[RunRequest]:
+    """Return the newest requests, the latest first."""
+    rows = record.query("SELECT * FROM run_requests ORDER BY requested_at_utc DESC LIMIT ?", [limit])
+    return [_request_of(row) for row in rows]
+
+
+def begin_run(record: Record, *, run_id: str, path: str, settings_digest: str) -> Run:
+    """Enter a run as running, or take up one that was interrupted or failed.
+
+    Raises OutsideError while another run is going on: one at a time, across processes.
+    """
+    with record.write() as transaction:
+        for row in transaction.query("SELECT * FROM runs WHERE state = 'running'"):
+            if is_alive(str(row["process_token"])):
+                raise OutsideError(
+                    f"the run {row['run_id']!r} is going on since {row['started_at_utc']} ({row['stage'] or 'starting'}); "
+                    "one runs at a time: wait for it, or stop its process"
+                )
+            transaction.execute("UPDATE runs SET state = 'interrupted' WHERE run_id = ?", [row["run_id"]])
+        now = utc_now()
+        transaction.execute(
+            "INSERT INTO runs (run_id, state, path, settings_digest, process_token, started_at_utc, heartbeat_at_utc) "
+            "VALUES (:run_id, 'running', :path, :digest, :token, :now, :now) ON CONFLICT (run_id) DO UPDATE SET "
+            "state = 'running', process_token = excluded.process_token, heartbeat_at_utc = excluded.heartbeat_at_utc, "
+            "finished_at_utc = NULL, outcome = NULL",
+            {"run_id": run_id, "path": path, "digest": settings_digest, "token": process_token(), "now": now},
+        )
+    return run(record, run_id)
+
+
+def show_progress(record: Record, run_id: str, *, stage: str, progress: float) -> None:
+    """Write how far a run is; the console reads it."""
+    with record.write() as transaction:
+        transaction.execute(
+            "UPDATE runs SET stage = ?, progress = ?, heartbeat_at_utc = ? WHERE run_id = ?",
+            [stage, progress, utc_now(), run_id],
+        )
+
+
+def add_event(record: Record, run_id: str, *, stage: str, event: str, detail: Mapping[str, Json]) -> None:
+    """Append an event to a run's history."""
+    with record.write() as transaction:
+        transaction.insert(
+            "run_events",
+            {
+                "run_id": run_id,
+                "stage": stage,
+                "event": event,
+                "detail_json": json.dumps(dict(detail), sort_keys=True, ensure_ascii=False),
+                "happened_at_utc": utc_now(),
+            },
+        )
+
+
+def finish_run(
+    record: Record, run_id: str, *, state: RunState, outcome: str, report: Mapping[str, Json] | None = None
+) -> None:
+    """Close a run with its outcome in one sentence."""
+    with record.write() as transaction:
+        transaction.execute(
+            "UPDATE runs SET state = ?, outcome = ?, report_json = COALESCE(?, report_json), finished_at_utc = ?, "
+            "heartbeat_at_utc = ? WHERE run_id = ?",
+            [
+                state,
+                outcome,
+                json.dumps(dict(report), sort_keys=True, ensure_ascii=False) if report is not None else None,
+                utc_now(),
+                utc_now(),
+                run_id,
+            ],
+        )
+
+
+def run(record: Record, run_id: str) -> Run:
+    """Return a run.
+
+    Raises OperatorError when there is none of that name.
+    """
+    row = record.one("SELECT * FROM runs WHERE run_id = ?", [run_id])
+    if row is None:
+        known = ", ".join(each.run_id for each in runs(record, limit=3)) or "none yet"
+        raise OperatorError(f"no run {run_id!r} in {record.path}; the newest are: {known}")
+    return _run_of(row)
+
+
+def runs(record: Record, limit: int = 50) -> list[Run]:
+    """Return runs, the newest first."""
+    return [_run_of(row) for row in record.query("SELECT * FROM runs ORDER BY started_at_utc DESC LIMIT ?", [limit])]
+
+
+def run_events(record: Record, run_id: str) -> list[RunEvent]:
+    """Return what happened in a run, in order."""
+    return [
+        RunEvent(
+            str(row["run_id"]),
+            str(row["stage"]),
+            str(row["event"]),
+            json.loads(str(row["detail_json"])),
+            str(row["happened_at_utc"]),
+        )
+        for row in record.query("SELECT * FROM run_events WHERE run_id = ? ORDER BY run_event_id", [run_id])
+    ]
+
+
+def note_artefacts(record: Record, artefacts: Iterable[Artefact]) -> None:
+    """Enter files that a run wrote, so that an erase finds them."""
+    with record.write() as transaction:
+        for artefact in artefacts:
+            transaction.execute(
+                "INSERT INTO artefacts VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
+                "run_id = excluded.run_id, stage = excluded.stage, holds_text = excluded.holds_text, "
+                "digest = excluded.digest, bytes = excluded.bytes, written_at_utc = excluded.written_at_utc",
+                [
+                    artefact.path,
+                    artefact.run_id,
+                    artefact.stage,
+                    int(artefact.holds_text),
+                    artefact.digest,
+                    artefact.bytes,
+                    utc_now(),
+                ],
+            )
+
+
+def note_use(record: Record, run_id: str, used: Mapping[str, Split]) -> None:
+    """Enter which decisions a run uses, and as what, so that an erase knows who learnt from whom."""
+    with record.write() as transaction:
+        transaction.execute("DELETE FROM run_decisions WHERE run_id = ?", [run_id])
+        for decision_id, split in used.items():
+            transaction.insert("run_decisions", {"run_id": run_id, "decision_id": decision_id, "used_as": split})
+
+
+def _request_of(row: Row) -> RunRequest:
+    return RunRequest(
+        request_id=str(row["request_id"]),
+        requested_by=str(row["requested_by"]),
+        requested_at_utc=str(row["requested_at_utc"]),
+        state=str(row["state"]),
+        run_id=None if row["run_id"] is None else str(row["run_id"]),
+        outcome=None if row["outcome"] is None else str(row["outcome"]),
+    )
+
+
+def _run_of(row: Row) -> Run:
+    alive = row["state"] != "running" or is_alive(str(row["process_token"]))
+    return Run(
+        run_id=str(row["run_id"]),
+        state=RunState(str(row["state"])) if alive else RunState.INTERRUPTED,
+        path=str(row["path"]),
+        settings_digest=str(row["settings_digest"]),
+        stage=str(row["stage"]),
+        progress=float(row["progress"] or 0),
+        outcome=None if row["outcome"] is None else str(row["outcome"]),
+        report=json.loads(str(row["report_json"])) if row["report_json"] else None,
+        started_at_utc=str(row["started_at_utc"]),
+        heartbeat_at_utc=str(row["heartbeat_at_utc"]),
+        finished_at_utc=None if row["finished_at_utc"] is None else str(row["finished_at_utc"]),
+    )

@@ -1,0 +1,204 @@
+"""The settings file: one TOML file, one table per stage or room, read strictly.
+
+In: a path. Out: frozen pydantic models. Unknown, missing and mistyped keys are errors that name the table and the nearest
+key. Relative paths are resolved against the settings file. Secrets come from the environment only. This module owns the
+tables that both rooms need and the reading itself; each room declares its own tables.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from conversations.errors import OperatorError
+from conversations.redaction import RedactionRules
+
+# Every table of the file, so that a misspelt one is noticed by each command, whichever tables it reads itself.
+TABLES = (
+    "record", "student", "prompt", "redaction", "serve", "runs", "handbook", "teachers", "choose", "teach", "verify",
+    "assemble", "train", "evaluate", "promote", "schedule",
+)  # fmt: skip
+SETTINGS_VARIABLE = "SUPPORT_BOT_SETTINGS"
+DEFAULT_SETTINGS = Path("settings.toml")
+
+
+# The folder of the file that is being read; pydantic-settings passes no context to validators.
+_folder: ContextVar[Path | None] = ContextVar("settings_folder", default=None)
+
+
+def _beside_settings(path: Path) -> Path:
+    folder = _folder.get()
+    return path if path.is_absolute() or folder is None else Path(os.path.normpath(folder / path))
+
+
+SettingsPath = Annotated[Path, AfterValidator(_beside_settings)]
+
+
+class Table(BaseModel):
+    """One table of the settings file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RecordTable(Table):
+    """Where the record is."""
+
+    path: SettingsPath
+
+
+class StudentTable(Table):
+    """Which small model answers customers and is taught, and how vLLM serves it."""
+
+    base: SettingsPath = Field(description="a Hugging Face checkpoint folder")
+    profile: Literal["cpu", "gpu"]
+    host: str = "127.0.0.1"
+    port: int = Field(default=8100, ge=1, le=65535)
+    servers: tuple[str, ...] = ()
+    max_model_len: int = Field(default=2048, ge=256)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_lora_rank: int = 16
+    max_loras: int = 2
+    kv_cache_gib: int = 1
+    gpu_memory_share: float = Field(default=0.45, gt=0, le=1)
+    start_timeout_seconds: float = 600
+    extra_arguments: tuple[str, ...] = ()
+
+
+class PromptTable(Table):
+    """What a student is told and how long its prompt and its answer may be."""
+
+    system: str
+    max_prompt_tokens: int = Field(default=1536, ge=64)
+    max_answer_tokens: int = Field(default=256, ge=8)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+
+
+class RedactionTable(Table):
+    """What counts as personal beyond the built-in kinds."""
+
+    regions: tuple[str, ...] = ()
+    patterns: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def rules(self) -> RedactionRules:
+        """The rules as the redactor takes them."""
+        return RedactionRules(self.regions, dict(self.patterns))
+
+
+class _RoomSettings(BaseSettings):
+    """The tables one room reads; other tables of the file are another room's."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    settings_file: Path
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing but what `read_settings` passes in: the environment holds secrets, never settings."""
+        return (init_settings,)
+
+
+RoomSettings = _RoomSettings
+
+
+class RecordSettings(RoomSettings):
+    """What the `conversations` commands read."""
+
+    record: RecordTable
+    redaction: RedactionTable = RedactionTable()
+
+
+Settings = TypeVar("Settings", bound=_RoomSettings)
+
+
+def read_settings(model: type[Settings], settings_file: Path | None) -> Settings:
+    """Read the tables of `model` from a settings file.
+
+    Without a file, takes the one named by SUPPORT_BOT_SETTINGS, or settings.toml in the present folder.
+    Raises OperatorError for a file that is missing, is no TOML, or has an unknown, missing or mistyped key.
+    """
+    path = (settings_file or Path(os.environ.get(SETTINGS_VARIABLE, DEFAULT_SETTINGS))).absolute()
+    if not path.is_file():
+        raise OperatorError(
+            f"{path}: no such settings file; name one with --settings FILE, or start from deploy/demo/settings.toml"
+        )
+    try:
+        tables = TomlConfigSettingsSource(model, path)()
+    except tomllib.TOMLDecodeError as error:
+        raise OperatorError(f"{path}: not valid TOML: {error}; mend that line") from None
+    for name in tables:
+        if name not in TABLES:
+            raise OperatorError(f"{path}: unknown table [{name}]{_did_you_mean(name, TABLES, '[{}]')}")
+    wanted = {name: value for name, value in tables.items() if name in model.model_fields}
+    token = _folder.set(path.parent)
+    try:
+        return model(**{**wanted, "settings_file": path})
+    except ValidationError as error:
+        raise OperatorError("; ".join(_explain(model, path, problem) for problem in error.errors())) from None
+    finally:
+        _folder.reset(token)
+
+
+def secret(variable: str, purpose: str) -> str:
+    """Return a secret from the environment.
+
+    Raises OperatorError, which names the variable and never a value, when it is not set.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise OperatorError(f"the environment variable {variable} is not set; {purpose}; export it and run again")
+    return value
+
+
+def settings_digest(settings: BaseModel) -> str:
+    """Return a digest of settings, the file's own place left out."""
+    text = json.dumps(settings.model_dump(mode="json", exclude={"settings_file"}), sort_keys=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _did_you_mean(name: str, known: Sequence[str], form: str = "{!r}") -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {form.format(near[0])}?"
+    return f"; expected one of {', '.join(sorted(known))}"
+
+
+def _explain(model: type[BaseModel], path: Path, problem: Mapping[str, typing.Any]) -> str:
+    """Turn one of pydantic's problems into a sentence with the table, the key and what to do."""
+    where = [str(part) for part in problem["loc"]]
+    table, key = where[0], ".".join(where[1:])
+    if problem["type"] == "missing" and not key:
+        return f"{path}: the table [{table}] is missing; add it (deploy/demo/settings.toml shows every table)"
+    if problem["type"] == "missing":
+        return f"{path} [{table}]: the key {key!r} is missing; it has no default: add it"
+    if problem["type"] == "extra_forbidden":
+        return f"{path} [{table}]: unknown key {key!r}{_did_you_mean(where[-1], _keys_near(model, where))}"
+    value = problem.get("input")
+    return f"{path} [{table}]: {key or table} = {value!r}: {str(problem['msg']).lower()}; mend the value"
+
+
+def _keys_near(model: type[BaseModel], where: Sequence[str]) -> list[str]:
+    """Return the keys that the table of an unknown key knows."""
+    for part in where[:-1]:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        candidates = [annotation, *typing.get_args(annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)

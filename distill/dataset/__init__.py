@@ -1,0 +1,1 @@
+"""From conversations to a training set: choose, teach, verify, assemble."""

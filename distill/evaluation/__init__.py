@@ -1,0 +1,1 @@
+"""From weights to a measured release, or a refusal."""

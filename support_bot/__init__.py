@@ -1,0 +1,1 @@
+"""What customers and operators see: the chat page, the console, and the student that answers."""
