@@ -116,6 +116,15 @@ class Record:
             self._writer.execute("VACUUM")
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def search_index_fault(self) -> str | None:
+        """Return what SQLite's own check finds wrong between the search index and the turns, or None."""
+        with self._write_lock:
+            try:
+                self._writer.execute("INSERT INTO turn_search(turn_search, rank) VALUES ('integrity-check', 1)")
+            except sqlite3.DatabaseError as error:
+                return str(error)
+        return None
+
     def fact(self, name: str) -> str:
         """Return a fact that the record holds about itself, such as the salt of its splits."""
         row = self.one("SELECT value FROM record_facts WHERE name = ?", [name])

@@ -156,6 +156,12 @@ def hold_release(record: Record, conversation_id: str, release_id: str) -> None:
         )
 
 
+def set_consent(record: Record, conversation_id: str, consent: Consent) -> None:
+    """Note whether the customer now agrees that the conversation may be learnt from."""
+    with record.write() as transaction:
+        transaction.execute("UPDATE conversations SET consent = ? WHERE conversation_id = ?", [consent, conversation_id])
+
+
 def append_message(record: Record, conversation_id: str, role: Role, author: Author, content: str) -> Turn:
     """Append a finished message to the end of a conversation and return its turn."""
     now = utc_now()

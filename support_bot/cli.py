@@ -5,11 +5,13 @@ and the exit codes of the command contract. The parts that need large libraries 
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.console import Console
 
 from conversations.errors import run_command
 from conversations.messages import Json
@@ -59,7 +61,8 @@ def student(
     settings = read_support_bot_settings(settings_file)
     from support_bot.student import look_after_students
 
-    summary = look_after_students(settings, parent_pid=parent_pid)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    summary = look_after_students(settings, parent_pid=parent_pid, say=lambda line: console.print(line, markup=False))
     if as_json:
         _print_answer(summary)
 
@@ -81,6 +84,7 @@ def demo(
 
 def main() -> NoReturn:
     """Run the command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     run_command(_commands)
 
 

@@ -1,0 +1,116 @@
+"""Finding conversations: by words and by what is known of their turns, page by page.
+
+In: whatever a person types, and filters that combine. Out: conversations with the piece of text that was found. No input
+breaks it: quotes, operators and emoji are words like others.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conversations.messages import TurnStatus, Vote
+from conversations.store import Cell, Record
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the conversations must have, beside the words. All that are given must hold."""
+
+    status: TurnStatus | None = None
+    release_id: str | None = None
+    vote: Vote | None = None
+    channel: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One conversation in a list. `cursor` names its place: pass it as `after` for what follows."""
+
+    conversation_id: str
+    customer_id: str
+    channel: str
+    state: str
+    turns: int
+    snippet: str
+    release_id: str | None
+    votes_up: int
+    votes_down: int
+    updated_at_utc: str
+    cursor: str
+
+
+def find(
+    record: Record, query: str = "", filters: Filters | None = None, *, after: str = "", limit: int = 50
+) -> list[Found]:
+    """Return conversations, the latest changed first, in which every word of the query is said."""
+    where, parameters = _conditions(query, filters or Filters())
+    if after:
+        updated, _, conversation_id = after.partition("|")
+        where.append("(c.updated_at_utc, c.conversation_id) < (?, ?)")
+        parameters += [updated, conversation_id]
+    rows = record.query(
+        f"""SELECT c.*,
+            (SELECT COUNT(*) FROM turns t WHERE t.conversation_id = c.conversation_id) AS turns,
+            (SELECT COUNT(*) FROM feedback f JOIN turns t USING (turn_id)
+              WHERE t.conversation_id = c.conversation_id AND f.vote = 'up') AS votes_up,
+            (SELECT COUNT(*) FROM feedback f JOIN turns t USING (turn_id)
+              WHERE t.conversation_id = c.conversation_id AND f.vote = 'down') AS votes_down,
+            (SELECT t.content FROM turns t WHERE t.conversation_id = c.conversation_id AND t.role = 'user'
+              ORDER BY t.turn_seq LIMIT 1) AS first_words
+        FROM conversations c WHERE {" AND ".join(where) or "1"}
+        ORDER BY c.updated_at_utc DESC, c.conversation_id DESC LIMIT ?""",
+        [*parameters, limit],
+    )
+    return [
+        Found(
+            conversation_id=str(row["conversation_id"]),
+            customer_id=str(row["customer_id"]),
+            channel=str(row["channel"]),
+            state=str(row["state"]),
+            turns=int(row["turns"] or 0),
+            snippet=str(row["first_words"] or "")[:160],
+            release_id=None if row["release_id"] is None else str(row["release_id"]),
+            votes_up=int(row["votes_up"] or 0),
+            votes_down=int(row["votes_down"] or 0),
+            updated_at_utc=str(row["updated_at_utc"]),
+            cursor=f"{row['updated_at_utc']}|{row['conversation_id']}",
+        )
+        for row in rows
+    ]
+
+
+def _conditions(query: str, filters: Filters) -> tuple[list[str], list[Cell]]:
+    where: list[str] = []
+    parameters: list[Cell] = []
+    inside = "c.conversation_id IN (SELECT t.conversation_id FROM turns t {})"
+    # Lone surrogates cannot be bound to a statement.
+    sound = query.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ").strip()
+    words = re.findall(r"\w+", sound)
+    if sound:
+        if words and not _needs_substring(words):
+            where.append(inside.format("JOIN turn_search s ON s.rowid = t.turn_seq WHERE turn_search MATCH ?"))
+            parameters.append(" ".join(f'"{word}"*' for word in words))
+        else:
+            where.append(inside.format("WHERE instr(t.content, ?) > 0"))
+            parameters.append(sound)
+    for value, condition in (
+        (filters.status, "WHERE t.status = ?"),
+        (filters.release_id, "WHERE t.release_id = ?"),
+        (filters.vote, "JOIN feedback f USING (turn_id) WHERE f.vote = ?"),
+    ):
+        if value:
+            where.append(inside.format(condition))
+            parameters.append(str(value))
+    if filters.channel:
+        where.append("c.channel = ?")
+        parameters.append(filters.channel)
+    return where, parameters
+
+
+def _needs_substring(words: Sequence[str]) -> bool:
+    """Tell whether the text is of a script that writes no spaces, which the index cannot cut into words."""
+    return any(
+        "\u0e00" <= character <= "\u0e7f" or "\u2e80" <= character <= "\u9fff" or "\uac00" <= character <= "\ud7af"
+        for word in words
+        for character in word
+    )

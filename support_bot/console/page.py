@@ -1,0 +1,4 @@
+"""stub"""
+from fastapi import FastAPI
+def console_application(session, operators):
+    return FastAPI(openapi_url=None)

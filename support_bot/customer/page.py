@@ -1,0 +1,323 @@
+"""The customers' chat page: a Gradio page over the record.
+
+In: a session. Out: one web application. The history comes from the record and the customer from their cookie; the browser
+brings a text and a conversation's name, and the name counts only if the cookie's customer owns it. The page watches an
+answer and never makes one, so it may be reloaded or closed at any time.
+"""
+
+import asyncio
+import html
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from conversations import turns
+from conversations.messages import Consent, Vote
+from conversations.turns import ReplyInProgress
+from support_bot.access import CustomerDoor, Door, customer_of, own_conversation
+from support_bot.customer.view import COULD_NOT_ANSWER, EMPTY, Bubble, View, answer_bubble, view_of
+from support_bot.session import Availability, MessageRefused, NoReleaseYet, NothingToRetry, Session
+from support_bot.settings import ServeTable
+
+PENDING_NOTICE = "Please wait until this answer is finished, or stop it."
+STARTING = "The assistant is starting. It will be here in a moment."
+UNAVAILABLE = "The assistant is unavailable right now. Please try again a little later."
+SECONDS_BETWEEN_CHECKS = 3
+# Gradio runs no more jobs at once than it has threads, whatever else is set.
+MAX_OPEN_PAGES = 400
+_FOCUS_MESSAGE = "() => { document.querySelector('#message textarea')?.focus(); }"
+
+# What a handler gives back: an update for each component it names.
+Updates: TypeAlias = dict[gr.components.Component, object]
+Tone: TypeAlias = Literal["quiet", "trouble"]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The components that change while a customer chats."""
+
+    conversation: gr.Textbox
+    chat: gr.Chatbot
+    notice: gr.HTML
+    retry: gr.Button
+    message: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    consent: gr.Checkbox
+    banner: gr.HTML
+    check: gr.Timer
+
+    def all(self) -> list[gr.components.Component]:
+        """Return them in one list, as Gradio wants the outputs of a handler."""
+        return list(vars(self).values())
+
+
+def chat_application(session: Session) -> FastAPI:
+    """Return the web application with the chat page at its root."""
+    application = FastAPI(openapi_url=None)
+    # With a policy of its own on the application, Gradio does not let every origin in.
+    application.add_middleware(CORSMiddleware, allow_origins=[])
+    application.add_middleware(CustomerDoor)
+    application.add_middleware(Door)
+    table = session.settings.serve
+    return gr.mount_gradio_app(
+        application,
+        _page(session),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        show_error=False,
+        max_file_size=1,
+        ssr_mode=False,
+        theme=gr.themes.Base(
+            primary_hue="teal",
+            neutral_hue="slate",
+            radius_size="lg",
+            font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        css_paths=[Path(__file__).with_name("style.css")],
+        head=_head(table),
+    )
+
+
+def _head(table: ServeTable) -> str:
+    initial = html.escape(table.brand.strip()[:1].upper() or "S")
+    icon = (
+        "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
+        "%3Crect width='32' height='32' rx='9' fill='%230f766e'/%3E%3Ctext x='16' y='22' text-anchor='middle' "
+        f"font-family='system-ui' font-size='18' font-weight='700' fill='white'%3E{initial}%3C/text%3E%3C/svg%3E"
+    )
+    return f'<link rel="icon" href="{icon}"><meta name="color-scheme" content="light dark">'
+
+
+def _page(session: Session) -> gr.Blocks:
+    table = session.settings.serve
+    with gr.Blocks(title=f"{table.brand} · {table.chat_title}", analytics_enabled=False, fill_height=True) as page:
+        with gr.Row(elem_id="top"):
+            gr.HTML(
+                f'<h1><span class="brand">{html.escape(table.brand)}</span>{html.escape(table.chat_title)}</h1>',
+                elem_id="title",
+                apply_default_css=False,
+            )
+            new = gr.Button("New conversation", elem_id="new", size="sm", variant="secondary")
+        parts = _parts(table)
+        watching = _wire(session, parts)
+        new.click(
+            lambda: _updates(parts, EMPTY), None, parts.all(), cancels=watching, show_progress="hidden", queue=False
+        ).then(None, js=_FOCUS_MESSAGE)
+    page.max_threads = MAX_OPEN_PAGES
+    page.queue(default_concurrency_limit=None, api_open=False)
+    return page
+
+
+def _parts(table: ServeTable) -> _Parts:
+    banner = gr.HTML("", elem_id="banner", visible=False, apply_default_css=False)
+    chat = gr.Chatbot(
+        elem_id="chat",
+        label="Conversation",
+        show_label=False,
+        container=False,
+        height="100%",
+        sanitize_html=True,
+        allow_tags=False,
+        reasoning_tags=[],
+        latex_delimiters=[],
+        buttons=[],
+        feedback_options=("Like", "Dislike"),
+        group_consecutive_messages=False,
+        layout="bubble",
+        placeholder=f"**{_as_text(table.chat_title)}**\n\nAsk a question in your own words.",
+    )
+    with gr.Row(elem_id="status"):
+        notice = gr.HTML("", elem_id="notice", apply_default_css=False)
+        retry = gr.Button("Try again", elem_id="retry", size="sm", visible=False)
+    with gr.Row(elem_id="composer"):
+        message = gr.Textbox(
+            elem_id="message",
+            label="Your message",
+            show_label=False,
+            container=False,
+            placeholder="Write a message",
+            lines=1,
+            max_lines=6,
+            max_length=table.max_message_chars,
+            autofocus=True,
+            html_attributes=gr.InputHTMLAttributes(aria_label="Your message"),
+        )
+        send = gr.Button("Send", elem_id="send", variant="primary")
+        stop = gr.Button("Stop", elem_id="stop", variant="stop", visible=False)
+    with gr.Row(elem_id="small-print"):
+        gr.HTML(f"<p>{html.escape(table.chat_welcome)}</p>", elem_id="disclosure", apply_default_css=False)
+        consent = gr.Checkbox(
+            label="This conversation may be used to improve answers", value=False, elem_id="consent", container=False
+        )
+    conversation = gr.Textbox(visible="hidden", elem_id="conversation", label="Conversation name")
+    check = gr.Timer(SECONDS_BETWEEN_CHECKS)
+    return _Parts(conversation, chat, notice, retry, message, send, stop, consent, banner, check)
+
+
+def _wire(session: Session, parts: _Parts) -> list[gr.events.Dependency]:
+    """Connect the components with the session, and return the events that watch an answer."""
+
+    async def show(request: gr.Request) -> AsyncIterator[Updates]:
+        view = await asyncio.to_thread(_newest_view, session, customer_of(request.cookies))
+        yield _updates(parts, view)
+        async for updates in _watch(session, parts, view.conversation_id):
+            yield updates
+
+    async def send(text: str, conversation_id: str, agrees: bool, request: gr.Request) -> AsyncIterator[Updates]:
+        customer_id = customer_of(request.cookies)
+        own = await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_id)
+        trouble = ""
+        try:
+            if customer_id is None:
+                trouble = "Please reload this page and allow its cookie; it keeps your conversation yours."
+            elif own is None:
+                consent = Consent.YES if agrees else Consent.NO
+                conversation_id = await session.open(customer_id, text, channel="web", consent=consent)
+            else:
+                await session.ask(conversation_id, text)
+        except MessageRefused as refusal:
+            trouble = str(refusal)
+        except ReplyInProgress:
+            trouble = PENDING_NOTICE
+        except NoReleaseYet:
+            trouble = STARTING
+        if trouble:
+            yield {parts.notice: _sentence(trouble, "trouble")}
+            return
+        view = await asyncio.to_thread(view_of, session.record, conversation_id)
+        yield {**_updates(parts, view, is_answering=True), parts.message: ""}
+        async for updates in _watch(session, parts, conversation_id):
+            yield updates
+
+    async def retry(conversation_id: str, request: gr.Request) -> AsyncIterator[Updates]:
+        own = await asyncio.to_thread(
+            own_conversation, session.record, conversation_id, customer_of(request.cookies)
+        )
+        if own is None:
+            return
+        try:
+            await session.retry(conversation_id)
+        except (NothingToRetry, ReplyInProgress):
+            yield _updates(parts, await asyncio.to_thread(view_of, session.record, conversation_id))
+        async for updates in _watch(session, parts, conversation_id):
+            yield updates
+
+    async def stop(conversation_id: str, request: gr.Request) -> None:
+        if await asyncio.to_thread(
+            own_conversation, session.record, conversation_id, customer_of(request.cookies)
+        ):
+            await session.stop(conversation_id)
+
+    async def like(conversation_id: str, thumb: gr.LikeData, request: gr.Request) -> None:
+        await asyncio.to_thread(
+            _vote, session, conversation_id, customer_of(request.cookies), thumb.index, thumb.liked
+        )
+
+    async def agree(agrees: bool, conversation_id: str, request: gr.Request) -> None:
+        consent = Consent.YES if agrees else Consent.NO
+        if await asyncio.to_thread(
+            own_conversation, session.record, conversation_id, customer_of(request.cookies)
+        ):
+            await asyncio.to_thread(turns.set_consent, session.record, conversation_id, consent)
+
+    async def check() -> Updates:
+        return _presence(parts, await asyncio.to_thread(session.availability))
+
+    outputs = parts.all()
+    page = gr.context.Context.root_block
+    assert page is not None
+    quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
+    shown = page.load(show, None, outputs, **quietly)
+    sent = gr.on(
+        [parts.send.click, parts.message.submit],
+        send,
+        [parts.message, parts.conversation, parts.consent],
+        outputs,
+        **quietly,
+    )
+    retried = parts.retry.click(retry, [parts.conversation], outputs, **quietly)
+    parts.stop.click(stop, [parts.conversation], None, **quietly).then(None, js=_FOCUS_MESSAGE)
+    parts.chat.like(like, [parts.conversation], None, **quietly)
+    parts.consent.input(agree, [parts.consent, parts.conversation], None, **quietly)
+    parts.check.tick(check, None, outputs, **quietly)
+    return [shown, sent, retried]
+
+
+async def _watch(session: Session, parts: _Parts, conversation_id: str) -> AsyncIterator[Updates]:
+    """Yield what changes on the page until the answer on its way is closed; without one, yield nothing."""
+    if not conversation_id or not session.is_answering(conversation_id):
+        return
+    before = await asyncio.to_thread(view_of, session.record, conversation_id)
+    yield _updates(parts, before, is_answering=True)
+    async for glimpse in session.follow(conversation_id):
+        if glimpse.is_open and glimpse.text:
+            yield {parts.chat: [*before.bubbles, answer_bubble(glimpse.text)]}
+    view = await asyncio.to_thread(view_of, session.record, conversation_id)
+    updates = _updates(parts, view)
+    if view.notice == COULD_NOT_ANSWER:
+        updates |= _presence(parts, await asyncio.to_thread(session.availability))
+    yield updates
+
+
+def _updates(parts: _Parts, view: View, *, is_answering: bool = False) -> Updates:
+    bubbles: list[Bubble] = list(view.bubbles)
+    if is_answering:
+        notice = _sentence("The assistant is writing", "quiet", is_busy=True)
+    else:
+        notice = _sentence(view.notice, "trouble" if view.can_retry else "quiet")
+    return {
+        parts.conversation: view.conversation_id,
+        parts.chat: gr.Chatbot(value=bubbles, feedback_value=list(view.thumbs)),
+        parts.notice: notice,
+        parts.retry: gr.Button(visible=view.can_retry and not is_answering),
+        parts.send: gr.Button(visible=not is_answering),
+        parts.stop: gr.Button(visible=is_answering),
+        **({parts.consent: view.consent} if view.conversation_id else {}),
+    }
+
+
+def _presence(parts: _Parts, availability: Availability) -> Updates:
+    """Return the banner for how things stand; once the assistant is there, nobody needs to ask again."""
+    text = {Availability.READY: "", Availability.STARTING: STARTING, Availability.UNAVAILABLE: UNAVAILABLE}[availability]
+    is_ready = availability is Availability.READY
+    return {
+        parts.banner: gr.HTML(f'<p role="status">{html.escape(text)}</p>', visible=not is_ready),
+        parts.check: gr.Timer(active=not is_ready),
+    }
+
+
+def _sentence(text: str, tone: Tone, *, is_busy: bool = False) -> str:
+    dots = '<span class="dots" aria-hidden="true"><i></i><i></i><i></i></span>' if is_busy else ""
+    return f'<p role="status" class="{tone}">{html.escape(text)}{dots}</p>' if text else '<p role="status"></p>'
+
+
+def _newest_view(session: Session, customer_id: str | None) -> View:
+    own = turns.conversations_of(session.record, customer_id) if customer_id else []
+    return view_of(session.record, own[0].conversation_id) if own else EMPTY
+
+
+def _vote(
+    session: Session, conversation_id: str, customer_id: str | None, index: object, liked: bool | str | None
+) -> None:
+    if customer_id is None or own_conversation(session.record, conversation_id, customer_id) is None:
+        return
+    shown = view_of(session.record, conversation_id).shown_turn_ids
+    if not isinstance(index, int) or not 0 <= index < len(shown):
+        return
+    vote = {True: Vote.UP, "Like": Vote.UP, False: Vote.DOWN, "Dislike": Vote.DOWN}.get(liked or False)
+    session.vote(conversation_id, customer_id, shown[index], vote)
+
+
+def _as_text(text: str) -> str:
+    return html.escape(text).replace("*", "\\*")
+
+

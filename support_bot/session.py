@@ -1,0 +1,400 @@
+"""The conversation engine: takes a customer's message, has the student answer it, and writes everything into the record.
+
+In: a conversation's name and a text. Out: turns in the record, and glimpses of an answer while it grows. Each answer is
+written by a task of its own, so a page that reloads or goes away only stops watching. A failure becomes a status and a
+code, never text. Knows nothing of any page; the student is asked with the token ids that training would score.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+
+from conversations import releases, turns
+from conversations.errors import OperatorError, OutsideError
+from conversations.messages import Author, Consent, Role, TurnStatus, Vote
+from conversations.prompt import (
+    Prompt,
+    PromptTooLong,
+    Renderer,
+    SpokenTurn,
+    digest_of_settings,
+    spoken_messages,
+)
+from conversations.redaction import Placeholders, StreamRestorer, redact_messages
+from conversations.releases import ServerState
+from conversations.store import Record
+from conversations.turns import ReplyInProgress, ReplyMeasures, Turn
+from support_bot.completion import AnswerFailed, Decoding, FailureCode, Piece, Students
+from support_bot.routing import choose_server
+from support_bot.settings import SupportBotSettings
+
+SECONDS_BETWEEN_SAVES = 1.0
+SECONDS_BETWEEN_GLIMPSES = 0.125
+
+_log = logging.getLogger(__name__)
+
+
+class Availability(StrEnum):
+    """Whether a new conversation would be answered now."""
+
+    READY = "ready"
+    STARTING = "starting"
+    UNAVAILABLE = "unavailable"
+
+
+class NoReleaseYet(Exception):
+    """No student is in service, so nothing could answer; the message was not taken."""
+
+
+class NothingToRetry(Exception):
+    """The last question of the conversation has its answer, or there is none."""
+
+
+class MessageRefused(Exception):
+    """The message is empty or too long; the text says which."""
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """An answer at one moment. `is_open` is false when it has reached its final status."""
+
+    turn_id: str | None
+    text: str
+    is_open: bool
+
+
+@dataclass
+class _Growing:
+    """An answer on its way; lives until its turn is closed."""
+
+    conversation_id: str
+    question_turn_id: str = ""
+    turn_id: str | None = None
+    text: str = ""
+    is_open: bool = True
+    ends_as: TurnStatus = TurnStatus.INTERRUPTED
+    started_monotonic: float = field(default_factory=time.monotonic)
+    first_token_ms: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    logprob_sum: float = 0.0
+    logprob_count: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    def tell(self) -> None:
+        """Wake whoever watches."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def grow(self, text: str) -> None:
+        """Append text, without white space at the very beginning."""
+        more = text if self.text else text.lstrip()
+        if not more:
+            return
+        if self.first_token_ms is None:
+            self.first_token_ms = self.elapsed_ms()
+        self.text += more
+        self.tell()
+
+    def take(self, piece: Piece, shown: str) -> None:
+        """Append a piece as the customer sees it, and note what it tells of its cost."""
+        self.logprob_sum += sum(piece.token_logprobs)
+        self.logprob_count += len(piece.token_logprobs)
+        self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
+        self.completion_tokens = piece.completion_tokens or self.completion_tokens
+        self.grow(shown)
+
+    def elapsed_ms(self) -> float:
+        """Return the milliseconds since the question came."""
+        return (time.monotonic() - self.started_monotonic) * 1000
+
+    def measures(self) -> ReplyMeasures:
+        """Return what the answer took until now."""
+        return ReplyMeasures(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            first_token_ms=self.first_token_ms,
+            latency_ms=self.elapsed_ms(),
+            mean_token_logprob=self.logprob_sum / self.logprob_count if self.logprob_count else None,
+        )
+
+
+class Session:
+    """Answers the conversations of one process. Open it inside a running event loop and close it there."""
+
+    def __init__(self, record: Record, settings: SupportBotSettings) -> None:
+        """Read the student's tokenizer.
+
+        Raises OperatorError when the checkpoint folder has none.
+        """
+        self.record = record
+        self.settings = settings
+        self._renderer = Renderer.load(settings.student.base)
+        self._prompt_version = digest_of_settings(settings.prompt.system, self._renderer)
+        self._growing: dict[str, _Growing] = {}
+        self._students = Students()
+        self._decoding = Decoding(
+            max_tokens=settings.prompt.max_answer_tokens,
+            temperature=settings.prompt.temperature,
+            stop_ids=self._renderer.stop_ids,
+            max_first_token_seconds=settings.serve.max_first_token_seconds,
+            max_answer_seconds=settings.serve.max_answer_seconds,
+        )
+
+    async def ask(self, conversation_id: str, text: str) -> Turn:
+        """Take a customer's message into the record, begin the answer, and return the message's turn.
+
+        Raises MessageRefused for an empty or overlong message, NoReleaseYet before the first student, and
+        ReplyInProgress while the last question is being answered; nothing is written then.
+        """
+        said = self._checked(text)
+        if await asyncio.to_thread(releases.in_service, self.record) is None:
+            raise NoReleaseYet
+        growing = self._reserve(conversation_id)
+        try:
+            question = await asyncio.to_thread(
+                turns.append_message, self.record, conversation_id, Role.USER, Author.CUSTOMER, said
+            )
+        except BaseException:
+            self._release(growing)
+            raise
+        self._start(growing, question.turn_id)
+        return question
+
+    async def open(self, customer_id: str, text: str, *, channel: str, consent: Consent) -> str:
+        """Begin a customer's conversation with their first message, and return its name.
+
+        Raises as `ask`; a message that is not taken leaves no empty conversation.
+        """
+        self._checked(text)
+        release_id = await asyncio.to_thread(releases.in_service, self.record)
+        if release_id is None:
+            raise NoReleaseYet
+        opened = await asyncio.to_thread(
+            partial(turns.create_conversation, self.record, customer_id=customer_id, channel=channel, consent=consent)
+        )
+        await self.ask(opened.conversation_id, text)
+        return opened.conversation_id
+
+    async def retry(self, conversation_id: str) -> None:
+        """Begin a second answer to the last question, beside the one that did not come through.
+
+        Raises NothingToRetry when the last question has its answer, ReplyInProgress while one is on its way.
+        """
+        growing = self._reserve(conversation_id)
+        try:
+            thread = await asyncio.to_thread(turns.thread, self.record, conversation_id)
+            question = question_without_answer(thread)
+        except BaseException:
+            self._release(growing)
+            raise
+        if question is None:
+            self._release(growing)
+            raise NothingToRetry(conversation_id)
+        self._start(growing, question.turn_id)
+
+    async def stop(self, conversation_id: str) -> None:
+        """End the answer on its way as stopped by the customer, and keep what was said; without one, do nothing."""
+        growing = self._growing.get(conversation_id)
+        if growing is None or growing.task is None:
+            return
+        growing.ends_as = TurnStatus.STOPPED
+        growing.task.cancel()
+        await asyncio.wait([growing.task])
+
+    async def follow(self, conversation_id: str) -> AsyncIterator[Glimpse]:
+        """Yield the growing answer of a conversation until it is closed; without one, yield nothing.
+
+        The first words come at once, later ones at most eight times a second.
+        """
+        growing = self._growing.get(conversation_id)
+        while growing is not None:
+            changed = growing.changed
+            yield Glimpse(growing.turn_id, growing.text, growing.is_open)
+            if not growing.is_open:
+                return
+            had_text = bool(growing.text)
+            await changed.wait()
+            if had_text and growing.is_open:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(_closed(growing), SECONDS_BETWEEN_GLIMPSES)
+
+    def is_answering(self, conversation_id: str) -> bool:
+        """Tell whether an answer of the conversation is on its way in this process."""
+        return conversation_id in self._growing
+
+    def availability(self) -> Availability:
+        """Tell whether a student with the release in service is there, from what its supervisor last wrote."""
+        release_id = releases.in_service(self.record)
+        if release_id is not None and releases.servers_with(self.record, release_id):
+            return Availability.READY
+        awake = [server for server in releases.servers(self.record) if server.is_fresh]
+        if any(server.state is not ServerState.DOWN for server in awake):
+            return Availability.STARTING
+        return Availability.UNAVAILABLE
+
+    def vote(self, conversation_id: str, customer_id: str, turn_id: str, vote: Vote | None) -> None:
+        """Record a customer's thumb on an answer of one conversation; None takes it back."""
+        if turns.turn(self.record, turn_id).conversation_id != conversation_id:
+            raise OperatorError(f"the turn {turn_id!r} is not part of the conversation {conversation_id!r}")
+        if vote is None:
+            turns.withdraw_vote(self.record, turn_id, customer_id)
+        else:
+            turns.vote_on(self.record, turn_id, customer_id, vote)
+
+    async def close(self) -> None:
+        """End every answer on its way as interrupted, and close the connections to the students."""
+        tasks = [growing.task for growing in self._growing.values() if growing.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._students.close()
+
+    def _checked(self, text: str) -> str:
+        # A NUL byte or a lone surrogate cannot be stored as text.
+        said = text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8").strip()
+        longest = self.settings.serve.max_message_chars
+        if not said:
+            raise MessageRefused("Please write a message first.")
+        if len(said) > longest:
+            raise MessageRefused(f"Your message has {len(said)} characters; please keep it under {longest}.")
+        return said
+
+    def _reserve(self, conversation_id: str) -> _Growing:
+        if conversation_id in self._growing:
+            raise ReplyInProgress(conversation_id)
+        growing = _Growing(conversation_id)
+        self._growing[conversation_id] = growing
+        return growing
+
+    def _release(self, growing: _Growing) -> None:
+        growing.is_open = False
+        if self._growing.get(growing.conversation_id) is growing:
+            del self._growing[growing.conversation_id]
+        growing.tell()
+
+    def _start(self, growing: _Growing, question_turn_id: str) -> None:
+        growing.question_turn_id = question_turn_id
+        growing.task = asyncio.create_task(self._write(growing), name=f"reply {growing.conversation_id}")
+
+    async def _write(self, growing: _Growing) -> None:
+        """Write one answer into the record; whatever happens, its turn is closed when this returns."""
+        status, code = TurnStatus.FAILED, FailureCode.OUR_BUG
+        try:
+            await self._answer(growing)
+            status = TurnStatus.COMPLETE
+        except AnswerFailed as failure:
+            code = failure.code
+            _log.warning("reply %s failed: %s", growing.turn_id, code)
+        except ReplyInProgress:
+            _log.warning("conversation %s is being answered by another process", growing.conversation_id)
+        except asyncio.CancelledError:
+            status = growing.ends_as
+        finally:
+            try:
+                # The saving must come through even when the cancellation comes twice.
+                await asyncio.shield(asyncio.create_task(self._finish(growing, status, code)))
+            finally:
+                self._release(growing)
+
+    async def _finish(self, growing: _Growing, status: TurnStatus, code: FailureCode) -> None:
+        if growing.turn_id is None:
+            return
+        growing.text = growing.text.rstrip()
+        await asyncio.to_thread(
+            turns.finish_reply,
+            self.record,
+            growing.turn_id,
+            status=status,
+            content=growing.text,
+            measures=growing.measures(),
+            failure_code=code.value if status is TurnStatus.FAILED else None,
+        )
+
+    async def _answer(self, growing: _Growing) -> None:
+        # A pending turn that is half begun when the cancellation comes must still be found and closed.
+        beginning = asyncio.create_task(asyncio.to_thread(self._begin, growing))
+        try:
+            release_id = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            await asyncio.wait([beginning])
+            raise
+        prompt, placeholders = await asyncio.to_thread(self._prompt, growing)
+        growing.prompt_tokens = len(prompt.token_ids)
+        try:
+            server = await asyncio.to_thread(choose_server, self.record, release_id)
+        except OutsideError as error:
+            _log.warning("%s", error)
+            raise AnswerFailed(FailureCode.NO_SERVER) from None
+        restorer = StreamRestorer(placeholders)
+        last_saved = time.monotonic()
+        async with aclosing(
+            self._students.stream(server.base_url, release_id, prompt.token_ids, self._decoding)
+        ) as pieces:
+            async for piece in pieces:
+                growing.take(piece, restorer.feed(piece.text))
+                if growing.text and time.monotonic() - last_saved >= SECONDS_BETWEEN_SAVES:
+                    last_saved = time.monotonic()
+                    await asyncio.to_thread(self._save, growing)
+        growing.grow(restorer.finish())
+        if not growing.text.strip():
+            raise AnswerFailed(FailureCode.EMPTY)
+
+    def _save(self, growing: _Growing) -> None:
+        if growing.turn_id is not None:
+            turns.save_partial(self.record, growing.turn_id, growing.text, first_token_ms=growing.first_token_ms)
+
+    def _begin(self, growing: _Growing) -> str:
+        """Write the pending turn, and return the release that answers."""
+        conversation = turns.conversation(self.record, growing.conversation_id)
+        release_id = releases.release_for(self.record, conversation.release_id)
+        if release_id is None:
+            raise AnswerFailed(FailureCode.NO_SERVER)
+        if release_id != conversation.release_id:
+            turns.hold_release(self.record, growing.conversation_id, release_id)
+        growing.turn_id = turns.begin_reply(
+            self.record,
+            growing.conversation_id,
+            question_turn_id=growing.question_turn_id,
+            release_id=release_id,
+            prompt_version=self._prompt_version,
+            decoding={"max_tokens": self._decoding.max_tokens, "temperature": self._decoding.temperature},
+        ).turn_id
+        return release_id
+
+    def _prompt(self, growing: _Growing) -> tuple[Prompt, Placeholders]:
+        """Return what the student reads, redacted, and the table that puts the customer's own data back."""
+        thread = turns.branch_to(turns.all_turns(self.record, growing.conversation_id), growing.question_turn_id)
+        spoken = [SpokenTurn(each.role, each.status, each.content, each.extra_json) for each in thread]
+        messages = spoken_messages(spoken, system_prompt=self.settings.prompt.system)
+        redacted, placeholders = redact_messages(messages, self.settings.redaction.rules)
+        try:
+            prompt = self._renderer.prompt(redacted, max_prompt_tokens=self.settings.prompt.max_prompt_tokens)
+        except PromptTooLong as error:
+            _log.warning("conversation %s: %s", growing.conversation_id, error)
+            raise AnswerFailed(FailureCode.PROMPT_TOO_LONG) from None
+        return prompt, placeholders
+
+
+def question_without_answer(thread: list[Turn]) -> Turn | None:
+    """Return the last question of a thread when its answer failed, was interrupted, or was never begun."""
+    if not thread:
+        return None
+    last = thread[-1]
+    if last.role is Role.USER:
+        return last
+    gave_up = last.status in (TurnStatus.FAILED, TurnStatus.INTERRUPTED)
+    if (gave_up or (last.status is TurnStatus.STOPPED and not last.content)) and len(thread) > 1:
+        return thread[-2]
+    return None
+
+
+async def _closed(growing: _Growing) -> None:
+    while growing.is_open:
+        await growing.changed.wait()

