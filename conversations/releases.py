@@ -174,6 +174,14 @@ def refuse(record: Record, release_id: str, *, actor: str, reason: str) -> None:
         transaction.execute("DELETE FROM wanted_loads WHERE release_id = ?", [release_id])
 
 
+def set_aside(record: Record, release_id: str, *, actor: str, reason: str) -> None:
+    """Note that the gate could not tell; the release stays a candidate and the servers drop it."""
+    _known(record, release_id)
+    with record.write() as transaction:
+        transaction.execute("DELETE FROM wanted_loads WHERE release_id = ?", [release_id])
+        audit.note(transaction, actor, "release set aside", release_id, {"reason": reason})
+
+
 def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str) -> str:
     """Take the release in service out of it and restore another; return the restored one's name.
 

@@ -215,6 +215,12 @@ def run_events(record: Record, run_id: str) -> list[RunEvent]:
     ]
 
 
+def new_conversations(record: Record, since_utc: str) -> int:
+    """Return how many conversations have begun since a moment."""
+    row = record.one("SELECT COUNT(*) AS n FROM conversations WHERE created_at_utc > ?", [since_utc])
+    return int((row or {}).get("n") or 0)
+
+
 def note_artefacts(record: Record, artefacts: Iterable[Artefact]) -> None:
     """Enter files that a run wrote, so that an erase finds them."""
     with record.write() as transaction:

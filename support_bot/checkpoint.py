@@ -41,7 +41,7 @@ def check_checkpoint(folder: Path) -> None:
 def weights_digest(folder: Path, cache_path: Path) -> str:
     """Return the SHA-256 over a checkpoint's configuration and weights, by name and content.
 
-    Reading gigabytes takes a while, so the digest is kept in `cache_path` for as long as names, sizes and times of change stay.
+    Reading gigabytes takes a while, so the digest is kept in `cache_path` while names, sizes and times of change stay.
     Raises OutsideError when a file cannot be read.
     """
     paths = sorted([folder / "config.json", *folder.glob("*.safetensors")])

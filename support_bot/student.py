@@ -1,7 +1,7 @@
-"""The command `support-bot student`: everything that must hold before the student's servers are looked after, and their end.
+"""The command `support-bot student`: what must hold before the servers are looked after, and how they end.
 
-In: settings. Out: supervised servers until a signal, or the death of the process named as parent, ends them. Starts no server
-before the checkpoint, the port and the installation have been checked; leaves no process behind.
+In: settings. Out: supervised servers until a signal, or the death of the process named as parent, ends them. Starts no
+server before the checkpoint, the port and the installation have been checked; leaves no process behind.
 """
 
 import asyncio

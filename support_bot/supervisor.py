@@ -1,8 +1,8 @@
 """The supervisor of one student server: it runs, and has the releases in memory that the record wants there.
 
-In: the record's wanted releases, and how to start a server or where one is. Out: the server announced in the record as starting,
-ready or down, with what it has loaded. It ends every process that it started and no other; it never decides which release
-serves.
+In: the record's wanted releases, and how to start a server or where one is. Out: the server announced in the record as
+starting, ready or down, with what it has loaded. It ends every process that it started and no other; it never decides which
+release serves.
 """
 
 import asyncio
@@ -125,7 +125,7 @@ class StudentSupervisor:
             backoff_seconds = min(2 * backoff_seconds, self._pace.last_backoff_seconds)
 
     async def _bring_up(self) -> None:
-        """Start the server where it is ours, wait until it is well, load what is wanted, and only then say that it is ready."""
+        """Start the server where it is ours, wait until it is well, load what is wanted, and only then call it ready."""
         await self._start()
         await self._wait_until_well()
         names = await self._names()

@@ -59,7 +59,7 @@ def server_command(student: StudentTable, base_release_id: str) -> list[str]:
 
 
 def server_environment(student: StudentTable) -> dict[str, str]:
-    """Return the environment of the student's server: the present one, the switches of vLLM, and the CPU's where it is one."""
+    """Return the environment of the student's server: this process's, vLLM's switches, and the CPU's where it is one."""
     environment = {
         **os.environ,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",

@@ -90,7 +90,9 @@ class Handbook:
                 "mend [handbook] path, or remove the table to work without a handbook"
             )
         if not found:
-            raise OperatorError(f"{path}: the handbook holds no article; add Markdown files (*.md) or lines, or another path")
+            raise OperatorError(
+                f"{path}: the handbook holds no article; add Markdown files (*.md) or lines, or another path"
+            )
         places: dict[str, str] = {}
         for article, place in found:
             if article.article_id in places:
@@ -234,9 +236,7 @@ def _first_problem(error: ValidationError) -> str:
     return f"{where or 'the line'} = {json.dumps(problem['input'], default=str)[:80]}: {problem['msg']}"
 
 
-def _article(
-    article_id: str, title: str, topic: str, sections: tuple[Section, ...], facts: tuple[FactRow, ...]
-) -> Article:
+def _article(article_id: str, title: str, topic: str, sections: tuple[Section, ...], facts: tuple[FactRow, ...]) -> Article:
     answers = [section.text for section in sections if section.heading.casefold() == ANSWER_HEADING]
     said = [" ".join(answers)] if answers else [piece for section in sections for piece in _cut(section)]
     passages = tuple(Passage(content_hash([article_id, title, text]), article_id, title, text) for text in said)

@@ -152,9 +152,7 @@ def grow_trees(rows: Sequence[TrainingRow], *, max_tree_tokens: int, share: bool
         by_conversation.setdefault(row.conversation_id, []).append(row)
     for conversation_id in sorted(by_conversation):
         trunk = _Trunk()
-        for row in sorted(
-            by_conversation[conversation_id], key=lambda row: (len(row.prompt_ids), row.decision_id)
-        ):
+        for row in sorted(by_conversation[conversation_id], key=lambda row: (len(row.prompt_ids), row.decision_id)):
             full = len(trunk.token_ids) + trunk.new_tokens(row) > max_tree_tokens
             if trunk.row_count and (full or not share):
                 trees.append(trunk.tree())
@@ -182,9 +180,7 @@ def plan_epoch(trees: Sequence[TokenTree], *, seed: int, epoch: int, rows_per_st
     return [step for step in steps if step]
 
 
-def cut_batches(
-    trees: Sequence[TokenTree], *, token_budget: int, overhead_tokens: int
-) -> list[list[TokenTree]]:
+def cut_batches(trees: Sequence[TokenTree], *, token_budget: int, overhead_tokens: int) -> list[list[TokenTree]]:
     """Return the trees in micro-batches of similar length with the least cost in padded tokens.
 
     The cost of a micro-batch is its padded tokens and `overhead_tokens`, the price of starting one. No micro-batch exceeds

@@ -89,9 +89,7 @@ def _convert(gguf_path: Path, folder: Path) -> None:
     except ModuleNotFoundError as missing:
         raise _missing_extra(missing) from missing
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            gguf_path.parent, gguf_file=gguf_path.name, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, local_files_only=True)
         read = AutoModelForCausalLM.from_pretrained(
             gguf_path.parent, gguf_file=gguf_path.name, local_files_only=True, dtype=torch.float32
         )

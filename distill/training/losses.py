@@ -13,9 +13,7 @@ from torch.autograd.function import once_differentiable
 LOGITS_AT_ONCE = 16 * 1024 * 1024
 
 
-def answer_loss(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def answer_loss(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the weighted sum of the negative log-likelihoods (in nats) of the targets, a scalar.
 
     hidden: (scored, width), the final hidden state from which each target is predicted. head: (vocabulary, width), frozen

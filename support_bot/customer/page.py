@@ -149,7 +149,6 @@ def _parts(table: ServeTable) -> _Parts:
             max_lines=6,
             max_length=table.max_message_chars,
             autofocus=True,
-            html_attributes=gr.InputHTMLAttributes(aria_label="Your message"),
         )
         send = gr.Button("Send", elem_id="send", variant="primary")
         stop = gr.Button("Stop", elem_id="stop", variant="stop", visible=False)

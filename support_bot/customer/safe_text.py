@@ -6,7 +6,8 @@ The page's own sanitizer and content policy stand behind this; the record keeps 
 
 import re
 
-_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+# What Markdown acts on anywhere, and what it acts on at the start of a line.
+_ACTIVE = re.compile(r"[\\*_`\[\]<>~|&$]|^[#+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]", re.MULTILINE)
 _LEADING_SPACES = re.compile(r"^[ \t]+", re.MULTILINE)
 _IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
 _LINK = re.compile(r"\[([^\]]*)\]\(\s*<?([^)\s>]*)>?[^)]*\)")
@@ -19,7 +20,7 @@ def plain(text: str) -> str:
     """Return Markdown that shows a text exactly as it was typed."""
     indented = _LEADING_SPACES.sub(lambda found: "\N{NO-BREAK SPACE}" * len(found.group()), text)
     # A character reference is text to Markdown whatever stands around it.
-    return _PUNCTUATION.sub(lambda found: f"&#{ord(found.group())};", indented)
+    return _ACTIVE.sub(lambda found: f"&#{ord(found.group())};", indented)
 
 
 def reduced(text: str) -> str:

