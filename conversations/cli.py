@@ -25,7 +25,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def main() -> None:
     """Run the command; known failures become one message and an exit code."""
-    run_command(lambda: app(standalone_mode=False))
+    run_command(app)
 
 
 @app.command("import")

@@ -45,7 +45,7 @@ RunName = Annotated[str, typer.Option("--run", metavar="ID", help="The run; `dis
 def main() -> None:
     """Run the command; known failures become one message and an exit code."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    run_command(lambda: app(standalone_mode=False))
+    run_command(app)
 
 
 @app.command()

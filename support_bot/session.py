@@ -334,9 +334,7 @@ class Session:
             raise AnswerFailed(FailureCode.NO_SERVER) from None
         restorer = StreamRestorer(placeholders)
         last_saved = time.monotonic()
-        async with aclosing(
-            self._students.stream(server.base_url, release_id, prompt.token_ids, self._decoding)
-        ) as pieces:
+        async with aclosing(self._students.stream(server.base_url, release_id, prompt.token_ids, self._decoding)) as pieces:
             async for piece in pieces:
                 growing.take(piece, restorer.feed(piece.text))
                 if growing.text and time.monotonic() - last_saved >= SECONDS_BETWEEN_SAVES:

@@ -1,57 +1,26 @@
 """Decisions become batches: the rows of one conversation are laid out as one tree in which a shared history stands once.
 
-In: rows of token ids, from the renderer that the chat uses too. Out: right-padded micro-batches with positions, an
-attention mask that lets a token see its ancestors only, and the places where an answer's token is predicted. The result of
-a tree is that of its rows one by one (a row's tokens see the same tokens at the same positions). Never tokenises by
-another rule than the chat's, never cuts an answer, leaves out no row without counting it.
+In: rows of token ids. Out: right-padded micro-batches with positions, an attention mask that lets a token see its
+ancestors only, and the places where an answer's token is predicted. The result of a tree is that of its rows one by
+one, because a row's tokens see the same tokens at the same positions. Knows no text and no model, and loses no row.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """One decision as token ids: the prompt up to the opening of the answer; the answer with its end-of-turn token."""
-
-    decision_id: str
-    conversation_id: str
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    weight: float = 1.0
-
-    @property
-    def input_tokens(self) -> int:
-        """Return how many tokens the model reads for this row: all but the last, which is only predicted."""
-        return len(self.prompt_ids) + len(self.answer_ids) - 1
-
-
-@dataclass(frozen=True)
-class RowCounts:
-    """What became of the rows of one file: `rows = kept + sum(left_out)`.
-
-    `tokens_one_by_one` is what the model would read without sharing, `tokens_computed` what it reads (padding aside).
-    `shortened` counts kept rows whose oldest messages did not fit into the prompt, exactly as in the chat.
-    """
-
-    rows: int
-    kept: int
-    shortened: int
-    left_out: Mapping[str, int]
-    tokens_one_by_one: int
-    tokens_computed: int
-    tokens_scored: int
+from distill.training.decisions import TrainingRow
 
 
 @dataclass(frozen=True)
 class TokenTree:
     """Rows of one conversation with shared prefixes stored once; every parent stands before its children.
 
-    parents: index of the token before, -1 for the first. positions: depth in the tree. Scored entries say that the hidden
-    state at `scored_at` predicts `scored_ids` with `scored_weights` (equal predictions of several rows are added up).
+    parents: index of the token before, -1 for the first. positions: depth in the tree. Scored entries say that the
+    hidden state at `scored_at` predicts `scored_ids` with `scored_weights` (equal predictions of several rows are
+    added up).
     """
 
     row_count: int
@@ -63,6 +32,11 @@ class TokenTree:
     scored_weights: tuple[float, ...]
 
     @property
+    def scored_weight(self) -> float:
+        """Return the weight of all its scored tokens together."""
+        return sum(self.scored_weights)
+
+    @property
     def is_chain(self) -> bool:
         """Return whether the tree has one branch only, so that the ordinary causal mask fits."""
         return all(parent == index - 1 for index, parent in enumerate(self.parents))
@@ -72,9 +46,10 @@ class TokenTree:
 class Batch:
     """A micro-batch of trees, padded on the right.
 
-    token_ids, position_ids: (trees, length) int64. mask: (trees, 1, length, length) bool, true where the query (third axis)
-    may see the key, or None where the ordinary causal mask is right. scored_at: (scored,) indices into the flattened
-    (trees * length) hidden states; targets: (scored,) int64; weights: (scored,) float32. tokens: without the padding.
+    token_ids, position_ids: (trees, length) int64. mask: (trees, 1, length, length) bool, true where the query (third
+    axis) may see the key, or None where the ordinary causal mask is right. scored_at: (scored,) indices into the
+    flattened (trees * length) hidden states; targets: (scored,) int64; weights: (scored,) float32. tokens: without the
+    padding.
     """
 
     token_ids: torch.Tensor
@@ -84,6 +59,18 @@ class Batch:
     targets: torch.Tensor
     weights: torch.Tensor
     tokens: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on a device."""
+        return Batch(
+            token_ids=self.token_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+            scored_at=self.scored_at.to(device),
+            targets=self.targets.to(device),
+            weights=self.weights.to(device),
+            tokens=self.tokens,
+        )
 
 
 @dataclass
@@ -183,8 +170,8 @@ def plan_epoch(trees: Sequence[TokenTree], *, seed: int, epoch: int, rows_per_st
 def cut_batches(trees: Sequence[TokenTree], *, token_budget: int, overhead_tokens: int) -> list[list[TokenTree]]:
     """Return the trees in micro-batches of similar length with the least cost in padded tokens.
 
-    The cost of a micro-batch is its padded tokens and `overhead_tokens`, the price of starting one. No micro-batch exceeds
-    `token_budget` padded tokens unless it is a single tree. Dynamic programming over the trees sorted by length.
+    The cost of a micro-batch is its padded tokens and `overhead_tokens`, the price of starting one. No micro-batch
+    exceeds `token_budget` padded tokens unless it is a single tree. Dynamic programming over the trees sorted by length.
     """
     by_length = sorted(trees, key=lambda tree: len(tree.token_ids))
     cheapest, cut_before = [0], [0]
@@ -231,7 +218,7 @@ def pack_batch(trees: Sequence[TokenTree], *, pad_id: int) -> Batch:
 
 
 def _ancestors(tree: TokenTree, length: int) -> torch.Tensor:
-    """Return (length, length) bool: query row sees itself and its ancestors; padding sees itself, lest softmax be empty."""
+    """Return (length, length) bool: a query sees itself and its ancestors; padding sees itself, or softmax is empty."""
     mask = torch.eye(length, dtype=torch.bool)
     for index, parent in enumerate(tree.parents):
         if parent >= 0:

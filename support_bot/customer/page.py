@@ -198,9 +198,7 @@ def _wire(session: Session, parts: _Parts) -> list[gr.events.Dependency]:
             yield updates
 
     async def retry(conversation_id: str, request: gr.Request) -> AsyncIterator[Updates]:
-        own = await asyncio.to_thread(
-            own_conversation, session.record, conversation_id, customer_of(request.cookies)
-        )
+        own = await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies))
         if own is None:
             return
         try:
@@ -211,21 +209,15 @@ def _wire(session: Session, parts: _Parts) -> list[gr.events.Dependency]:
             yield updates
 
     async def stop(conversation_id: str, request: gr.Request) -> None:
-        if await asyncio.to_thread(
-            own_conversation, session.record, conversation_id, customer_of(request.cookies)
-        ):
+        if await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies)):
             await session.stop(conversation_id)
 
     async def like(conversation_id: str, thumb: gr.LikeData, request: gr.Request) -> None:
-        await asyncio.to_thread(
-            _vote, session, conversation_id, customer_of(request.cookies), thumb.index, thumb.liked
-        )
+        await asyncio.to_thread(_vote, session, conversation_id, customer_of(request.cookies), thumb.index, thumb.liked)
 
     async def agree(agrees: bool, conversation_id: str, request: gr.Request) -> None:
         consent = Consent.YES if agrees else Consent.NO
-        if await asyncio.to_thread(
-            own_conversation, session.record, conversation_id, customer_of(request.cookies)
-        ):
+        if await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies)):
             await asyncio.to_thread(turns.set_consent, session.record, conversation_id, consent)
 
     async def check() -> Updates:
@@ -304,9 +296,7 @@ def _newest_view(session: Session, customer_id: str | None) -> View:
     return view_of(session.record, own[0].conversation_id) if own else EMPTY
 
 
-def _vote(
-    session: Session, conversation_id: str, customer_id: str | None, index: object, liked: bool | str | None
-) -> None:
+def _vote(session: Session, conversation_id: str, customer_id: str | None, index: object, liked: bool | str | None) -> None:
     if customer_id is None or own_conversation(session.record, conversation_id, customer_id) is None:
         return
     shown = view_of(session.record, conversation_id).shown_turn_ids
@@ -318,5 +308,3 @@ def _vote(
 
 def _as_text(text: str) -> str:
     return html.escape(text).replace("*", "\\*")
-
-

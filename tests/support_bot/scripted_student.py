@@ -64,9 +64,16 @@ class ScriptedStudent:
                         break
                     self._send(piece, "stop" if number == len(pieces) - 1 else None)
                     self._nap(student.seconds_per_piece)
-                self._event({"choices": [], "usage": {
-                    "prompt_tokens": len(body["prompt"]), "completion_tokens": len(pieces), "total_tokens": 0,
-                }})
+                self._event(
+                    {
+                        "choices": [],
+                        "usage": {
+                            "prompt_tokens": len(body["prompt"]),
+                            "completion_tokens": len(pieces),
+                            "total_tokens": 0,
+                        },
+                    }
+                )
                 self._chunk(b"data: [DONE]\n\n")
                 self._chunk(b"")
 
@@ -78,9 +85,7 @@ class ScriptedStudent:
 
             def _send(self, piece: str, finish_reason: str | None) -> None:
                 logprobs = {"token_logprobs": [-0.5], "tokens": [piece], "text_offset": [0], "top_logprobs": None}
-                self._event({"choices": [
-                    {"index": 0, "text": piece, "finish_reason": finish_reason, "logprobs": logprobs}
-                ]})
+                self._event({"choices": [{"index": 0, "text": piece, "finish_reason": finish_reason, "logprobs": logprobs}]})
 
             def _event(self, more: dict[str, object]) -> None:
                 event = {"id": "cmpl-1", "object": "text_completion", "created": 0, "model": "student", **more}

@@ -1,0 +1,109 @@
+"""The decisions of a dataset file as token ids, made by the prompt function that the chat uses too.
+
+In: `train.jsonl` or `validation.jsonl` of a run and the student's renderer. Out: rows of token ids, and the count of what
+was left out and why. Never cuts an answer, never renders by another rule than the chat's, leaves out no row silently.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from conversations.messages import Role
+from conversations.prompt import PromptTooLong, Renderer
+from distill.rows import DatasetRow, read_rows
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One decision as token ids: the prompt up to the opening of the answer; the answer with its end-of-turn token."""
+
+    decision_id: str
+    conversation_id: str
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    weight: float = 1.0
+
+    @property
+    def input_tokens(self) -> int:
+        """Return how many tokens the model reads for this row: all but the last, which is only predicted."""
+        return len(self.prompt_ids) + len(self.answer_ids) - 1
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows of one file: `rows = kept + sum(left_out)`, by reason.
+
+    `shortened` counts kept rows whose oldest messages did not fit into the prompt, exactly as in the chat.
+    `tokens_one_by_one` is what the model reads when every row stands alone; `tokens_scored` is what it is taught to say.
+    """
+
+    rows: int
+    kept: int
+    shortened: int
+    left_out: Mapping[str, int]
+    tokens_one_by_one: int
+    tokens_scored: int
+
+
+class LeftOut(StrEnum):
+    """Why a row is not learnt."""
+
+    NO_ANSWER = "no_answer"
+    NO_WEIGHT = "no_weight"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    OVER_LENGTH = "over_length"
+
+
+def read_decisions(
+    path: Path, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int
+) -> tuple[list[TrainingRow], RowCounts]:
+    """Return the rows of a dataset file and what became of them.
+
+    A prompt is shortened to `max_prompt_tokens` as the chat does it; a row whose prompt and answer together still pass
+    `max_tokens` is left out, because half an answer would teach the student not to stop.
+    Raises OperatorError with file and line where a line is not a dataset row.
+    """
+    rows: list[TrainingRow] = []
+    left_out: Counter[str] = Counter()
+    taken_in = shortened = 0
+    for decision in read_rows(path, DatasetRow):
+        taken_in += 1
+        row = _render(decision, renderer, max_prompt_tokens, max_tokens)
+        if isinstance(row, LeftOut):
+            left_out[row.value] += 1
+            continue
+        rows.append(row[0])
+        shortened += row[1] > 0
+    return rows, RowCounts(
+        rows=taken_in,
+        kept=len(rows),
+        shortened=shortened,
+        left_out=dict(sorted(left_out.items())),
+        tokens_one_by_one=sum(row.input_tokens for row in rows),
+        tokens_scored=sum(len(row.answer_ids) for row in rows),
+    )
+
+
+def _render(
+    decision: DatasetRow, renderer: Renderer, max_prompt_tokens: int, max_tokens: int
+) -> LeftOut | tuple[TrainingRow, int]:
+    """Return the row and how many messages its prompt dropped, or why there is no row."""
+    messages = [message.message() for message in decision.messages]
+    if not messages or messages[-1].role is not Role.ASSISTANT or not messages[-1].content.strip():
+        return LeftOut.NO_ANSWER
+    if decision.weight <= 0:
+        return LeftOut.NO_WEIGHT
+    try:
+        prompt = renderer.prompt(messages[:-1], max_prompt_tokens=max_prompt_tokens)
+    except PromptTooLong:
+        return LeftOut.PROMPT_TOO_LONG
+    row = TrainingRow(
+        decision_id=decision.decision_id,
+        conversation_id=decision.conversation_id,
+        prompt_ids=prompt.token_ids,
+        answer_ids=renderer.answer(messages[-1].content),
+        weight=decision.weight,
+    )
+    return LeftOut.OVER_LENGTH if row.input_tokens + 1 > max_tokens else (row, prompt.dropped_messages)
