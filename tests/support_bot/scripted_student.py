@@ -14,6 +14,7 @@ class ScriptedStudent:
     def __init__(self) -> None:
         self.answer = "Please restart the router and wait two minutes."
         self.answers: dict[str, str] = {}  # by release, instead of `answer`
+        self.exact_pieces: list[str] | None = None
         self.seconds_before_first = 0.0
         self.seconds_per_piece = 0.0
         self.dies_after_pieces: int | None = None
@@ -108,6 +109,8 @@ class ScriptedStudent:
 
     def pieces(self, release_id: str) -> list[str]:
         """Cut the answer behind every space."""
+        if self.exact_pieces is not None:
+            return self.exact_pieces
         words = self.answers.get(release_id, self.answer).split(" ")
         return [word + " " for word in words[:-1]] + words[-1:]
 

@@ -1,0 +1,112 @@
+"""Everything that a killed training needs to go on as if nothing had happened, in one file.
+
+In: weights, optimizer, random state and position after a step. Out: the same, after a restart. The file is replaced in one
+step, so that there is always a whole one. Never continues a training of another base, other rows or other settings.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+
+from conversations.errors import OperatorError
+
+Fingerprint = Mapping[str, str]
+
+
+@dataclass
+class Position:
+    """How far a training is, after whole steps. Losses in nats per scored token; steps count from 1."""
+
+    step: int = 0
+    tokens_done: int = 0
+    tokens_since_validation: int = 0
+    first_validation_nll: float | None = None
+    best_validation_nll: float | None = None
+    best_step: int = 0
+    validations_without_gain: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    metrics_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a step. `best` holds the weights of the best validation so far, if there was one."""
+
+    fingerprint: Fingerprint
+    threads: int
+    position: Position
+    learned: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor] | None
+    optimizer: dict[str, object]
+    random_states: dict[str, torch.Tensor]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint file in one step; it is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(path.name + ".half")
+    with half.open("wb") as out:
+        torch.save(
+            {
+                **vars(checkpoint),
+                "fingerprint": dict(checkpoint.fingerprint),
+                "position": dict(vars(checkpoint.position)),
+            },
+            out,
+        )
+        out.flush()
+        os.fsync(out.fileno())
+    half.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint | None:
+    """Return the checkpoint, or None where there is none.
+
+    Raises OperatorError when the file cannot be read as one.
+    """
+    if not path.is_file():
+        return None
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        return Checkpoint(**{**held, "position": Position(**held["position"])})
+    except (RuntimeError, pickle.UnpicklingError, BadZipFile, EOFError, KeyError, TypeError) as error:
+        raise OperatorError(
+            f"{path}: cannot be read as a training checkpoint: {error}; it was damaged or written by another version; "
+            f"remove it to train from the beginning"
+        ) from error
+
+
+def refuse_other_training(path: Path, was: Fingerprint, now: Fingerprint) -> None:
+    """Raise OperatorError, naming every difference, when a saved training is not the one that is asked for."""
+    differences = [
+        f"{name} was {was.get(name, 'absent')} and is {now.get(name, 'absent')}"
+        for name in sorted({*was, *now})
+        if was.get(name) != now.get(name)
+    ]
+    if differences:
+        raise OperatorError(
+            f"{path}: this training cannot go on, because it was begun differently: {'; '.join(differences)}; "
+            f"expected the same base, rows and settings; restore them, or start a new run with `distill cycle`"
+        )
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """Return the states of torch's random generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: Mapping[str, torch.Tensor]) -> None:
+    """Set torch's random generators to saved states."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

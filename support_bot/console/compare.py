@@ -1,0 +1,158 @@
+"""The tab Compare: one decision, and beside each other what was said, what the teacher says and what the student says.
+
+In: a decision that an operator chose. Out: the question with its history, and every answer with its origin. Reads only.
+"""
+
+import html
+from collections.abc import Sequence
+
+import gradio as gr
+
+from conversations import decisions, releases, search, turns
+from conversations.decisions import Answer, AnswerAuthor, Decision, Verdict
+from conversations.messages import Split
+from conversations.releases import Release, ReleaseKind
+from conversations.store import Record
+from conversations.turns import Turn
+from support_bot.console import markup
+from support_bot.console.desk import Desk, Drawing
+
+SHOWN_DECISIONS = 50
+SEARCHED_CONVERSATIONS = 500
+ANY = "any"
+_VERDICT_TONES: dict[Verdict, markup.Tone] = {
+    Verdict.ACCEPTED: "good",
+    Verdict.REJECTED: "bad",
+    Verdict.UNSCORED: "busy",
+}
+
+
+def tab(desk: Desk) -> Drawing:
+    """Lay the tab out and return how it is drawn anew."""
+    record = desk.record
+    with gr.Row(elem_classes="tools"):
+        query = gr.Textbox(label="Words", placeholder="words of the conversation", scale=3)
+        split = gr.Dropdown([ANY, *Split], value=ANY, label="Used for", scale=1, filterable=False)
+    with gr.Row(elem_classes="two"):
+        with gr.Column(scale=1, min_width=280):
+            found = gr.HTML(js_on_load=markup.CHOICES_SCRIPT, apply_default_css=False, elem_id="decisions")
+        with gr.Column(scale=3, min_width=320):
+            side_by_side = gr.HTML(
+                markup.note("Choose a decision to see the answers side by side."),
+                apply_default_css=False,
+                elem_id="side-by-side",
+            )
+
+    def choose(words: str, used_for: str) -> str:
+        return _listing(record, words, used_for)
+
+    def show(event: gr.EventData) -> str:
+        return compare_answers(record, str(event.key))
+
+    def draw() -> tuple[object, ...]:
+        return _listing(record, "", ANY), "", ANY
+
+    quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on([query.submit, split.input], choose, [query, split], found, **quietly)
+    found.click(show, None, side_by_side, **quietly)
+    return draw, [found, query, split]
+
+
+def compare_answers(record: Record, decision_id: str) -> str:
+    """Return one decision as HTML: its history, and the answers side by side."""
+    decision = next((each for each in decisions.decisions(record) if each.decision_id == decision_id), None)
+    if decision is None:
+        return markup.note(f"There is no decision {decision_id} any more.")
+    every = turns.all_turns(record, decision.conversation_id)
+    history = turns.branch_to(every, decision.question_turn_id)
+    logged = next((turn for turn in every if turn.turn_id == decision.reply_turn_id), None)
+    columns = [
+        _column(
+            "Logged reply",
+            logged.content if logged else None,
+            _logged_facts(logged),
+            nothing="The question got no reply.",
+        ),
+        *_given(decisions.answers(record, decision_id), {each.release_id: each for each in releases.releases(record)}),
+    ]
+    spoken = "".join(_spoken(turn) for turn in history if turn.content)
+    facts = " ".join(
+        piece.html
+        for piece in (
+            markup.pill(decision.split),
+            markup.pill(decision.topic or "no topic"),
+            markup.pill(decision.chosen_because),
+            markup.code(decision_id),
+        )
+    )
+    return (
+        f"{markup.heading('Question')}<p>{facts}</p><ol class='turns'>{spoken}</ol>"
+        f"{markup.heading('Answers')}<div class='answers'>{''.join(columns)}</div>"
+    )
+
+
+def _logged_facts(logged: Turn | None) -> list[markup.Markup]:
+    if logged is None:
+        return []
+    return [markup.pill(logged.status), *([markup.code(logged.release_id)] if logged.release_id else [])]
+
+
+def _spoken(turn: Turn) -> str:
+    line = f'<div class="line">{markup.pill(turn.author).html}</div>'
+    return f'<li class="turn {turn.role}">{line}{markup.words(turn.content)}</li>'
+
+
+def _given(answers: Sequence[Answer], known: dict[str, Release]) -> list[str]:
+    """Return a column for the newest answer of each author: teacher, operators, students, the base student last."""
+    newest: dict[tuple[AnswerAuthor, str], Answer] = {}
+    for answer in answers:
+        newest.setdefault((answer.author, answer.author_name), answer)
+    of_author = {author: [each for each in newest.values() if each.author is author] for author in AnswerAuthor}
+    columns = [_answer_column("Teacher", answer) for answer in of_author[AnswerAuthor.TEACHER]]
+    columns = columns or [_column("Teacher", None, [], nothing="The teacher has not answered this.")]
+    columns += [_answer_column("Operator", answer) for answer in of_author[AnswerAuthor.OPERATOR]]
+    tuned: list[str] = []
+    base: list[str] = []
+    for answer in of_author[AnswerAuthor.STUDENT]:
+        release = known.get(answer.author_name)
+        is_base = release is not None and release.kind is ReleaseKind.BASE
+        state = [markup.pill(release.state.replace("_", " "))] if release is not None else []
+        (base if is_base else tuned).append(_answer_column("Base student" if is_base else "Student", answer, state))
+    students = tuned[:2] + base[:1]
+    return columns + (students or [_column("Student", None, [], nothing="No student was measured on this.")])
+
+
+def _answer_column(title: str, answer: Answer, more: Sequence[markup.Markup] = ()) -> str:
+    facts = [markup.code(answer.author_name), *more]
+    if answer.verdict is not None:
+        facts.append(markup.pill(answer.verdict, _VERDICT_TONES[answer.verdict]))
+    if answer.verdict_reason:
+        facts.append(markup.pill(answer.verdict_reason))
+    facts += [markup.Markup(f"passage {markup.code(passage).html}") for passage in answer.passages]
+    return _column(title, answer.content, facts, nothing="It said nothing.")
+
+
+def _column(title: str, content: str | None, facts: Sequence[markup.Markup], *, nothing: str) -> str:
+    body = markup.words(content) if content else markup.note(nothing)
+    line = " ".join(fact.html for fact in facts)
+    return f'<section class="answer"><h3>{html.escape(title)}</h3>{body}<p class="line">{line}</p></section>'
+
+
+def _listing(record: Record, words: str, used_for: str) -> str:
+    wanted = [each for each in decisions.decisions(record) if used_for in (ANY, each.split)]
+    if words.strip():
+        fitting = {each.conversation_id for each in search.find(record, words, limit=SEARCHED_CONVERSATIONS)}
+        wanted = [each for each in wanted if each.conversation_id in fitting]
+    items = [_item(record, each) for each in wanted[::-1][:SHOWN_DECISIONS]]
+    rest = len(wanted) - len(items)
+    more = markup.note(f"{rest} more; narrow them down with words.") if rest > 0 else ""
+    return markup.choices(items, chosen="", empty="No decision yet; the first run chooses them.") + more
+
+
+def _item(record: Record, decision: Decision) -> tuple[str, str, str]:
+    question = turns.turn(record, decision.question_turn_id).content
+    return (
+        decision.decision_id,
+        question[:160],
+        f"{markup.pill(decision.split).html} {html.escape(decision.topic)}",
+    )

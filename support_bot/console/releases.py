@@ -1,0 +1,124 @@
+"""The tab Releases: every version of the student, what happened to it, which server has it loaded, and the way back.
+
+In: an operator's reason. Out: a rollback in the record, at once and in one transaction; the servers follow the record.
+"""
+
+import gradio as gr
+
+from conversations import releases
+from conversations.errors import Failure
+from conversations.releases import Release, ReleaseState, ServerState, StudentServer
+from conversations.store import Record
+from support_bot.console import markup
+from support_bot.console.desk import Desk, Drawing
+
+PREVIOUS = "the one before"
+SHOWN_EVENTS = 30
+_TONES: dict[ReleaseState, markup.Tone] = {
+    ReleaseState.IN_SERVICE: "good",
+    ReleaseState.CANDIDATE: "busy",
+    ReleaseState.RETIRED: "plain",
+    ReleaseState.REFUSED: "bad",
+    ReleaseState.ROLLED_BACK: "bad",
+}
+_SERVER_TONES: dict[ServerState, markup.Tone] = {
+    ServerState.READY: "good",
+    ServerState.STARTING: "busy",
+    ServerState.DOWN: "bad",
+}
+
+
+def tab(desk: Desk) -> Drawing:
+    """Lay the tab out and return how it is drawn anew."""
+    record = desk.record
+    overview = gr.HTML(apply_default_css=False, elem_id="releases")
+    with gr.Accordion("Roll back", open=False, elem_id="rollback"):
+        gr.HTML(
+            markup.note("New conversations change at once, open ones at their next turn. No server restarts."),
+            apply_default_css=False,
+        )
+        with gr.Row(elem_classes="tools"):
+            target = gr.Dropdown([PREVIOUS], value=PREVIOUS, label="Back to", scale=1, filterable=False)
+            reason = gr.Textbox(label="Reason", placeholder="why, for the audit", scale=3, max_length=500, elem_id="reason")
+            back = gr.Button("Roll back", variant="stop", scale=0, min_width=130, elem_id="roll-back")
+        said = gr.HTML("", apply_default_css=False, elem_id="rolled-back")
+
+    def roll_back(to: str, why: str, request: gr.Request) -> tuple[object, ...]:
+        operator = desk.operator(request)
+        if not why.strip():
+            return markup.note("Please give a reason; it goes into the audit."), gr.skip(), gr.skip(), gr.skip()
+        try:
+            restored = releases.roll_back(
+                record, to=None if to == PREVIOUS else to, actor=operator, reason=why.strip()[:500]
+            )
+        except Failure as failure:
+            return markup.note(str(failure)), gr.skip(), gr.skip(), gr.skip()
+        return markup.note(f"{restored} is in service again."), *draw()[:2], ""
+
+    def draw() -> tuple[object, ...]:
+        known = [each.release_id for each in releases.releases(record) if each.state is not ReleaseState.IN_SERVICE]
+        return show_releases(record), gr.Dropdown(choices=[PREVIOUS, *known], value=PREVIOUS)
+
+    back.click(
+        roll_back,
+        [target, reason],
+        [said, overview, target, reason],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    return draw, [overview, target]
+
+
+def show_releases(record: Record) -> str:
+    """Return releases, servers and events as HTML."""
+    loaded: dict[str, list[str]] = {}
+    for load in releases.loads(record):
+        loaded.setdefault(load.server_id, []).append(load.release_id if load.loaded else f"{load.release_id}: {load.detail}")
+    every = markup.table(
+        ("release", "state", "kind", "base", "run", "made (UTC)"),
+        [_release_row(each) for each in releases.releases(record)],
+        empty="No release yet; `support-bot student` enters the base student when it starts.",
+    )
+    servers = markup.table(
+        ("server", "state", "has loaded", "last word (UTC)"),
+        [_server_row(each, loaded.get(each.server_id, [])) for each in releases.servers(record)],
+        empty="No student server is known; `support-bot student` starts one.",
+    )
+    happened = markup.table(
+        ("when (UTC)", "release", "what", "by", "reason"),
+        [
+            (
+                markup.moment(each.happened_at_utc),
+                markup.code(each.release_id),
+                each.event.replace("_", " "),
+                each.actor,
+                each.reason,
+            )
+            for each in releases.events(record, SHOWN_EVENTS)
+        ],
+        empty="Nothing happened yet.",
+    )
+    return (
+        f"{markup.heading('Releases')}{every}{markup.heading('Servers')}{servers}{markup.heading('What happened')}{happened}"
+    )
+
+
+def _release_row(each: Release) -> tuple[markup.Cell, ...]:
+    return (
+        markup.code(each.release_id),
+        markup.pill(each.state.replace("_", " "), _TONES[each.state]),
+        each.kind,
+        each.base,
+        markup.code(each.run_id),
+        markup.moment(each.created_at_utc),
+    )
+
+
+def _server_row(each: StudentServer, loaded: list[str]) -> tuple[markup.Cell, ...]:
+    state = markup.pill(each.state, _SERVER_TONES[each.state]) if each.is_fresh else markup.pill("silent", "bad")
+    return (
+        each.base_url,
+        markup.Markup(f"{state.html} {markup.shown(each.detail) if each.detail else ''}"),
+        markup.Markup("<br>".join(markup.code(name).html for name in loaded) or markup.shown(None)),
+        markup.moment(each.heartbeat_at_utc),
+    )

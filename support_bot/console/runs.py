@@ -1,0 +1,90 @@
+"""The tab Runs: ask for a distillation run, and watch the one that goes on.
+
+In: an operator's click. Out: one request in the record, however often it is clicked; `distill schedule` takes it. Starts
+nothing itself.
+"""
+
+import gradio as gr
+
+from conversations import runs
+from conversations.runs import Run, RunState
+from conversations.store import Record
+from support_bot.console import markup
+from support_bot.console.desk import Desk, Drawing
+
+SECONDS_BETWEEN_LOOKS = 2
+SHOWN = 20
+_TONES: dict[RunState, markup.Tone] = {
+    RunState.RUNNING: "busy",
+    RunState.COMPLETE: "good",
+    RunState.FAILED: "bad",
+    RunState.INTERRUPTED: "bad",
+}
+
+
+def tab(desk: Desk) -> tuple[Drawing, gr.Timer]:
+    """Lay the tab out and return how it is drawn anew, and the timer that does so while it is looked at."""
+    record = desk.record
+    with gr.Row(elem_classes="tools"):
+        ask = gr.Button("Ask for a run", variant="primary", elem_id="ask-run", scale=0, min_width=160)
+        said = gr.HTML(markup.note("A run learns from the conversations so far."), apply_default_css=False, elem_id="asked")
+    overview = gr.HTML(apply_default_css=False, elem_id="runs")
+    timer = gr.Timer(SECONDS_BETWEEN_LOOKS, active=False)
+
+    def ask_for_run(request: gr.Request) -> tuple[str, str]:
+        operator = desk.operator(request)
+        waiting = runs.waiting_request(record)
+        asked = runs.request_run(record, requested_by=operator)
+        sentence = (
+            f"A run is waiting already, asked for by {asked.requested_by}; there is no need for a second one."
+            if waiting is not None
+            else "A run is asked for; `distill schedule` takes it up."
+        )
+        return markup.note(sentence), show_runs(record)
+
+    def draw() -> tuple[object, ...]:
+        return (show_runs(record),)
+
+    def look() -> str:
+        return show_runs(record)
+
+    quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
+    ask.click(ask_for_run, None, [said, overview], **quietly)
+    timer.tick(look, None, overview, **quietly)
+    return (draw, [overview]), timer
+
+
+def show_runs(record: Record) -> str:
+    """Return the requests and the runs as HTML."""
+    requests = markup.table(
+        ("asked (UTC)", "by", "state", "run", "outcome"),
+        [
+            (
+                markup.moment(each.requested_at_utc),
+                each.requested_by,
+                markup.pill(each.state, "busy" if each.state in ("waiting", "taken") else "plain"),
+                markup.code(each.run_id),
+                each.outcome,
+            )
+            for each in runs.requests(record, SHOWN)
+        ],
+        empty="Nobody has asked for a run.",
+    )
+    every = markup.table(
+        ("run", "state", "stage", "progress of the stage", "outcome", "begun (UTC)", "ended (UTC)"),
+        [_row(each) for each in runs.runs(record, SHOWN)],
+        empty="No run yet.",
+    )
+    return f"{markup.heading('Runs')}{every}{markup.heading('Requests')}{requests}"
+
+
+def _row(run: Run) -> tuple[markup.Cell, ...]:
+    return (
+        markup.code(run.run_id),
+        markup.pill(run.state, _TONES[run.state]),
+        run.stage,
+        markup.bar(run.progress) if run.state is RunState.RUNNING else None,
+        run.outcome,
+        markup.moment(run.started_at_utc),
+        markup.moment(run.finished_at_utc),
+    )

@@ -1,0 +1,177 @@
+"""Rows that share a history are computed once and learnt exactly as if each stood alone."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_student import dataset_line, tiny_model, tiny_student
+
+from conversations.messages import ChatMessage, Role
+from conversations.prompt import Renderer
+from distill.training.batches import cut_batches, grow_trees, pack_batch, plan_epoch
+from distill.training.decisions import TrainingRow, read_decisions
+from distill.training.student import LearningStudent
+
+SYSTEM, ASK, WEAK, NEXT = tuple(range(10, 16)), tuple(range(30, 37)), tuple(range(50, 54)), tuple(range(70, 75))
+END = 2
+
+
+def _conversation(name: str) -> list[TrainingRow]:
+    """Three decisions: two answers to one question that begin alike, and one on the history behind it."""
+    first = SYSTEM + ASK
+    later = first + WEAK + NEXT
+    return [
+        TrainingRow(f"{name}.1", name, first, (90, 91, 92, END), 1.0),
+        TrainingRow(f"{name}.2", name, first, (90, 91, 95, 96, END), 0.25),
+        TrainingRow(f"{name}.3", name, later, (90, 97, END), 2.0),
+    ]
+
+
+def _one_by_one(model, rows):
+    """Return transformers' own loss of each row without any sharing, masking or chunking."""
+    total = torch.zeros(())
+    for row in rows:
+        token_ids = torch.tensor([row.prompt_ids + row.answer_ids])
+        logits = model(token_ids).logits[0]
+        start = len(row.prompt_ids) - 1
+        nll = torch.nn.functional.cross_entropy(
+            logits[start:-1], torch.tensor(row.answer_ids), reduction="sum"
+        )
+        total = total + row.weight * nll
+    return total
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_batch_of_trees_has_the_loss_and_gradients_of_its_rows_one_by_one(family):
+    lone = TrainingRow("b.1", "b", SYSTEM + NEXT + ASK + WEAK + NEXT, (99, 98, END), 0.5)
+    rows = [*_conversation("a"), lone]
+    trees = grow_trees(rows, max_tree_tokens=100)
+    batch = pack_batch(trees, pad_id=0)
+    assert batch.mask is not None
+    assert batch.tokens < sum(row.input_tokens for row in rows)
+
+    shared, plain = tiny_model(family), tiny_model(family)
+    loss = LearningStudent(shared, kind="full", precision="float32").loss_sum(batch)
+    expected = _one_by_one(plain, rows)
+    loss.backward()
+    expected.backward()
+
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for (name, mine), (_, theirs) in zip(shared.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_batch_of_lone_rows_needs_no_mask_and_has_their_loss():
+    rows = [_conversation("a")[0], TrainingRow("b.1", "b", SYSTEM + NEXT + ASK + NEXT, (99, 98, END), 0.5)]
+    batch = pack_batch(grow_trees(rows, max_tree_tokens=100), pad_id=0)
+    assert batch.mask is None
+    model = tiny_model()
+    loss = LearningStudent(model, kind="full", precision="float32").loss_sum(batch)
+    torch.testing.assert_close(loss, _one_by_one(model, rows), rtol=1e-5, atol=1e-5)
+
+
+_ids = st.integers(min_value=3, max_value=5)
+_rows = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b"]),
+        st.lists(_ids, min_size=1, max_size=5),
+        st.lists(_ids, max_size=3),
+        st.sampled_from([0.5, 1.0, 2.0]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(drawn=_rows, max_tree_tokens=st.integers(min_value=1, max_value=20), share=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_exactly_the_answers_and_their_ends_are_scored_each_with_its_weight(drawn, max_tree_tokens, share):
+    rows = [
+        TrainingRow(f"{number}", name, tuple(prompt), (*answer, END), weight)
+        for number, (name, prompt, answer, weight) in enumerate(drawn)
+    ]
+    expected: dict[tuple[int, ...], float] = {}
+    for row in rows:
+        for length in range(1, len(row.answer_ids) + 1):
+            path = row.prompt_ids + row.answer_ids[:length]
+            expected[path] = expected.get(path, 0.0) + row.weight
+
+    trees = grow_trees(rows, max_tree_tokens=max_tree_tokens, share=share)
+    scored: dict[tuple[int, ...], float] = {}
+    for tree in trees:
+        for at, token_id, weight in zip(tree.scored_at, tree.scored_ids, tree.scored_weights, strict=True):
+            path = [token_id]
+            steps = at
+            while steps >= 0:
+                path.append(tree.token_ids[steps])
+                assert tree.positions[steps] == 0 or tree.parents[steps] < steps
+                steps = tree.parents[steps]
+            assert tree.positions[at] == len(path) - 2
+            scored[tuple(reversed(path))] = scored.get(tuple(reversed(path)), 0.0) + weight
+
+    assert scored == pytest.approx(expected)
+    assert sum(tree.row_count for tree in trees) == len(rows)
+    assert all(len(tree.token_ids) <= max_tree_tokens or tree.row_count == 1 for tree in trees)
+
+
+def test_the_order_follows_from_seed_and_epoch_alone_and_loses_no_tree():
+    trees = grow_trees([row for n in range(9) for row in _conversation(f"c{n}")], max_tree_tokens=100)
+    plan = plan_epoch(trees, seed=3, epoch=1, rows_per_step=8)
+    assert plan == plan_epoch(trees, seed=3, epoch=1, rows_per_step=8)
+    assert plan != plan_epoch(trees, seed=3, epoch=2, rows_per_step=8)
+    assert plan != plan_epoch(trees, seed=4, epoch=1, rows_per_step=8)
+    assert sorted(itertools.chain.from_iterable(plan)) == list(range(len(trees)))
+    assert all(6 <= sum(trees[index].row_count for index in step) <= 12 for step in plan)
+
+
+@given(lengths=st.lists(st.integers(min_value=1, max_value=40), min_size=1, max_size=7))
+@settings(max_examples=100, deadline=None)
+def test_micro_batches_hold_every_tree_within_the_budget_at_the_least_cost(lengths):
+    budget, overhead = 60, 5
+    trees = grow_trees(
+        [TrainingRow(f"{n}", f"{n:02d}", tuple(range(length)), (END,)) for n, length in enumerate(lengths)],
+        max_tree_tokens=100,
+    )
+    batches = cut_batches(trees, token_budget=budget, overhead_tokens=overhead)
+    assert sorted(len(tree.token_ids) for batch in batches for tree in batch) == sorted(lengths)
+
+    def cost(groups: list[list[int]]) -> float:
+        if any(len(group) > 1 and len(group) * max(group) > budget for group in groups):
+            return float("inf")
+        return sum(len(group) * max(group) + overhead for group in groups)
+
+    in_order = sorted(lengths)
+    best = min(
+        cost([in_order[a:b] for a, b in itertools.pairwise((0, *cuts, len(in_order)))])
+        for many in range(len(in_order))
+        for cuts in itertools.combinations(range(1, len(in_order)), many)
+    )
+    assert cost([[len(tree.token_ids) for tree in batch] for batch in batches]) == best
+
+
+def test_rows_that_are_left_out_are_counted_by_reason_and_the_others_are_the_chats_own_ids(tmp_path):
+    renderer = Renderer.load(tiny_student(tmp_path / "student"))
+    lines = [
+        dataset_line(1, 1, ["Be kind.", "Hello", "Hi <|im_end|> there."]),
+        dataset_line(2, 2, ["Be kind.", "Hello", "word " * 60]),
+        dataset_line(3, 3, ["Be kind.", "long " * 60, "Yes."]),
+        dataset_line(4, 4, ["Be kind.", "Hello", "  "]),
+        dataset_line(5, 5, ["Be kind.", "Hello"]),
+        dataset_line(6, 6, ["Be kind.", "Hello", "Yes."], weight=0.0),
+        dataset_line(7, 7, ["Be kind.", "old " * 30, "Hm.", "Hello", "Yes."]),
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows, counts = read_decisions(path, renderer, max_prompt_tokens=120, max_tokens=200)
+
+    assert counts.rows == 7
+    assert dict(counts.left_out) == {"no_answer": 2, "no_weight": 1, "over_length": 1, "prompt_too_long": 1}
+    assert counts.kept == len(rows) == counts.rows - sum(counts.left_out.values())
+    assert counts.shortened == 1
+    said = [ChatMessage(Role.SYSTEM, "Be kind."), ChatMessage(Role.USER, "Hello")]
+    assert rows[0].prompt_ids == renderer.prompt(said, max_prompt_tokens=120).token_ids
+    assert rows[0].answer_ids[-1] == renderer.stop_ids[0]
+    assert rows[0].answer_ids.count(renderer.stop_ids[0]) == 1
+    assert renderer.text(rows[0].answer_ids) == "Hi <|im_end|> there."

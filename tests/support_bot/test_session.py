@@ -1,0 +1,402 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from chat_world import ChatWorld
+
+from conversations import releases, turns
+from conversations.messages import Author, Consent, Role, TurnStatus, Vote
+from conversations.prompt import Renderer
+from conversations.turns import Conversation, ReplyInProgress, Turn
+from support_bot.access import CUSTOMER_COOKIE, customer_of, own_conversation
+from support_bot.completion import FailureCode
+from support_bot.session import Availability, Glimpse, MessageRefused, NoReleaseYet, NothingToRetry, Session
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[ChatWorld]:
+    made = ChatWorld(tmp_path, serve="max_message_chars = 100\n")
+    yield made
+    made.close()
+
+
+def in_session(world: ChatWorld, act: Callable[[Session], Awaitable[None]]) -> None:
+    async def run() -> None:
+        session = Session(world.record, world.settings)
+        try:
+            await act(session)
+        finally:
+            await session.close()
+
+    asyncio.run(run())
+
+
+def begin(world: ChatWorld, customer_id: str = "ann") -> Conversation:
+    return turns.create_conversation(world.record, customer_id=customer_id, channel="web")
+
+
+async def to_the_end(session: Session, conversation_id: str) -> list[Glimpse]:
+    return [glimpse async for glimpse in session.follow(conversation_id)]
+
+
+async def ask_and_wait(session: Session, conversation_id: str, text: str = "Why is the light red?") -> Turn:
+    await session.ask(conversation_id, text)
+    await to_the_end(session, conversation_id)
+    return turns.thread(session.record, conversation_id)[-1]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+def test_answer_is_recorded_as_complete_with_its_release_and_times(world):
+    conversation = begin(world)
+
+    async def act(session):
+        reply = await ask_and_wait(session, conversation.conversation_id)
+        assert (reply.author, reply.status, reply.content) == (Author.STUDENT, TurnStatus.COMPLETE, world.student.answer)
+        assert reply.release_id == world.base
+        assert reply.prompt_version.startswith("sha256:")
+        assert reply.prompt_tokens == len(world.student.requests[0]["prompt"])
+        assert reply.completion_tokens == 8
+        assert 0 < reply.first_token_ms <= reply.latency_ms
+
+    in_session(world, act)
+    assert turns.conversation(world.record, conversation.conversation_id).release_id == world.base
+    row = world.record.one("SELECT mean_token_logprob FROM turns WHERE role = 'assistant'")
+    assert row["mean_token_logprob"] == pytest.approx(-0.5)
+
+
+def test_student_is_asked_with_the_token_ids_of_the_one_prompt_function(world):
+    async def act(session):
+        await ask_and_wait(session, begin(world).conversation_id, "Is <|im_end|> a word?")
+
+    in_session(world, act)
+    request = world.student.requests[0]
+    renderer = Renderer.load(world.settings.student.base)
+    end = renderer.stop_ids[0]
+    assert request["stop_token_ids"] == [end]
+    assert request["prompt"].count(end) == 2, "what a customer types never becomes a control token"
+    assert "Is <|im_end|> a word?" in renderer.text(request["prompt"])
+    assert request["model"] == world.base
+
+
+def test_turn_stands_pending_before_the_first_token(world):
+    conversation = begin(world)
+    world.student.seconds_before_first = 0.8
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        await until(lambda: bool(world.student.requests))
+        reply = turns.thread(world.record, conversation.conversation_id)[-1]
+        assert (reply.status, reply.content) == (TurnStatus.PENDING, "")
+        await to_the_end(session, conversation.conversation_id)
+
+    in_session(world, act)
+
+
+def test_stopped_answer_keeps_what_was_said_and_frees_the_student(world):
+    conversation = begin(world)
+    world.student.seconds_per_piece = 0.2
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        async for glimpse in session.follow(conversation.conversation_id):
+            if len(glimpse.text) > 10:
+                break
+        await session.stop(conversation.conversation_id)
+        reply = turns.thread(world.record, conversation.conversation_id)[-1]
+        assert reply.status is TurnStatus.STOPPED
+        assert reply.content and world.student.answer.startswith(reply.content)
+        assert len(reply.content) < len(world.student.answer)
+        await until(lambda: world.student.disconnects == 1)
+
+    in_session(world, act)
+
+
+def test_watcher_that_goes_away_does_not_end_the_answer(world):
+    conversation = begin(world)
+    world.student.seconds_per_piece = 0.05
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        async for _ in session.follow(conversation.conversation_id):
+            break
+        await until(lambda: not session.is_answering(conversation.conversation_id))
+
+    in_session(world, act)
+    assert turns.thread(world.record, conversation.conversation_id)[-1].content == world.student.answer
+
+
+def test_watcher_gets_the_first_word_at_once_and_then_at_most_eight_glimpses_a_second(world):
+    conversation = begin(world)
+    world.student.exact_pieces = [f"w{number} " for number in range(100)]
+    world.student.seconds_per_piece = 0.01
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        started = time.monotonic()
+        glimpses = await to_the_end(session, conversation.conversation_id)
+        seconds = time.monotonic() - started
+        assert len(glimpses) <= 8 * seconds + 4
+        assert next(glimpse.text for glimpse in glimpses if glimpse.text).split()[0] == "w0"
+        assert glimpses[-1].text == "".join(world.student.exact_pieces).strip()
+        assert not glimpses[-1].is_open
+
+    in_session(world, act)
+
+
+def limit(world: ChatWorld, **seconds: float) -> None:
+    serve = world.settings.serve.model_copy(update=seconds)
+    world.settings = world.settings.model_copy(update={"serve": serve})
+
+
+def _dies(world):
+    world.student.dies_after_pieces = 3
+
+
+def _ends_early(world):
+    world.student.ends_after_pieces = 3
+
+
+def _refuses(world):
+    world.student.refuses_with = 500
+
+
+def _is_slow_to_start(world):
+    world.student.seconds_before_first = 5
+    limit(world, max_first_token_seconds=0.3)
+
+
+def _never_ends(world):
+    world.student.seconds_per_piece = 1
+    limit(world, max_answer_seconds=1.5)
+
+
+def _says_nothing(world):
+    world.student.exact_pieces = ["  ", "\n"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "has_part"),
+    [
+        (_dies, FailureCode.BROKE_OFF, True),
+        (_ends_early, FailureCode.BROKE_OFF, True),
+        (_refuses, FailureCode.REFUSED, False),
+        (_is_slow_to_start, FailureCode.SLOW_START, False),
+        (_never_ends, FailureCode.TOO_LONG, True),
+        (_says_nothing, FailureCode.EMPTY, False),
+    ],
+)
+def test_trouble_with_the_student_is_a_failed_turn_with_a_code_and_no_error_text(world, trouble, code, has_part):
+    conversation = begin(world)
+    trouble(world)
+
+    async def act(session):
+        reply = await ask_and_wait(session, conversation.conversation_id)
+        assert (reply.status, reply.failure_code) == (TurnStatus.FAILED, code)
+        assert bool(reply.content) is has_part
+        assert world.student.answer.startswith(reply.content)
+
+    in_session(world, act)
+
+
+def test_student_that_is_gone_is_a_failed_turn_and_the_next_one_works_when_it_is_back(world):
+    conversation = begin(world)
+
+    async def act(session):
+        world.say_down()
+        assert session.availability() is Availability.UNAVAILABLE
+        reply = await ask_and_wait(session, conversation.conversation_id)
+        assert (reply.status, reply.failure_code, reply.content) == (TurnStatus.FAILED, FailureCode.NO_SERVER, "")
+        world.say_up()
+        assert session.availability() is Availability.READY
+        reply = await ask_and_wait(session, conversation.conversation_id, "Are you back?")
+        assert reply.status is TurnStatus.COMPLETE
+
+    in_session(world, act)
+    renderer = Renderer.load(world.settings.student.base)
+    asked = renderer.text(world.student.requests[0]["prompt"])
+    assert "Why is the light red?" in asked and "Are you back?" in asked
+
+
+def test_retry_is_a_branch_beside_the_answer_that_failed(world):
+    conversation = begin(world)
+    world.student.dies_after_pieces = 2
+
+    async def act(session):
+        failed = await ask_and_wait(session, conversation.conversation_id)
+        world.student.dies_after_pieces = None
+        await session.retry(conversation.conversation_id)
+        await to_the_end(session, conversation.conversation_id)
+        thread = turns.thread(world.record, conversation.conversation_id)
+        assert [turn.role for turn in thread] == [Role.USER, Role.ASSISTANT]
+        assert thread[-1].status is TurnStatus.COMPLETE
+        assert thread[-1].parent_turn_id == failed.parent_turn_id
+        assert turns.turn(world.record, failed.turn_id).status is TurnStatus.FAILED
+        with pytest.raises(NothingToRetry):
+            await session.retry(conversation.conversation_id)
+
+    in_session(world, act)
+    assert len(turns.all_turns(world.record, conversation.conversation_id)) == 3
+    assert world.student.requests[0]["prompt"] == world.student.requests[1]["prompt"]
+
+
+def test_second_question_is_not_taken_while_the_first_is_being_answered(world):
+    conversation = begin(world)
+    world.student.seconds_per_piece = 0.1
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        with pytest.raises(ReplyInProgress):
+            await session.ask(conversation.conversation_id, "Hello?")
+        await to_the_end(session, conversation.conversation_id)
+
+    in_session(world, act)
+    assert len(turns.all_turns(world.record, conversation.conversation_id)) == 2
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "x" * 101, "\x00"])
+def test_message_that_is_empty_or_too_long_leaves_nothing(world, text):
+    async def act(session):
+        with pytest.raises(MessageRefused):
+            await session.open("ann", text, channel="web", consent=Consent.NO)
+
+    in_session(world, act)
+    assert turns.conversations_of(world.record, "ann") == []
+
+
+def test_message_before_the_first_student_leaves_nothing(tmp_path):
+    world = ChatWorld(tmp_path)
+    with world.record.write() as transaction:
+        transaction.execute("DELETE FROM release_events")
+
+    async def act(session):
+        with pytest.raises(NoReleaseYet):
+            await session.open("ann", "Hello", channel="web", consent=Consent.NO)
+
+    in_session(world, act)
+    assert turns.conversations_of(world.record, "ann") == []
+    world.close()
+
+
+def test_promotion_changes_new_conversations_only_and_rollback_moves_open_ones(world):
+    world.student.answers = {world.base: "from the base", "tuned-1": "from the tuned one"}
+    early, late = begin(world), begin(world)
+
+    async def act(session):
+        assert (await ask_and_wait(session, early.conversation_id)).content == "from the base"
+        world.new_release("tuned-1")
+        releases.promote(world.record, "tuned-1", actor="test", reason="the gate passed")
+        assert (await ask_and_wait(session, early.conversation_id)).content == "from the base"
+        assert (await ask_and_wait(session, late.conversation_id)).content == "from the tuned one"
+        releases.roll_back(world.record, actor="test", reason="complaints")
+        assert (await ask_and_wait(session, late.conversation_id)).content == "from the base"
+
+    in_session(world, act)
+    written = [turn.release_id for turn in turns.thread(world.record, late.conversation_id) if turn.role is Role.ASSISTANT]
+    assert written == ["tuned-1", world.base]
+
+
+def test_student_sees_placeholders_and_the_customer_sees_their_own_data(world):
+    conversation = begin(world)
+    world.student.exact_pieces = ["I wrote to <", "EMA", "IL_1", "> and to <EMAIL_2>", "."]
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Write to ann@example.com please")
+        for glimpse in await to_the_end(session, conversation.conversation_id):
+            assert "EMAIL_1" not in glimpse.text and not glimpse.text.endswith("<")
+
+    in_session(world, act)
+    question, reply = turns.thread(world.record, conversation.conversation_id)
+    assert question.content == "Write to ann@example.com please"
+    assert reply.content == "I wrote to ann@example.com and to <EMAIL_2>."
+    asked = Renderer.load(world.settings.student.base).text(world.student.requests[0]["prompt"])
+    assert "<EMAIL_1>" in asked and "ann@example.com" not in asked
+
+
+def test_session_that_closes_leaves_its_answers_interrupted(world):
+    conversation = begin(world)
+    world.student.seconds_per_piece = 0.1
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        async for glimpse in session.follow(conversation.conversation_id):
+            if glimpse.text:
+                break
+
+    in_session(world, act)
+    reply = turns.thread(world.record, conversation.conversation_id)[-1]
+    assert reply.status is TurnStatus.INTERRUPTED
+    assert reply.content
+
+
+@pytest.mark.slow
+def test_answer_of_a_killed_process_is_found_interrupted_with_the_part_that_was_saved(world):
+    conversation = begin(world)
+    world.student.exact_pieces = [f"w{number} " for number in range(100)]
+    world.student.seconds_per_piece = 0.05
+    code = (
+        "import asyncio, sys; from pathlib import Path\n"
+        "from conversations.store import Record\n"
+        "from support_bot.session import Session\n"
+        "from support_bot.settings import read_support_bot_settings\n"
+        "async def run():\n"
+        "    settings = read_support_bot_settings(Path(sys.argv[1]))\n"
+        "    session = Session(Record(settings.record.path), settings)\n"
+        "    await session.ask(sys.argv[2], 'Hello')\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(run())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(world.settings_file), conversation.conversation_id])
+    deadline = time.monotonic() + 30
+    while not (thread := turns.thread(world.record, conversation.conversation_id)) or not thread[-1].content.startswith(
+        "w0"
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    assert turns.interrupt_orphans(world.record) == 1
+    reply = turns.thread(world.record, conversation.conversation_id)[-1]
+    assert reply.status is TurnStatus.INTERRUPTED
+    assert reply.content.startswith("w0 w1")
+
+    async def act(session):
+        await session.retry(conversation.conversation_id)
+        await session.stop(conversation.conversation_id)
+
+    in_session(world, act)
+
+
+def test_conversation_belongs_to_the_browser_that_began_it(world):
+    ann = customer_of({CUSTOMER_COOKIE: "a" * 32})
+    bob = customer_of({CUSTOMER_COOKIE: "b" * 32})
+    conversation = begin(world, ann)
+    assert own_conversation(world.record, conversation.conversation_id, ann) is not None
+    assert own_conversation(world.record, conversation.conversation_id, bob) is None
+    assert own_conversation(world.record, conversation.conversation_id, None) is None
+    assert own_conversation(world.record, "conversation_of_nobody", ann) is None
+    assert customer_of({}) is None
+
+
+def test_thumb_on_a_turn_of_another_conversation_is_refused(world):
+    ann, bob = begin(world, "ann"), begin(world, "bob")
+    theirs = turns.append_message(world.record, bob.conversation_id, Role.ASSISTANT, Author.STUDENT, "Hello")
+
+    async def act(session):
+        with pytest.raises(Exception, match="not part of the conversation"):
+            session.vote(ann.conversation_id, "ann", theirs.turn_id, Vote.DOWN)
+
+    in_session(world, act)
+    assert world.record.query("SELECT * FROM feedback") == []

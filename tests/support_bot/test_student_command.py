@@ -1,0 +1,206 @@
+"""Promises of `support-bot student` before a server starts, of its command line, and of choosing a server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripted_vllm import ScriptedVllm
+
+from conversations import releases
+from conversations.errors import OutsideError
+from conversations.messages import utc_now
+from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
+from conversations.settings import StudentTable
+from conversations.store import Record
+from support_bot.checkpoint import weights_digest
+from support_bot.routing import any_server_ready, choose_server
+from support_bot.vllm import server_command, server_environment, server_url
+
+COMMAND = [sys.executable, "-c", "from support_bot.cli import main; main()", "student"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def settings_file(tmp_path: Path, student_lines: str) -> Path:
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        f'[record]\npath = "record.db"\n\n[student]\nbase = "tiny"\nprofile = "cpu"\n{student_lines}\n\n'
+        '[prompt]\nsystem = "You help."\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def run_student(settings: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "--settings", str(settings)], capture_output=True, text=True, timeout=60, check=False, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "400", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
+def test_a_base_without_its_files_is_one_clear_error_and_leaves_no_record(
+    tmp_path: Path, checkpoint: Path, missing: str
+) -> None:
+    (checkpoint / missing).unlink()
+    ended = run_student(settings_file(tmp_path, ""))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error:") and str(checkpoint / missing) in ended.stderr and "make env" in ended.stderr
+    assert not (tmp_path / "record.db").exists()
+
+
+def test_a_used_port_is_one_clear_error_and_leaves_no_record(tmp_path: Path, checkpoint: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = run_student(settings_file(tmp_path, f"port = {port}"))
+    assert ended.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use ([student] port)" in ended.stderr
+    assert not (tmp_path / "record.db").exists()
+
+
+def test_a_server_address_with_a_path_is_refused_with_an_example(tmp_path: Path, checkpoint: Path) -> None:
+    ended = run_student(settings_file(tmp_path, 'servers = ["http://127.0.0.1:1/v1"]'))
+    assert ended.returncode == 2
+    assert "without /v1" in ended.stderr
+
+
+def test_a_prompt_and_an_answer_that_exceed_the_context_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+    ended = run_student(settings_file(tmp_path, "max_model_len = 512"))
+    assert ended.returncode == 2
+    assert "1792 tokens" in ended.stderr and "allows 512" in ended.stderr
+
+
+@pytest.mark.parametrize("end", ["signal", "parent"])
+def test_the_command_ends_on_a_signal_or_with_its_parent_and_leaves_attached_servers_alone(
+    tmp_path: Path, checkpoint: Path, end: str
+) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    digest = weights_digest(checkpoint, tmp_path / "cache.json").removeprefix("sha256:")
+    try:
+        with ScriptedVllm(f"base-{digest[:10]}") as vllm:
+            settings = settings_file(tmp_path, f'servers = ["{vllm.base_url}"]')
+            arguments = ["--settings", str(settings), "--json", "--parent-pid", str(parent.pid)]
+            with subprocess.Popen(
+                [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+            ) as command:
+                assert command.stderr is not None and command.stdout is not None
+                lines = iter(command.stderr.readline, "")
+                assert any("is ready with base-" in line for line in lines)
+                if end == "signal":
+                    command.send_signal(signal.SIGTERM)
+                else:
+                    parent.kill()
+                    parent.wait()
+                assert command.wait(timeout=20) == 0
+                answer = json.loads(command.stdout.read())
+            assert answer["base_release_id"] == f"base-{digest[:10]}"
+            assert answer["servers"] == [{"base_url": vllm.base_url, "starts": 1}]
+    finally:
+        parent.kill()
+        parent.wait()
+    with Record(tmp_path / "record.db") as record:
+        assert [server.state for server in releases.servers(record)] == [ServerState.DOWN]
+        assert releases.in_service(record) == answer["base_release_id"]
+
+
+def test_the_digest_follows_the_weights_and_is_kept_between_starts(tmp_path: Path, checkpoint: Path) -> None:
+    cache = tmp_path / "cache.json"
+    first = weights_digest(checkpoint, cache)
+    kept = json.loads(cache.read_text(encoding="utf-8"))
+    cache.write_text(json.dumps({**kept, "digest": "sha256:from-the-cache"}), encoding="utf-8")
+    assert weights_digest(checkpoint, cache) == "sha256:from-the-cache"
+    (checkpoint / "model.safetensors").write_bytes(b"other weights")
+    changed = weights_digest(checkpoint, cache)
+    assert changed not in (first, "sha256:from-the-cache")
+    cache.write_text("{ not json", encoding="utf-8")
+    assert weights_digest(checkpoint, cache) == changed
+
+
+def test_the_cpu_server_is_told_its_cache_and_shares_its_cores_with_training(checkpoint: Path) -> None:
+    student = StudentTable(base=checkpoint, profile="cpu", kv_cache_gib=3, extra_arguments=("--max-num-seqs", "8"))
+    command = server_command(student, "base-1")
+    assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert "--gpu-memory-utilization" not in command
+    assert command[-2:] == ["--max-num-seqs", "8"]
+    variables = server_environment(student)
+    assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_gpu_server_shares_its_memory_with_training_and_gets_no_variable_for_cpus(checkpoint: Path) -> None:
+    student = StudentTable(base=checkpoint, profile="gpu", gpu_memory_share=0.4)
+    command = server_command(student, "base-1")
+    assert command[command.index("--gpu-memory-utilization") + 1] == "0.4"
+    assert command[command.index("--dtype") + 1] == "bfloat16"
+    assert not [name for name in server_environment(student) if name.startswith("VLLM_CPU") and name not in os.environ]
+
+
+def test_a_server_that_listens_everywhere_is_reached_on_loopback(checkpoint: Path) -> None:
+    assert server_url(StudentTable(base=checkpoint, profile="cpu", host="0.0.0.0", port=8100)) == "http://127.0.0.1:8100"
+    assert server_url(StudentTable(base=checkpoint, profile="cpu", host="::1", port=8100)) == "http://[::1]:8100"
+
+
+def announce(record: Record, address: str, release_id: str | None, state: ServerState = ServerState.READY) -> None:
+    releases.announce_server(record, server_id=address, base_url=address, base="tiny", state=state, detail="as told")
+    if release_id is not None:
+        releases.note_load(record, Load(address, release_id, True, ""))
+
+
+@pytest.fixture
+def release_id(tmp_path: Path) -> str:
+    with Record(tmp_path / "record.db") as record:
+        state = ReleaseState.CANDIDATE
+        release = Release("release-1", None, "tiny", ReleaseKind.LORA, "/weights", "sha256:1", {}, utc_now(), state)
+        releases.register(record, release, actor="test", reason="test")
+    return "release-1"
+
+
+def test_servers_that_have_the_release_take_turns(tmp_path: Path, release_id: str) -> None:
+    with Record(tmp_path / "record.db") as record:
+        announce(record, "http://a", release_id)
+        announce(record, "http://b", release_id)
+        announce(record, "http://c", None)
+        chosen = [choose_server(record, release_id).base_url for _ in range(4)]
+    assert sorted(chosen) == ["http://a", "http://a", "http://b", "http://b"]
+    assert chosen[0] != chosen[1]
+
+
+def test_a_release_that_no_server_has_is_refused_with_what_the_servers_are_doing(tmp_path: Path, release_id: str) -> None:
+    with Record(tmp_path / "record.db") as record:
+        with pytest.raises(OutsideError, match="start `support-bot student`"):
+            choose_server(record, release_id)
+        announce(record, "http://a", None, ServerState.STARTING)
+        assert not any_server_ready(record)
+        with pytest.raises(
+            OutsideError, match=r"no student server has 'release-1' loaded; http://a is starting \(as told\)"
+        ):
+            choose_server(record, release_id)
+
+
+def test_a_server_whose_supervisor_fell_silent_is_not_chosen(tmp_path: Path, release_id: str) -> None:
+    with Record(tmp_path / "record.db") as record:
+        announce(record, "http://a", release_id)
+        assert choose_server(record, release_id).base_url == "http://a"
+        with record.write() as transaction:
+            transaction.execute("UPDATE student_servers SET heartbeat_at_utc = '2020-01-01T00:00:00.000Z'")
+        with pytest.raises(OutsideError):
+            choose_server(record, release_id)
