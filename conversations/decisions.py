@@ -241,12 +241,33 @@ def settle_spending(record: Record, spending_id: str, cost_usd: float) -> None:
         )
 
 
+def cancel_spending(record: Record, spending_id: str) -> None:
+    """Take back the reservation of a request that never left."""
+    with record.write() as transaction:
+        transaction.execute("DELETE FROM spending WHERE spending_id = ? AND settled_usd IS NULL", [spending_id])
+
+
 def spent_usd(record: Record, run_id: str) -> float:
     """Return what a run has spent and reserved so far, in US dollars."""
     row = record.one(
         "SELECT COALESCE(SUM(COALESCE(settled_usd, reserved_usd)), 0) AS usd FROM spending WHERE run_id = ?", [run_id]
     )
     return float((row or {}).get("usd") or 0)
+
+
+def calls_made(record: Record, run_id: str) -> int:
+    """Return how many requests to a teacher a run has reserved so far, failed ones included."""
+    row = record.one("SELECT COUNT(*) AS calls FROM spending WHERE run_id = ?", [run_id])
+    return int((row or {}).get("calls") or 0)
+
+
+def usual_completion_tokens(record: Record, teacher: str) -> float | None:
+    """Return the mean length in tokens of a teacher's replies in the record, or None where there are none."""
+    row = record.one(
+        "SELECT AVG(completion_tokens) AS tokens FROM teacher_replies WHERE teacher = ? AND completion_tokens > 0", [teacher]
+    )
+    found = (row or {}).get("tokens")
+    return None if found is None else float(found)
 
 
 def newest_edition(record: Record) -> tuple[int, dict[str, Mapping[str, Json]]]:

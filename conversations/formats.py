@@ -31,8 +31,10 @@ _ROLES = {
     "function": Role.TOOL,
 }
 _KNOWN_KEYS = {"role", "content", "from", "value"}
-# Control characters that no message needs; line breaks and tabs stay.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+MAX_LEVELS = 64
+# Control characters that no message needs; line breaks and tabs of each kind stay.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _MARKUP = re.compile(r"<\s*/?\s*[a-zA-Z!][^>]*>|javascript:|data:text/html|!\[[^\]]*\]\(", re.IGNORECASE)
 _CONTROL_TOKENS = re.compile(r"<\|[a-z_0-9]+\|>|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>")
 _HIDDEN = re.compile("[\u202a-\u202e\u2060-\u2064\u200b\u00ad\ufeff\U000e0000-\U000e007f]")
@@ -122,7 +124,29 @@ def _object(line: bytes, repairs: list[str]) -> Mapping[str, Json]:
         raise LineRejected(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise LineRejected(f"expected an object, found {type(value).__name__}")
+    for key, each in value.items():
+        # A broken name would name somebody else once repaired.
+        value[key] = each if key in ("id", "customer_id") else _sound(each, 1, repairs)
     return value
+
+
+def _sound(value: Json, level: int, repairs: list[str]) -> Json:
+    """Return the value with broken surrogates, which no database takes, replaced in every text of it."""
+    if level > MAX_LEVELS:
+        raise LineRejected(f"nested deeper than {MAX_LEVELS} levels")
+    if isinstance(value, dict):
+        return {_sound_text(key, repairs): _sound(each, level + 1, repairs) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_sound(each, level + 1, repairs) for each in value]
+    return _sound_text(value, repairs) if isinstance(value, str) else value
+
+
+def _sound_text(text: str, repairs: list[str]) -> str:
+    if not _SURROGATES.search(text):
+        return text
+    if "broken surrogates replaced" not in repairs:
+        repairs.append("broken surrogates replaced")
+    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class _Repeated(dict[str, Json]):
@@ -173,10 +197,9 @@ def _content(where: str, raw: Mapping[str, Json], has_tool_calls: bool, repairs:
         content = "\n".join(text for text in texts if isinstance(text, str))
     if not isinstance(content, str):
         raise LineRejected(f"{where}: `content` is {type(content).__name__}; expected text")
-    sound = _CONTROLS.sub("", content).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    sound = "".join(character for character in sound if not _is_noncharacter(character)) if sound else sound
+    sound = "".join(character for character in _CONTROLS.sub("", content) if not _is_noncharacter(character))
     if sound != content:
-        repairs.append(f"{where}: control characters or broken surrogates replaced")
+        repairs.append(f"{where}: control characters left out")
     return sound
 
 
@@ -194,7 +217,7 @@ def _source_id(fields: Mapping[str, Json], messages: tuple[ChatMessage, ...], re
     name = fields.get("id")
     if isinstance(name, bool | list | dict | float):
         raise LineRejected(f"`id` is {type(name).__name__}; expected text")
-    if isinstance(name, str) and any(0xD800 <= ord(character) < 0xE000 for character in name):
+    if isinstance(name, str) and _SURROGATES.search(name):
         raise LineRejected("`id` has a broken surrogate")
     if name is None or name == "":
         repairs.append("no id: made from the content")
@@ -210,6 +233,8 @@ def _optional_name(fields: Mapping[str, Json], key: str) -> str | None:
         return None
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise LineRejected(f"`{key}` is {type(value).__name__}; expected text")
+    if _SURROGATES.search(str(value)):
+        raise LineRejected(f"`{key}` has a broken surrogate")
     return str(value)
 
 
@@ -221,10 +246,10 @@ def _moment(fields: Mapping[str, Json], repairs: list[str]) -> str | None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return utc_text(datetime.fromtimestamp(value, UTC))
         moment = datetime.fromisoformat(str(value))
+        return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError, OSError):
         repairs.append("created_at that is no ISO 8601 time left out")
         return None
-    return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _consent(fields: Mapping[str, Json]) -> Consent:

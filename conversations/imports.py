@@ -1,7 +1,8 @@
 """Whole files in and out: JSON Lines into the record, the record as JSON Lines.
 
-In: paths. Out: counts and the problems by file and line. Importing twice adds nothing; a conversation that has grown is
-extended; one that differs is kept as a version of its own and flagged. A bad line never stops the good ones.
+In: paths. Out: counts and the problems by file and line. Importing twice adds nothing, nor does an earlier state of what is
+there; a conversation that has grown is extended; one that differs is kept as a version of its own and flagged. A bad line
+never stops the good ones. Consent, thumbs and labels may be told later about words that are there already.
 """
 
 import hashlib
@@ -15,9 +16,9 @@ from typing import Literal
 from conversations.erasure import name_hash
 from conversations.errors import OperatorError
 from conversations.formats import ImportedConversation, LineRejected, parse_line
-from conversations.messages import Author, Json, Role, TurnStatus, utc_now
+from conversations.messages import Author, Consent, Json, Role, TurnStatus, utc_now
 from conversations.store import Record, Transaction
-from conversations.turns import all_turns, branch_to, ensure_customer, insert_turn
+from conversations.turns import Turn, all_turns, branch_to, ensure_customer, insert_turn
 
 ProblemVerdict = Literal["reject", "repair", "flag"]
 
@@ -116,12 +117,15 @@ def _enter(record: Record, imported: ImportedConversation) -> tuple[int, int, st
             "SELECT conversation_id, content_hash FROM conversations WHERE source_id = ? ORDER BY conversation_id",
             [imported.source_id],
         )
-        if any(row["content_hash"] == imported.content_hash for row in versions):
-            return 0, 0, "" if len(versions) == 1 else "one of several versions under this id"
+        same = [str(row["conversation_id"]) for row in versions if row["content_hash"] == imported.content_hash]
+        if same:
+            changed = _tell_later(transaction, same[0], imported)
+            return 0, 0, "; ".join([*changed, *(["one of several versions under this id"] if len(versions) > 1 else [])])
         for row in versions:
-            grown = _extend(record, transaction, str(row["conversation_id"]), imported)
-            if grown:
-                return 0, grown, ""
+            conversation_id = str(row["conversation_id"])
+            grown = _extend(record, transaction, conversation_id, imported)
+            if grown is not None:
+                return 0, grown, "; ".join(_tell_later(transaction, conversation_id, imported))
         _insert(transaction, imported, customer_id, first_version=not versions)
     return 1, len(imported.messages), "differs from what is recorded under this id: kept as a version" if versions else ""
 
@@ -152,22 +156,50 @@ def _insert(transaction: Transaction, imported: ImportedConversation, customer_i
     _append(transaction, conversation_id, customer_id, imported, 0, created)
 
 
-def _extend(record: Record, transaction: Transaction, conversation_id: str, imported: ImportedConversation) -> int:
-    """Append what is new when the recorded turns are the beginning of the imported ones; return how many."""
+def _tell_later(transaction: Transaction, conversation_id: str, imported: ImportedConversation) -> list[str]:
+    """Take over what a line tells anew about words that are recorded; return what changed."""
+    head = transaction.query("SELECT * FROM conversations WHERE conversation_id = ?", [conversation_id])[0]
+    changed: list[str] = []
+    if imported.consent is not Consent.UNKNOWN and imported.consent != head["consent"]:
+        changed.append(f"consent changed from {head['consent']} to {imported.consent}")
+        transaction.execute(
+            "UPDATE conversations SET consent = ? WHERE conversation_id = ?", [imported.consent, conversation_id]
+        )
+    labels_json = json.dumps(dict(imported.labels), ensure_ascii=False, sort_keys=True)
+    if imported.labels and labels_json != head["labels_json"]:
+        changed.append("labels changed")
+        transaction.execute(
+            "UPDATE conversations SET labels_json = ? WHERE conversation_id = ?", [labels_json, conversation_id]
+        )
+    votes = sum(
+        transaction.execute(
+            "INSERT INTO feedback (turn_id, customer_id, vote, given_at_utc) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (turn_id, customer_id) DO UPDATE SET vote = excluded.vote, given_at_utc = excluded.given_at_utc "
+            "WHERE vote <> excluded.vote",
+            [_turn_name(conversation_id, position), head["customer_id"], vote, utc_now()],
+        )
+        for position, vote in imported.votes.items()
+    )
+    return [*changed, f"{votes} thumbs changed"] if votes else changed
+
+
+def _extend(record: Record, transaction: Transaction, conversation_id: str, imported: ImportedConversation) -> int | None:
+    """Append what is new when the recorded turns begin the imported ones, or the other way round; return how many.
+
+    None when they differ.
+    """
     recorded = branch_to(all_turns(record, conversation_id))
     said = [(turn.role, turn.content, turn.extra_json) for turn in recorded]
     told = [(message.role, message.content, message.extra_json) for message in imported.messages]
-    if len(told) <= len(said) or told[: len(said)] != said:
+    shared = min(len(told), len(said))
+    if told[:shared] != said[:shared]:
+        return None
+    if len(told) <= len(said):
         return 0
     owner = transaction.query("SELECT customer_id FROM conversations WHERE conversation_id = ?", [conversation_id])[0]
     _append(transaction, conversation_id, str(owner["customer_id"]), imported, len(said), utc_now())
     transaction.execute(
-        "UPDATE conversations SET content_hash = ?, labels_json = ? WHERE conversation_id = ?",
-        [
-            imported.content_hash,
-            json.dumps(dict(imported.labels), ensure_ascii=False, sort_keys=True),
-            conversation_id,
-        ],
+        "UPDATE conversations SET content_hash = ? WHERE conversation_id = ?", [imported.content_hash, conversation_id]
     )
     return len(told) - len(said)
 
@@ -181,7 +213,7 @@ def _append(
     created: str,
 ) -> None:
     for position, message in enumerate(imported.messages[first:], start=first):
-        turn_id = f"turn_{_short_hash(f'{conversation_id} {position}')}"
+        turn_id = _turn_name(conversation_id, position)
         insert_turn(
             transaction,
             conversation_id=conversation_id,
@@ -192,6 +224,7 @@ def _append(
             content=message.content,
             created_at_utc=created,
             extra_json=message.extra_json,
+            parent_turn_id=_turn_name(conversation_id, position - 1) if position else None,
         )
         if position in imported.votes:
             transaction.insert(
@@ -203,6 +236,10 @@ def _append(
                     "given_at_utc": created,
                 },
             )
+
+
+def _turn_name(conversation_id: str, position: int) -> str:
+    return f"turn_{_short_hash(f'{conversation_id} {position}')}"
 
 
 def export_file(record: Record, path: Path) -> Exported:
@@ -225,10 +262,11 @@ def export_file(record: Record, path: Path) -> Exported:
 
 
 def _export_lines(record: Record) -> Iterator[tuple[bytes, int]]:
-    for row in record.query("SELECT conversation_id FROM conversations ORDER BY created_at_utc, conversation_id"):
+    # Versions under one id follow each other as they came, so that an import names them the same.
+    for row in record.query("SELECT conversation_id FROM conversations ORDER BY created_at_utc, rowid"):
         conversation_id = str(row["conversation_id"])
         head = record.query("SELECT * FROM conversations WHERE conversation_id = ?", [conversation_id])[0]
-        turns = [turn for turn in branch_to(all_turns(record, conversation_id)) if turn.content or turn.extra_json]
+        turns = [turn for turn in branch_to(all_turns(record, conversation_id)) if _was_said(turn)]
         consent = str(head["consent"])
         fields: dict[str, Json] = {
             "id": head["source_id"] or conversation_id,
@@ -252,6 +290,10 @@ def _export_lines(record: Record) -> Iterator[tuple[bytes, int]]:
         if consent != "unknown":
             fields["consent"] = consent == "yes"
         yield (json.dumps(fields, ensure_ascii=False) + "\n").encode("utf-8", "replace"), len(turns)
+
+
+def _was_said(turn: Turn) -> bool:
+    return bool(turn.content or turn.extra_json) and turn.status is not TurnStatus.FAILED
 
 
 def _short_hash(name: str) -> str:

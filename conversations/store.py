@@ -1,13 +1,15 @@
 """The store: one SQLite file that many processes read and write, and the promises about it.
 
-In and out: frozen values. Writers take short immediate transactions, one at a time in each process; readers have their own
-connection for each thread. Nobody outside this package sees an SQLite object, so that another database can stand behind
+In and out: frozen values. Writers take short immediate transactions, one at a time in each process; readers borrow a
+connection of their own for each query. Nobody outside this package sees an SQLite object, so that another database can stand behind
 the same promises later.
 """
 
 import os
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from conversations.schema import migrate
 
 Cell: TypeAlias = str | int | float | None
 Row: TypeAlias = Mapping[str, Cell]
+_WAIT_SECONDS = 15
 
 
 class Transaction:
@@ -54,13 +57,14 @@ class Record:
         """
         self.path = path
         self._write_lock = threading.RLock()
-        self._local = threading.local()
+        # As many as were ever at work at once: a connection for each thread would stay open behind every thread that ended.
+        self._idle_readers: deque[sqlite3.Connection] = deque()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = self._connect()
-            self._writer.execute("PRAGMA journal_mode = WAL")
+            _switch_to_wal(self._writer)
             migrate(self._writer)
         except sqlite3.DatabaseError as error:
             raise OperatorError(
@@ -102,7 +106,15 @@ class Record:
 
     def query(self, sql: str, parameters: Sequence[Cell] | Mapping[str, Cell] = ()) -> list[Row]:
         """Return the rows of a query as last committed."""
-        return [dict(row) for row in self._reader().execute(sql, parameters)]
+        try:
+            reader = self._idle_readers.pop()
+        except IndexError:
+            reader = self._connect()
+            reader.execute("PRAGMA query_only = ON")
+        try:
+            return [dict(row) for row in reader.execute(sql, parameters)]
+        finally:
+            self._idle_readers.append(reader)
 
     def one(self, sql: str, parameters: Sequence[Cell] | Mapping[str, Cell] = ()) -> Row | None:
         """Return the first row of a query, or None."""
@@ -110,11 +122,23 @@ class Record:
         return rows[0] if rows else None
 
     def compact(self) -> None:
-        """Give back the space of deleted rows, so that their bytes leave the disk."""
+        """Give back the space of deleted rows, so that their bytes leave the disk.
+
+        Raises OutsideError when another process holds the file for longer than the waiting time; the bytes are then still there.
+        """
         with self._write_lock:
-            self._writer.execute("INSERT INTO turn_search(turn_search) VALUES ('optimize')")
-            self._writer.execute("VACUUM")
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                self._writer.execute("INSERT INTO turn_search(turn_search) VALUES ('optimize')")
+                self._writer.execute("VACUUM")
+                is_busy = bool(self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+            except sqlite3.OperationalError as error:
+                raise OutsideError(
+                    f"{self.path}: {error}; deleted bytes are still in the file; run the same again"
+                ) from None
+        if is_busy:
+            raise OutsideError(
+                f"{self.path}: another process is reading; deleted bytes are still in the file beside it; run the same again"
+            )
 
     def search_index_fault(self) -> str | None:
         """Return what SQLite's own check finds wrong between the search index and the turns, or None."""
@@ -133,7 +157,7 @@ class Record:
         return str(row["value"])
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, timeout=15, check_same_thread=False)
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=_WAIT_SECONDS, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -142,13 +166,18 @@ class Record:
             self._connections.append(connection)
         return connection
 
-    def _reader(self) -> sqlite3.Connection:
-        reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
-        if reader is None:
-            reader = self._connect()
-            reader.execute("PRAGMA query_only = ON")
-            self._local.reader = reader
-        return reader
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch a file to WAL; SQLite does not wait here by itself while another process does the same."""
+    give_up = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
 
 
 def process_token() -> str:
@@ -157,11 +186,16 @@ def process_token() -> str:
 
 
 def is_alive(token: str) -> bool:
-    """Tell whether the process of a token still runs; one on another machine is taken to be alive."""
+    """Tell whether the process of a token still runs; one on another machine is taken to be alive.
+
+    A process that ended and was not yet waited for counts as dead. Start times are compared to two seconds, because they are
+    counted from the time of the machine's start, which moves when its clock is set.
+    """
     node, pid, started = token.rsplit(":", 2)
     if node != os.uname().nodename:
         return True
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 0.01
+        process = psutil.Process(int(pid))
+        return abs(process.create_time() - float(started)) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

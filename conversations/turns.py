@@ -4,7 +4,7 @@ In: what a customer or a student said. Out: frozen values. Every way out of a tu
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from conversations.errors import OperatorError
@@ -242,14 +242,18 @@ def begin_reply(
 ) -> Turn:
     """Write the pending turn of a reply before its first token exists, and return it.
 
-    A second reply to the same question is a branch beside the first. Raises ReplyInProgress while another is open.
+    A second reply to the same question is a branch beside the first. An open reply of a process that died is closed as
+    interrupted. Raises ReplyInProgress while another is open.
     """
     turn_id = new_name("turn")
     with record.write() as transaction:
-        if transaction.query(
-            "SELECT 1 FROM turns WHERE conversation_id = ? AND status IN ('pending', 'streaming')", [conversation_id]
+        for row in transaction.query(
+            "SELECT turn_id, process_token FROM turns WHERE conversation_id = ? AND status IN ('pending', 'streaming')",
+            [conversation_id],
         ):
-            raise ReplyInProgress(conversation_id)
+            if is_alive(str(row["process_token"])):
+                raise ReplyInProgress(conversation_id)
+            _interrupt(transaction, str(row["turn_id"]))
         insert_turn(
             transaction,
             conversation_id=conversation_id,
@@ -294,7 +298,7 @@ def finish_reply(
     with record.write() as transaction:
         transaction.execute(
             "UPDATE turns SET status = ?, content = ?, content_hash = ?, prompt_tokens = ?, completion_tokens = ?, "
-            "first_token_ms = ?, latency_ms = ?, mean_token_logprob = ?, failure_code = ?, finished_at_utc = ? "
+            "first_token_ms = COALESCE(?, first_token_ms), latency_ms = ?, mean_token_logprob = ?, failure_code = ?, finished_at_utc = ? "
             "WHERE turn_id = ? AND status IN ('pending', 'streaming')",
             [
                 status,
@@ -316,16 +320,17 @@ def finish_reply(
 def interrupt_orphans(record: Record) -> int:
     """Mark the open replies of processes that have died as interrupted, and return how many there were."""
     open_rows = record.query("SELECT turn_id, process_token FROM turns WHERE status IN ('pending', 'streaming')")
-    orphans = [row for row in open_rows if not row["process_token"] or not is_alive(str(row["process_token"]))]
+    orphans = [str(row["turn_id"]) for row in open_rows if not is_alive(str(row["process_token"]))]
     with record.write() as transaction:
-        return sum(
-            transaction.execute(
-                "UPDATE turns SET status = 'interrupted', finished_at_utc = ? "
-                "WHERE turn_id = ? AND status IN ('pending', 'streaming')",
-                [utc_now(), row["turn_id"]],
-            )
-            for row in orphans
-        )
+        return sum(_interrupt(transaction, turn_id) for turn_id in orphans)
+
+
+def _interrupt(transaction: Transaction, turn_id: str) -> int:
+    return transaction.execute(
+        "UPDATE turns SET status = 'interrupted', finished_at_utc = ? "
+        "WHERE turn_id = ? AND status IN ('pending', 'streaming')",
+        [utc_now(), turn_id],
+    )
 
 
 def turn(record: Record, turn_id: str) -> Turn:
@@ -391,6 +396,21 @@ def conversations_of(record: Record, customer_id: str) -> list[Conversation]:
         [customer_id],
     )
     return [conversation_of(row) for row in rows]
+
+
+def every_conversation(record: Record) -> Iterator[Conversation]:
+    """Yield every conversation, the oldest first, one page at a time."""
+    after = ("", "")
+    while True:
+        rows = record.query(
+            "SELECT * FROM conversations WHERE (created_at_utc, conversation_id) > (?, ?) "
+            "ORDER BY created_at_utc, conversation_id LIMIT 500",
+            after,
+        )
+        yield from map(conversation_of, rows)
+        if not rows:
+            return
+        after = (str(rows[-1]["created_at_utc"]), str(rows[-1]["conversation_id"]))
 
 
 def _turn_of(row: Row) -> Turn:

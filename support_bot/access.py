@@ -150,6 +150,9 @@ class Door:
 
         async def send_with_headers(message: Message) -> None:
             nonlocal has_started
+            if counted.is_too_long and not has_started:
+                # The application's own word about the broken body; the visitor gets ours.
+                return
             if message["type"] == "http.response.start":
                 has_started = True
                 headers = MutableHeaders(scope=message)
@@ -162,6 +165,7 @@ class Door:
         try:
             await (refusal or self._app)(scope, counted.receive, send_with_headers)
         except BodyTooLong:
+            counted.is_too_long = False
             if not has_started:
                 await _too_long()(scope, receive, send_with_headers)
 
@@ -239,11 +243,13 @@ class _CountedBody:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._bytes = 0
+        self.is_too_long = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
         if self._bytes > MAX_BODY_BYTES:
+            self.is_too_long = True
             raise BodyTooLong
         return message
 

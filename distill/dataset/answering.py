@@ -1,4 +1,4 @@
-"""What the handbook teacher says: the handbook searched by meaning, helped by the rare words that question and article share.
+"""What the handbook teacher says: the handbook searched by meaning, helped by rare words that question and article share.
 
 In: a conversation's messages. Out: the answer of the article (or of two, for two problems in one message), a courteous word
 for a greeting, or an honest refusal. It says the handbook's own sentences only and is no large language model. Its weights
@@ -113,6 +113,13 @@ class HandbookTeacher:
         scores = self.scores(asked[-1 - _MAX_EARLIER :])
         weights = np.array([_EARLIER_WEIGHT ** (len(scores) - 1 - place) for place in range(len(scores))], np.float32)
         return np.asarray(weights @ scores / weights.sum(), np.float32)
+
+    def passages_for(self, asked: Sequence[str], count: int) -> tuple[Passage, ...]:
+        """Return the passages that fit a customer's messages best, the best first."""
+        if not asked:
+            return ()
+        order = np.argsort(-self.in_context(asked), kind="stable")[:count]
+        return tuple(self._entries[int(index)].passage for index in order)
 
     def _second_problem(self, question: str, alone: Scores, best: int) -> list[int]:
         """Return the entry of a second problem that the message clearly names, if there is one."""

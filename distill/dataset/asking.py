@@ -118,7 +118,9 @@ def _with_guidance(row: ChosenRow, instruction: str, passages: Sequence[Passage]
     parts = [instruction.strip()] if instruction.strip() else []
     if passages:
         listed = "\n\n".join(f"{passage.title}\n{passage.text}" for passage in passages)
-        parts.append(f"Answer from these passages of the company's handbook. What they do not say you do not know.\n\n{listed}")
+        parts.append(
+            f"Answer from these passages of the company's handbook. What they do not say you do not know.\n\n{listed}"
+        )
     if not parts:
         return messages
     own = 1 if messages and messages[0].role is Role.SYSTEM else 0

@@ -148,7 +148,9 @@ def build_app(handbook: Handbook, embedder: Embedder, *, api_key: str = "") -> F
 
     @app.exception_handler(404)
     async def no_such_path(request: Request, _: Exception) -> Response:
-        return _error(404, f"{request.url.path}: no such path; POST /v1/chat/completions answers", "invalid_request_error", None)
+        return _error(
+            404, f"{request.url.path}: no such path; POST /v1/chat/completions answers", "invalid_request_error", None
+        )
 
     return app
 

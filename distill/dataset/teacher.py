@@ -1,267 +1,252 @@
-"""The client of a teacher: any endpoint that speaks the OpenAI chat completions protocol.
+"""A teacher: any OpenAI-compatible endpoint, asked with a conversation's logged history.
 
-In: requests. Out: raw replies, and what they say once they are read. One call of `ask_once` is one request on the wire; it
-tells apart what may be tried again, what concerns one question only, and what the operator must mend. It spends no money
-that its caller has not reserved, keeps nothing, and never logs a key or a customer's words.
+In: redacted messages. Out: the raw reply, and what can be read of it. It retries what may pass (429, 5xx, timeouts) a bounded
+number of times, waits as long as the teacher asks, and never repeats a request that the teacher has refused. It sees
+redacted text only and never logs a key or a customer's words.
 """
 
-import ipaddress
-import json
+import asyncio
 import logging
+import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conversations.errors import OperatorError
-from conversations.messages import Json
+from conversations.errors import OperatorError, OutsideError
+from conversations.messages import ChatMessage, Json, Role, content_hash
 from conversations.settings import secret
-from distill.dataset.asking import TeacherRequest
+from distill.dataset.handbook import Passage
 from distill.settings import TeacherTable
 
 if TYPE_CHECKING:
-    from openai import APIStatusError
+    from openai.types.chat import ChatCompletionMessageParam
+
+MAX_TRIES = 5
+_MAX_WAIT_SECONDS = 60.0
+_MAX_ASKED_WAIT_SECONDS = 300.0
+_MAY_PASS = (408, 409, 425, 429)
 
 log = logging.getLogger(__name__)
 
 
-class TryAgain(Exception):
-    """This attempt failed and another may succeed.
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides an answer. `passages` are put before the teacher, never before the student."""
 
-    `reason` is rate_limited, server_error, timeout, unreachable, bad_reply or other_dialect; `perhaps_paid` tells whether the
-    teacher may charge for the attempt all the same.
-    """
-
-    def __init__(self, reason: str, detail: str, *, wait_seconds: float | None = None, perhaps_paid: bool = False) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.wait_seconds = wait_seconds
-        self.perhaps_paid = perhaps_paid
-
-
-class RequestRejected(Exception):
-    """The teacher does not take this request (HTTP 400, 413, 422 and the like); asking again would not help."""
-
-
-class BadReply(ValueError):
-    """The reply is no chat completion."""
+    decision_id: str
+    messages: tuple[ChatMessage, ...]
+    passages: tuple[Passage, ...]
+    max_tokens: int
+    request_hash: str
 
 
 @dataclass(frozen=True)
 class RawReply:
-    """A reply as it came, and how long it took in milliseconds."""
+    """A reply as it came, before anybody reads it."""
 
-    text: str
+    body: str
     latency_ms: float
 
 
-@dataclass(frozen=True)
-class Usage:
-    """The tokens that a reply reports."""
-
-    prompt_tokens: int
-    completion_tokens: int
+class _Usage(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a reply says. `passages` are hashes of handbook passages, where the teacher names them."""
-
-    text: str
-    finish_reason: str
-    passages: tuple[str, ...]
-
-
-class _Loose(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Message(_Loose):
+class _Said(BaseModel):
+    model_config = ConfigDict(extra="ignore")
     content: str | None = None
+    refusal: str | None = None
 
 
-class _Choice(_Loose):
-    message: _Message
+class _Choice(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    message: _Said
     finish_reason: str | None = None
 
 
-class _Completion(_Loose):
+class ParsedReply(BaseModel):
+    """What is read of a reply; `handbook_passages` is the handbook teacher's own field."""
+
+    model_config = ConfigDict(extra="ignore")
     choices: tuple[_Choice, ...] = Field(min_length=1)
+    usage: _Usage | None = None
     handbook_passages: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """The answer; what the teacher says instead where it refuses; empty when it said nothing."""
+        said = self.choices[0].message
+        return (said.content or said.refusal or "").strip()
 
-class _UsageFields(_Loose):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
+    @property
+    def finish_reason(self) -> str:
+        """Why the teacher stopped."""
+        return self.choices[0].finish_reason or "unknown"
 
-
-class _Accounted(_Loose):
-    usage: _UsageFields
-
-
-def read_reply(text: str) -> Reply:
-    """Return what a raw reply says; the text is empty where the teacher said nothing.
-
-    Raises BadReply for anything but a chat completion with a choice.
-    """
-    try:
-        completion = _Completion.model_validate_json(text)
-    except ValidationError as error:
-        raise BadReply(f"{error.errors()[0]['msg']} in {text[:80]!r}") from None
-    choice = completion.choices[0]
-    return Reply((choice.message.content or "").strip(), choice.finish_reason or "stop", completion.handbook_passages)
+    @property
+    def truncated(self) -> bool:
+        """Tell whether the limit on its length cut the answer off."""
+        return self.finish_reason == "length"
 
 
-def read_usage(text: str) -> Usage | None:
-    """Return the tokens that a raw reply reports, or None where it does not."""
-    try:
-        usage = _Accounted.model_validate_json(text).usage
-    except ValidationError:
-        return None
-    return Usage(usage.prompt_tokens, usage.completion_tokens)
+class Unanswered(Exception):
+    """The teacher has not answered after every try; another time it may."""
 
 
-def is_on_this_machine(base_url: str) -> bool:
-    """Tell whether an endpoint is on this machine, so that nothing said to it leaves it."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-@dataclass(frozen=True)
-class _Dialect:
-    """How an endpoint wants to be asked; newer models refuse the older names."""
-
-    limit: str = "max_tokens"
-    sends_temperature: bool = True
-
-    def mended(self, complaint: str) -> "_Dialect | None":
-        """Return the dialect that a complaint asks for, or None when it complains of something else."""
-        if self.limit == "max_tokens" and "max_completion_tokens" in complaint:
-            return replace(self, limit="max_completion_tokens")
-        if self.sends_temperature and "temperature" in complaint:
-            return replace(self, sends_temperature=False)
-        return None
+class RequestRefused(Exception):
+    """The teacher refuses this very request (400, 413, 422); repeating it cannot help."""
 
 
 class Teacher:
-    """An open connection to a teacher; use it as an async context manager."""
+    """An open connection to one teacher; an async context manager."""
 
     def __init__(self, name: str, table: TeacherTable) -> None:
-        """Prepare the client; nothing is sent yet.
+        """Open the client.
 
-        Raises OperatorError when the key's environment variable is not set.
+        Raises OperatorError when its key is not in the environment.
         """
-        import openai
+        from openai import AsyncOpenAI
 
-        self._name = name
-        self._table = table
         key = "none"
         if table.api_key_variable:
-            key = secret(table.api_key_variable, f"the teacher {name!r} at {table.base_url} needs it")
-        here = is_on_this_machine(table.base_url)
-        self._client = openai.AsyncOpenAI(
-            api_key=key,
-            base_url=table.base_url,
-            timeout=table.timeout_seconds,
-            max_retries=0,
-            # A proxy of the environment knows no way back to this machine.
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not here),
-        )
-        self._dialect = _Dialect()
+            key = secret(table.api_key_variable, f"the teacher {name!r} at {table.base_url} asks for a key")
+        self._name, self._table = name, table
+        self._client = AsyncOpenAI(base_url=table.base_url, api_key=key, max_retries=0, timeout=table.timeout_seconds)
 
     async def __aenter__(self) -> "Teacher":
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._client.close()
 
-    async def ask_once(self, request: TeacherRequest) -> RawReply:
-        """Send a request once and return the reply as it came.
+    async def ask_once(self, request: Request) -> RawReply | float:
+        """Send a request once: the raw reply, or the seconds to wait when a failure may pass (0: as you like).
 
-        Raises TryAgain, RequestRejected, or OperatorError for what only the operator can mend (key, credit, model, address).
+        Raises OperatorError for a refused key, an unpaid account or an unknown model or address, OutsideError when nobody
+        listens, RequestRefused when this very request is the trouble.
         """
         import openai
 
-        dialect = self._dialect
-        options: dict[str, Json] = {dialect.limit: request.max_tokens}
-        if dialect.sends_temperature:
-            options["temperature"] = request.temperature
-        started = time.monotonic()
+        began = time.monotonic()
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model=request.model,
-                messages=[message.as_openai() for message in request.messages],  # type: ignore[misc]
-                extra_body=options,
+            reply = await self._client.chat.completions.with_raw_response.create(
+                model=self._table.model,
+                # Our messages are what was logged, key for key; the client's types cannot know that.
+                messages=cast("list[ChatCompletionMessageParam]", [each.as_openai() for each in _put_before(request)]),
+                temperature=self._table.temperature,
+                max_tokens=request.max_tokens,
             )
-            return RawReply(raw.text, round((time.monotonic() - started) * 1000, 3))
-        except openai.APITimeoutError:
-            detail = f"no reply from {self._table.base_url} within {self._table.timeout_seconds:g} s"
-            raise TryAgain("timeout", detail, perhaps_paid=True) from None
-        except openai.APIConnectionError as error:
-            raise TryAgain("unreachable", f"{self._table.base_url}: {error.__cause__ or error}") from None
         except openai.APIStatusError as error:
-            raise self._meaning(error, dialect) from None
+            return self._wait_or_raise(request, error.status_code, error.response.headers.get("retry-after", ""), str(error))
+        except openai.APITimeoutError:
+            log.warning("%s: no answer within %g s", self._name, self._table.timeout_seconds)
+            return 0.0
+        except openai.APIConnectionError as error:
+            raise self._nobody_there(error) from None
+        return RawReply(reply.text, (time.monotonic() - began) * 1000)
 
-    def _meaning(self, error: "APIStatusError", dialect: _Dialect) -> Exception:
-        """Return what an HTTP error means for the caller."""
-        status, complaint = error.status_code, _complaint(error)
+    def _wait_or_raise(self, request: Request, status: int, retry_after: str, told: str) -> float:
         where = f"the teacher {self._name!r} at {self._table.base_url}"
-        table = f"[teachers.{self._name}]"
-        if status == 401:
-            key = self._table.api_key_variable
-            told = f"the key in {key}" if key else "a request without a key"
-            mend = f"put a valid key into {key}" if key else f"name the key's environment variable in {table} api_key_variable"
-            return OperatorError(f"{where} refuses {told} (HTTP 401); expected a key that it knows; {mend} and run again")
-        if status == 402 or "insufficient_quota" in complaint:
-            return OperatorError(
-                f"{where} wants to be paid (HTTP {status}): {complaint[:200]}; add credit there and run again: "
-                "no answer that has come is asked for twice"
-            )
-        if status == 403:
-            return OperatorError(f"{where} forbids this (HTTP 403): {complaint[:200]}; mend the key's rights or {table} model")
+        variable = self._table.api_key_variable
+        if status in (401, 403):
+            key = f"the key in the environment variable {variable}" if variable else "a request without a key"
+            what = "set api_key_variable in its table" if not variable else f"export a valid {variable}"
+            raise OperatorError(f"{where} refuses {key} (HTTP {status}); {what} and run again: what was answered is kept")
+        if status == 402:
+            raise OperatorError(f"{where} asks for payment (HTTP 402); top the account up and run again: answers are kept")
         if status == 404:
-            return OperatorError(
-                f"{where} knows no model {self._table.model!r} (HTTP 404): {complaint[:200]}; mend {table} model or base_url"
+            raise OperatorError(
+                f"{where} does not know the model {self._table.model!r} or this address (HTTP 404); mend model or base_url"
             )
-        if status in (408, 409, 429) or status >= 500:
-            reason = "rate_limited" if status == 429 else "server_error"
-            return TryAgain(reason, f"{where}: HTTP {status}", wait_seconds=wait_asked_for(error.response.headers))
-        mended = dialect.mended(complaint) if status == 400 else None
-        if mended is not None:
-            log.warning("%s: %s; asking with %s", where, complaint[:200], mended)
-            self._dialect = mended
-            return TryAgain("other_dialect", f"{where}: HTTP 400", wait_seconds=0)
-        return RequestRejected(f"HTTP {status}: {complaint[:200]}")
+        if status in _MAY_PASS or status >= 500:
+            asked = _seconds(retry_after)
+            log.warning("%s: HTTP %d%s", self._name, status, f", asks to wait {asked:g} s" if asked else "")
+            return asked
+        log.warning("%s: refuses the request of %s (HTTP %d)", self._name, request.decision_id, status)
+        raise RequestRefused(f"HTTP {status}: {told[:200]}")
+
+    def _nobody_there(self, error: Exception) -> OutsideError:
+        what = "start it with `distill teacher`" if self._table.kind == "handbook" else "start it, or mend base_url"
+        return OutsideError(
+            f"the teacher {self._name!r} at {self._table.base_url} cannot be reached ({error.__cause__ or error}); "
+            f"{what}, and run again: what was answered is kept"
+        )
 
 
-def wait_asked_for(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a reply's Retry-After asks to wait, given as a number or a date (RFC 9110, 10.2.3)."""
-    asked = headers.get("retry-after", "").strip()
-    if not asked:
-        return None
+async def wait_before_next(tries: int, asked_seconds: float) -> None:
+    """Wait before another try: as long as the teacher asked for, or twice as long each time, with some chance in it."""
+    own = min(_MAX_WAIT_SECONDS, 0.5 * 2.0 ** (tries - 1)) * random.uniform(0.75, 1.25)
+    seconds = min(asked_seconds, _MAX_ASKED_WAIT_SECONDS) if asked_seconds > 0 else own
+    log.info("trying again in %.1f s (try %d of %d)", seconds, tries + 1, MAX_TRIES)
+    await asyncio.sleep(seconds)
+
+
+def make_request(
+    decision_id: str,
+    messages: Sequence[ChatMessage],
+    *,
+    name: str,
+    table: TeacherTable,
+    instruction: str = "",
+    passages: Sequence[Passage] = (),
+    handbook_digest: str = "",
+    limit_factor: int = 1,
+) -> Request:
+    """Build the request for a decision: its history byte for byte, and a hash of all that decides the answer."""
+    told = list(messages)
+    if instruction:
+        after_system = 1 if told and told[0].role is Role.SYSTEM else 0
+        told.insert(after_system, ChatMessage(Role.SYSTEM, instruction))
+    limit = table.max_answer_tokens * limit_factor
+    decides: list[Json] = [
+        name,
+        table.model,
+        table.base_url,
+        [message.as_openai() for message in told],
+        table.temperature,
+        limit,
+        [passage.passage_hash for passage in passages],
+        # The handbook teacher reads the handbook itself, so a changed one changes its answers.
+        handbook_digest if table.kind == "handbook" else "",
+    ]
+    return Request(decision_id, tuple(told), tuple(passages), limit, content_hash(decides))
+
+
+def parse_reply(body: str) -> ParsedReply | None:
+    """Read a raw reply; None when it is not a chat completion."""
     try:
-        return max(0.0, float(asked))
-    except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(asked)
-    except ValueError:
+        return ParsedReply.model_validate_json(body)
+    except ValidationError:
         return None
-    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _complaint(error: "APIStatusError") -> str:
-    """Return the message of an error's body, or the body."""
-    body = error.body
-    return json.dumps(body, ensure_ascii=False) if isinstance(body, dict) else str(body or error.message)
+def is_on_this_machine(table: TeacherTable) -> bool:
+    """Tell whether a teacher's address is this machine's own."""
+    host = (urlsplit(table.base_url).hostname or "").lower()
+    return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
+
+
+def _put_before(request: Request) -> tuple[ChatMessage, ...]:
+    """Return the messages as sent: the handbook's passages stand before the customer's words, for the teacher alone."""
+    if not request.passages:
+        return request.messages
+    text = "\n\n".join(f"{passage.title}\n{passage.text}" for passage in request.passages)
+    told = ChatMessage(Role.SYSTEM, f"From the company's handbook:\n\n{text}")
+    head = sum(1 for message in request.messages[:2] if message.role is Role.SYSTEM)
+    return (*request.messages[:head], told, *request.messages[head:])
+
+
+def _seconds(retry_after: str) -> float:
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        return 0.0

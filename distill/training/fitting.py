@@ -170,13 +170,12 @@ class Fitting:
 
         Raises OperatorError when the loss is no longer a number.
         """
-        self._take_up(checkpoint_path)
+        if not self._take_up(checkpoint_path):
+            self._validate()
+            self._keep(checkpoint_path, fingerprint, threads)
         started, before = time.monotonic(), self.position.seconds
         begun_at = self.position.tokens_done
         tokens_total = sum(step.tokens for step in self.steps)
-        if self.position.step == 0:
-            self._validate()
-            self._keep(checkpoint_path, fingerprint, threads)
         while not self._is_over():
             learning_rate, loss = self._step()
             self.position.seconds = before + time.monotonic() - started
@@ -189,17 +188,18 @@ class Fitting:
         if self.best is not None:
             self.student.put_back(self.best)
 
-    def _take_up(self, checkpoint_path: Path) -> None:
+    def _take_up(self, checkpoint_path: Path) -> bool:
+        """Go back to the checkpoint; return whether there is one."""
         saved = load_checkpoint(checkpoint_path)
         if saved is None:
-            self.position.metrics_bytes = self.metrics.bytes()
-            return
+            return False
         self.student.put_back(saved.learned)
         self.optimizer.load_state_dict(saved.optimizer)
         restore_random_states(saved.random_states)
         self.position, self.best = saved.position, saved.best
         self.metrics.cut(saved.position.metrics_bytes)
         log.info("going on after step %d of %d", self.position.step, len(self.steps))
+        return True
 
     def _keep(self, checkpoint_path: Path, fingerprint: Fingerprint, threads: int) -> None:
         self.position.metrics_bytes = self.metrics.bytes()

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-LOGITS_AT_ONCE = 16 * 1024 * 1024
+LOGITS_AT_ONCE = 8 * 1024 * 1024
 
 
 def answer_loss(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

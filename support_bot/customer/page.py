@@ -8,6 +8,7 @@ answer and never makes one, so it may be reloaded or closed at any time.
 import asyncio
 import html
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -55,6 +56,13 @@ class _Parts:
     def all(self) -> list[gr.components.Component]:
         """Return them in one list, as Gradio wants the outputs of a handler."""
         return list(vars(self).values())
+
+
+@dataclass
+class _Window:
+    """One window of a customer's browser; counts how often it went on to a new conversation."""
+
+    conversations_left: int = 0
 
 
 def chat_application(session: Session) -> FastAPI:
@@ -108,11 +116,7 @@ def _page(session: Session) -> gr.Blocks:
                 apply_default_css=False,
             )
             new = gr.Button("New conversation", elem_id="new", size="sm", variant="secondary")
-        parts = _parts(table)
-        watching = _wire(session, parts)
-        new.click(
-            lambda: _updates(parts, EMPTY), None, parts.all(), cancels=watching, show_progress="hidden", queue=False
-        ).then(None, js=_FOCUS_MESSAGE)
+        _wire(session, _parts(table), new)
     page.max_threads = MAX_OPEN_PAGES
     page.queue(default_concurrency_limit=None, api_open=False)
     return page
@@ -163,16 +167,22 @@ def _parts(table: ServeTable) -> _Parts:
     return _Parts(conversation, chat, notice, retry, message, send, stop, consent, banner, check)
 
 
-def _wire(session: Session, parts: _Parts) -> list[gr.events.Dependency]:
-    """Connect the components with the session, and return the events that watch an answer."""
+def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
+    """Connect the components with the session."""
+    # Gradio copies the first value for each window of a browser and hands the copy to every handler.
+    window = gr.State(_Window())
 
-    async def show(request: gr.Request) -> AsyncIterator[Updates]:
-        view = await asyncio.to_thread(_newest_view, session, customer_of(request.cookies))
-        yield _updates(parts, view)
-        async for updates in _watch(session, parts, view.conversation_id):
+    async def show(window: _Window, request: gr.Request) -> AsyncIterator[Updates]:
+        conversation_id = await asyncio.to_thread(_newest, session, customer_of(request.cookies))
+        if conversation_id is None:
+            yield _updates(parts, EMPTY)
+            return
+        async for updates in _watch(session, parts, window, conversation_id):
             yield updates
 
-    async def send(text: str, conversation_id: str, agrees: bool, request: gr.Request) -> AsyncIterator[Updates]:
+    async def send(
+        text: str, conversation_id: str, agrees: bool, window: _Window, request: gr.Request
+    ) -> AsyncIterator[Updates]:
         customer_id = customer_of(request.cookies)
         own = await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_id)
         trouble = ""
@@ -193,20 +203,17 @@ def _wire(session: Session, parts: _Parts) -> list[gr.events.Dependency]:
         if trouble:
             yield {parts.notice: _sentence(trouble, "trouble")}
             return
-        view = await asyncio.to_thread(view_of, session.record, conversation_id)
-        yield {**_updates(parts, view, is_answering=True), parts.message: ""}
-        async for updates in _watch(session, parts, conversation_id):
+        yield {parts.conversation: conversation_id, parts.message: ""}
+        async for updates in _watch(session, parts, window, conversation_id):
             yield updates
 
-    async def retry(conversation_id: str, request: gr.Request) -> AsyncIterator[Updates]:
+    async def retry(conversation_id: str, window: _Window, request: gr.Request) -> AsyncIterator[Updates]:
         own = await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies))
         if own is None:
             return
-        try:
+        with suppress(NothingToRetry, ReplyInProgress):
             await session.retry(conversation_id)
-        except (NothingToRetry, ReplyInProgress):
-            yield _updates(parts, await asyncio.to_thread(view_of, session.record, conversation_id))
-        async for updates in _watch(session, parts, conversation_id):
+        async for updates in _watch(session, parts, window, conversation_id):
             yield updates
 
     async def stop(conversation_id: str, request: gr.Request) -> None:
@@ -221,6 +228,10 @@ def _wire(session: Session, parts: _Parts) -> list[gr.events.Dependency]:
         if await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies)):
             await asyncio.to_thread(turns.set_consent, session.record, conversation_id, consent)
 
+    def begin_anew(window: _Window) -> Updates:
+        window.conversations_left += 1
+        return _updates(parts, EMPTY)
+
     async def check() -> Updates:
         return _presence(parts, await asyncio.to_thread(session.availability))
 
@@ -228,36 +239,46 @@ def _wire(session: Session, parts: _Parts) -> list[gr.events.Dependency]:
     page = gr.context.Context.root_block
     assert page is not None
     quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
-    shown = page.load(show, None, outputs, **quietly)
-    sent = gr.on(
+    # What takes a moment goes past Gradio's queue: there, a stream that closes takes younger events with it.
+    at_once = {**quietly, "queue": False}
+    # Never once only: a watcher of a conversation that was left may still be pending.
+    watching = {**quietly, "trigger_mode": "multiple"}
+    page.load(show, [window], outputs, **quietly)
+    gr.on(
         [parts.send.click, parts.message.submit],
         send,
-        [parts.message, parts.conversation, parts.consent],
+        [parts.message, parts.conversation, parts.consent, window],
         outputs,
-        **quietly,
+        **watching,
     )
-    retried = parts.retry.click(retry, [parts.conversation], outputs, **quietly)
-    parts.stop.click(stop, [parts.conversation], None, **quietly).then(None, js=_FOCUS_MESSAGE)
-    parts.chat.like(like, [parts.conversation], None, **quietly)
-    parts.consent.input(agree, [parts.consent, parts.conversation], None, **quietly)
-    parts.check.tick(check, None, outputs, **quietly)
-    return [shown, sent, retried]
+    parts.retry.click(retry, [parts.conversation, window], outputs, **watching)
+    parts.stop.click(stop, [parts.conversation], None, **at_once).then(None, js=_FOCUS_MESSAGE)
+    new.click(begin_anew, [window], outputs, **at_once).then(None, js=_FOCUS_MESSAGE)
+    parts.chat.like(like, [parts.conversation], None, **at_once)
+    parts.consent.input(agree, [parts.consent, parts.conversation], None, **at_once)
+    parts.check.tick(check, None, outputs, **at_once)
 
 
-async def _watch(session: Session, parts: _Parts, conversation_id: str) -> AsyncIterator[Updates]:
-    """Yield what changes on the page until the answer on its way is closed; without one, yield nothing."""
-    if not conversation_id or not session.is_answering(conversation_id):
-        return
-    before = await asyncio.to_thread(view_of, session.record, conversation_id)
-    yield _updates(parts, before, is_answering=True)
-    async for glimpse in session.follow(conversation_id):
-        if glimpse.is_open and glimpse.text:
-            yield {parts.chat: [*before.bubbles, answer_bubble(glimpse.text)]}
+async def _watch(session: Session, parts: _Parts, window: _Window, conversation_id: str) -> AsyncIterator[Updates]:
+    """Yield what changes on the page until the answer on its way is closed or its conversation is left.
+
+    Ends with the conversation as the record has it, however early the answer was closed.
+    """
+    left_before = window.conversations_left
+    if session.is_answering(conversation_id):
+        before = await asyncio.to_thread(view_of, session.record, conversation_id)
+        yield _updates(parts, before, is_answering=True)
+        async for glimpse in session.follow(conversation_id):
+            if window.conversations_left != left_before:
+                return
+            if glimpse.is_open and glimpse.text:
+                yield {parts.chat: [*before.bubbles, answer_bubble(glimpse.text)]}
     view = await asyncio.to_thread(view_of, session.record, conversation_id)
     updates = _updates(parts, view)
     if view.notice == COULD_NOT_ANSWER:
         updates |= _presence(parts, await asyncio.to_thread(session.availability))
-    yield updates
+    if window.conversations_left == left_before:
+        yield updates
 
 
 def _updates(parts: _Parts, view: View, *, is_answering: bool = False) -> Updates:
@@ -292,9 +313,9 @@ def _sentence(text: str, tone: Tone, *, is_busy: bool = False) -> str:
     return f'<p role="status" class="{tone}">{html.escape(text)}{dots}</p>' if text else '<p role="status"></p>'
 
 
-def _newest_view(session: Session, customer_id: str | None) -> View:
+def _newest(session: Session, customer_id: str | None) -> str | None:
     own = turns.conversations_of(session.record, customer_id) if customer_id else []
-    return view_of(session.record, own[0].conversation_id) if own else EMPTY
+    return own[0].conversation_id if own else None
 
 
 def _vote(session: Session, conversation_id: str, customer_id: str | None, index: object, liked: bool | str | None) -> None:

@@ -36,9 +36,7 @@ def _one_by_one(model, rows):
         token_ids = torch.tensor([row.prompt_ids + row.answer_ids])
         logits = model(token_ids).logits[0]
         start = len(row.prompt_ids) - 1
-        nll = torch.nn.functional.cross_entropy(
-            logits[start:-1], torch.tensor(row.answer_ids), reduction="sum"
-        )
+        nll = torch.nn.functional.cross_entropy(logits[start:-1], torch.tensor(row.answer_ids), reduction="sum")
         total = total + row.weight * nll
     return total
 

@@ -14,25 +14,23 @@ Family = Literal["llama", "phi3"]
 
 
 def tiny_model(family: Family = "llama", *, vocabulary: int = 260, seed: int = 0) -> Any:
-    sizes = dict(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if family == "llama":
             return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
-        return Phi3ForCausalLM(
-            Phi3Config(**sizes, tie_word_embeddings=False, original_max_position_embeddings=512)
-        )
+        return Phi3ForCausalLM(Phi3Config(**sizes, tie_word_embeddings=False, original_max_position_embeddings=512))
 
 
 def tiny_student(folder: Path, family: Family = "llama", *, seed: int = 0) -> Path:
@@ -49,16 +47,18 @@ def tiny_student(folder: Path, family: Family = "llama", *, seed: int = 0) -> Pa
 
 def dataset_line(decision: int, conversation: int, texts: Sequence[str], weight: float = 1.0) -> str:
     roles = ["system"] + ["user", "assistant"] * len(texts)
-    return json.dumps({
-        "decision_id": f"decision_{decision}",
-        "conversation_id": f"conversation_{conversation}",
-        "cluster_id": f"cluster_{conversation}",
-        "topic": "",
-        "weight": weight,
-        "teacher": "handbook",
-        "labels": {},
-        "messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)],
-    })
+    return json.dumps(
+        {
+            "decision_id": f"decision_{decision}",
+            "conversation_id": f"conversation_{conversation}",
+            "cluster_id": f"cluster_{conversation}",
+            "topic": "",
+            "weight": weight,
+            "teacher": "handbook",
+            "labels": {},
+            "messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)],
+        }
+    )
 
 
 def write_dataset(path: Path, conversations: int, *, first: int = 0) -> Path:

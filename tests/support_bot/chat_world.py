@@ -23,13 +23,13 @@ SYSTEM_PROMPT = "You are the assistant of Harbourline."
 class ChatWorld:
     """One record with one server that has the base release loaded."""
 
-    def __init__(self, folder: Path, *, serve: str = "", max_prompt_tokens: int = 1024) -> None:
+    def __init__(self, folder: Path, *, serve: str = "") -> None:
         self.folder = folder
         self.settings_file = folder / "settings.toml"
         write_tokenizer(folder / "student")
         self.settings_file.write_text(
-            f'[record]\npath = "record.db"\n[student]\nbase = "student"\nprofile = "cpu"\n'
-            f'[prompt]\nsystem = "{SYSTEM_PROMPT}"\nmax_prompt_tokens = {max_prompt_tokens}\n[serve]\nbrand = "Harbourline"\n{serve}',
+            '[record]\npath = "record.db"\n[student]\nbase = "student"\nprofile = "cpu"\n'
+            f'[prompt]\nsystem = "{SYSTEM_PROMPT}"\n[serve]\nbrand = "Harbourline"\n{serve}',
             encoding="utf-8",
         )
         self.settings: SupportBotSettings = read_support_bot_settings(self.settings_file)
@@ -102,11 +102,13 @@ def write_tokenizer(folder: Path) -> None:
 
 def start_pages(world: ChatWorld) -> "subprocess.Popen[bytes]":
     """Start `support-bot serve` and wait until both pages answer."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from support_bot.cli import main; main()", "serve", "--settings", str(world.settings_file)],
-        env=os.environ | {"SUPPORT_BOT_CONSOLE_PASSWORD": PASSWORD},
-        stderr=(world.folder / "serve.log").open("wb"),
-    )
+    command = "from support_bot.cli import main; main()"
+    with (world.folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, "serve", "--settings", str(world.settings_file)],
+            env=os.environ | {"SUPPORT_BOT_CONSOLE_PASSWORD": PASSWORD},
+            stderr=log,
+        )
     table = world.settings.serve
     deadline = time.monotonic() + 90
     for port in (table.chat_port, table.console_port):

@@ -1,4 +1,4 @@
-"""A student server that does as it is told: fast, slow, dying in mid-answer or refusing. Speaks OpenAI completions over HTTP."""
+"""A student server that does as it is told: fast, slow, dying in mid-answer or refusing. Speaks OpenAI completions."""
 
 import json
 import socket

@@ -127,7 +127,7 @@ def test_port_in_use_is_named_with_its_setting(tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
-        ("**bold** and `a<b`", "**bold** and `a<b`"),
+        ("**bold** and `a < b`", "**bold** and `a < b`"),
         ("![x](http://evil.example/a.png)", "x"),
         ("[here](http://a.example/x)", "here (http://a.example/x)"),
         ("<b>x</b>", "<\u200bb>x<\u200b/b>"),

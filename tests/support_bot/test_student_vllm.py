@@ -116,7 +116,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             releases.register(record, release, actor="test", reason="test")
             releases.want(record, name, wanted_by="test")
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        with subprocess.Popen([*COMMAND, "--settings", str(settings)], env=environment) as command:
+        arguments = ["--settings", str(settings), "--parent-pid", str(os.getpid())]
+        with subprocess.Popen([*COMMAND, *arguments], env=environment) as command:
             try:
                 until(lambda: len(releases.loads(record)) == 3, "ready with three releases", START_SECONDS)
                 base_id = next(load.release_id for load in releases.loads(record) if load.release_id.startswith("base-"))

@@ -1,0 +1,240 @@
+"""A training can be killed and goes on to the same bits; what it writes is what vLLM loads."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_student import tiny_student, write_dataset
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from conversations.errors import OperatorError
+from conversations.prompt import Renderer
+from distill.settings import TrainTable
+from distill.training.decisions import read_decisions
+from distill.training.fitting import TrainProgress, learning_rate_at
+from distill.training.train import TrainRequest, train
+
+SETTINGS = TrainTable(
+    rank=4,
+    alpha=8,
+    learning_rate=1e-2,
+    epochs=1.5,
+    rows_per_step=4,
+    token_budget_per_batch=512,
+    max_tokens=256,
+    validate_every_tokens=500,
+    checkpoint_every_steps=3,
+    threads=1,
+)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def ignore(_: TrainProgress) -> None:
+    """Look away."""
+
+
+def request_in(folder: Path, settings: TrainTable = SETTINGS, **changes) -> TrainRequest:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "student").exists():
+        tiny_student(folder / "student")
+        write_dataset(folder / "train.jsonl", 8)
+        write_dataset(folder / "validation.jsonl", 2, first=100)
+    whole = TrainRequest(
+        base_dir=folder / "student",
+        train_path=folder / "train.jsonl",
+        validation_path=folder / "validation.jsonl",
+        out_dir=folder / "train",
+        metrics_path=folder / "metrics.jsonl",
+        settings=settings,
+        max_prompt_tokens=200,
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def metrics_of(folder: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("at_utc", "tokens_per_second")} for line in lines]
+
+
+def killed_at(step: int):
+    seen: list[int] = []
+
+    def watch(progress: TrainProgress) -> None:
+        seen.append(progress.tokens_done)
+        if len(seen) == step:
+            raise Killed
+
+    return watch
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_killed_training_goes_on_to_the_same_weights_and_the_same_metrics(tmp_path, kind):
+    settings = SETTINGS.model_copy(update={"kind": kind, "learning_rate": 1e-2 if kind == "lora" else 1e-3})
+    straight = request_in(tmp_path / "straight", settings)
+    expected = train(straight, ignore)
+    assert expected.steps == 6
+
+    # Killed after the first step, before any further checkpoint, and again after the fifth, two steps past one.
+    broken = request_in(tmp_path / "broken", settings)
+    for step in (1, 5):
+        with pytest.raises(Killed):
+            train(broken, killed_at(step))
+        assert not (broken.out_dir / expected.weights).exists()
+    result = train(broken, ignore)
+
+    weights = sorted((straight.out_dir / expected.weights).glob("*.safetensors"))
+    assert weights
+    for path in weights:
+        assert path.read_bytes() == (broken.out_dir / expected.weights / path.name).read_bytes()
+    assert metrics_of(tmp_path / "broken") == metrics_of(tmp_path / "straight")
+    assert dataclasses.replace(result, seconds=0) == dataclasses.replace(expected, seconds=0)
+    assert not list(broken.out_dir.glob(".*"))
+
+
+@pytest.mark.slow
+def test_training_killed_with_signal_9_goes_on_to_the_same_weights(tmp_path):
+    straight = request_in(tmp_path / "straight")
+    train(straight, ignore)
+    broken = request_in(tmp_path / "broken")
+    script = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+        "from test_training_train import request_in; from distill.training.train import train; steps = []\n"
+        "def watch(progress):\n"
+        "    steps.append(progress)\n"
+        "    if len(steps) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train(request_in(Path(sys.argv[2])), watch)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "broken")],
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    train(broken, ignore)
+    name = "adapter/adapter_model.safetensors"
+    assert (broken.out_dir / name).read_bytes() == (straight.out_dir / name).read_bytes()
+    assert metrics_of(tmp_path / "broken") == metrics_of(tmp_path / "straight")
+
+
+def test_resume_refuses_another_base_other_rows_or_other_settings_and_names_them(tmp_path):
+    begun = request_in(tmp_path)
+    with pytest.raises(Killed):
+        train(begun, killed_at(4))
+    with pytest.raises(OperatorError, match=r"\[train\] rank was 4 and is 2"):
+        train(dataclasses.replace(begun, settings=SETTINGS.model_copy(update={"rank": 2})), ignore)
+    with pytest.raises(OperatorError, match=r"max_prompt_tokens was 200 and is 190"):
+        train(dataclasses.replace(begun, max_prompt_tokens=190), ignore)
+    with pytest.raises(OperatorError, match=r"base was sha256:\w+ and is sha256:"):
+        train(dataclasses.replace(begun, base_dir=tiny_student(tmp_path / "other", seed=1)), ignore)
+    with pytest.raises(OperatorError, match=r"train rows was sha256:\w+ and is sha256:"):
+        train(dataclasses.replace(begun, train_path=write_dataset(tmp_path / "more.jsonl", 9)), ignore)
+
+
+def test_finished_training_is_not_repeated(tmp_path):
+    request = request_in(tmp_path)
+    result = train(request, ignore)
+    assert train(request, killed_at(1)) == result
+    with pytest.raises(OperatorError, match="rank was 4 and is 2"):
+        train(dataclasses.replace(request, settings=SETTINGS.model_copy(update={"rank": 2})), ignore)
+
+
+def test_adapter_is_in_pefts_format_and_changes_the_base_as_in_training(tmp_path):
+    request = request_in(tmp_path, SETTINGS.model_copy(update={"epochs": 12.0, "validate_every_tokens": 4000}))
+    result = train(request, ignore)
+    folder = request.out_dir / "adapter"
+    written = "".join((folder / name).read_text(encoding="utf-8") for name in ("adapter_config.json", "README.md"))
+    assert str(tmp_path) not in written
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "student"
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert config["r"] == 4
+    weights = load_file(folder / "adapter_model.safetensors")
+    # A and B of four attention and three feed-forward layers, in two blocks.
+    assert len(weights) == 2 * 7 * 2
+    assert result.weights_bytes == (folder / "adapter_model.safetensors").stat().st_size
+
+    base = AutoModelForCausalLM.from_pretrained(request.base_dir)
+    assert held_out_nll(base, request) == pytest.approx(result.first_validation_nll, rel=1e-5)
+    taught = PeftModel.from_pretrained(base, folder)
+    assert held_out_nll(taught, request) == pytest.approx(result.best_validation_nll, rel=1e-5)
+    assert result.best_validation_nll < 0.97 * result.first_validation_nll
+
+
+def held_out_nll(model, request: TrainRequest) -> float:
+    """Return transformers' own loss on the held-out rows, one by one, in nats per answer token."""
+    renderer = Renderer.load(request.base_dir)
+    rows, _ = read_decisions(request.validation_path, renderer, max_prompt_tokens=200, max_tokens=256)
+    summed = 0.0
+    for row in rows:
+        logits = model(torch.tensor([row.prompt_ids + row.answer_ids])).logits[0]
+        said = logits[len(row.prompt_ids) - 1 : -1]
+        summed += row.weight * cross_entropy(said, torch.tensor(row.answer_ids), reduction="sum").item()
+    return summed / sum(row.weight * len(row.answer_ids) for row in rows)
+
+
+def test_full_training_leaves_a_checkpoint_in_bfloat16_that_loads_with_its_tokenizer(tmp_path):
+    request = request_in(tmp_path, SETTINGS.model_copy(update={"kind": "full", "learning_rate": None}))
+    result = train(request, ignore)
+    folder = request.out_dir / "checkpoint"
+    assert result.learning_rate == pytest.approx(1e-4)
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    assert (folder / "tokenizer.json").read_bytes() == (request.base_dir / "tokenizer.json").read_bytes()
+    assert AutoModelForCausalLM.from_pretrained(folder).config.tie_word_embeddings
+
+
+def test_training_stops_when_held_out_loss_no_longer_falls_and_keeps_the_best_weights(tmp_path):
+    request = request_in(tmp_path, SETTINGS.model_copy(update={"epochs": 40.0, "learning_rate": 0.5, "patience": 2}))
+    result = train(request, ignore)
+    assert result.steps < result.steps_planned
+    assert result.best_step < result.steps
+    measured = {
+        line["step"]: line["validation_nll"]
+        for line in metrics_of(tmp_path)
+        if line["event"] == "validation" and line["step"] != 0
+    }
+    assert result.best_validation_nll == min(measured.values()) == measured[result.best_step]
+
+
+def test_every_step_is_one_line_of_metrics_and_one_call_of_progress(tmp_path):
+    request = request_in(tmp_path)
+    seen: list[TrainProgress] = []
+    result = train(request, seen.append)
+    steps = [line for line in metrics_of(tmp_path) if line["event"] == "step"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [progress.loss for progress in seen] == [line["loss"] for line in steps]
+    assert seen[-1].tokens_done == seen[-1].tokens_total == result.tokens == steps[-1]["tokens"]
+    assert result.tokens_per_epoch < result.tokens_one_by_one
+
+
+def test_nothing_to_learn_is_an_operators_error_that_says_why(tmp_path):
+    request = request_in(tmp_path, SETTINGS.model_copy(update={"max_tokens": 64}))
+    with pytest.raises(OperatorError, match=r"16 rows, left out \{'over_length': 16\}"):
+        train(request, ignore)
+    assert not (request.out_dir / "adapter").exists()
+
+
+def test_folder_without_weights_is_an_operators_error(tmp_path):
+    request = request_in(tmp_path, base_dir=tmp_path)
+    with pytest.raises(OperatorError, match=r"no config\.json and \*\.safetensors"):
+        train(request, ignore)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_learning_rate_rises_to_its_peak_and_falls_to_almost_nothing(schedule):
+    settings = TrainTable(schedule=schedule, warmup_share=0.1)
+    rates = [learning_rate_at(step, steps=50, peak=1e-3, settings=settings) for step in range(1, 51)]
+    assert rates[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
+    assert rates[5] == pytest.approx(1e-3)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[-1] < 1e-4
