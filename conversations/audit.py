@@ -47,6 +47,10 @@ def first_broken_entry(record: Record) -> str | None:
         if row["entry_hash"] != _entry_hash(row):
             return f"audit entry {row['audit_seq']}: its content does not match its hash"
         previous = str(row["entry_hash"])
+    # Entries cut off at the end break no chain, but SQLite remembers the last number that it gave.
+    given = record.one("SELECT seq, (SELECT MAX(audit_seq) FROM audit) AS last FROM sqlite_sequence WHERE name = 'audit'")
+    if given is not None and given["seq"] != given["last"]:
+        return f"audit entry {given['seq']}: the last one that was written is missing"
     return None
 
 

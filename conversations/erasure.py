@@ -14,6 +14,9 @@ from conversations import audit
 from conversations.messages import utc_now
 from conversations.store import Cell, Record, Row, Transaction
 
+_UNFINISHED = "unfinished_erasure"
+_TEXT_SUFFIXES = (".jsonl", ".json", ".html", ".half")
+
 
 @dataclass(frozen=True)
 class Erased:
@@ -34,7 +37,9 @@ def name_hash(kind: str, name: str) -> str:
 def erase_customer(record: Record, customer_id: str, *, actor: str) -> Erased:
     """Remove a customer: first every row, in one transaction, then the lines of the files, then the freed bytes.
 
-    A customer who is not there is remembered all the same, so that a later import does not bring them in.
+    A customer who is not there is remembered all the same, so that a later import does not bring them in. An erasure that was
+    killed between the rows and the files is finished by the next one.
+    Raises OutsideError, with the rows gone and some bytes still on the disk, when another process holds the record.
     """
     with record.write() as transaction:
         conversations = _names(transaction, "SELECT conversation_id FROM conversations WHERE customer_id = ?", customer_id)
@@ -43,8 +48,6 @@ def erase_customer(record: Record, customer_id: str, *, actor: str) -> Erased:
             for conversation_id in conversations
             for name in _names(transaction, "SELECT decision_id FROM decisions WHERE conversation_id = ?", conversation_id)
         ]
-        releases = _releases_that_learned(transaction, decisions)
-        files = [str(row["path"]) for row in transaction.query("SELECT path FROM artefacts WHERE holds_text = 1")]
         answers = sum(_delete_decision(transaction, decision_id) for decision_id in decisions)
         turns = sum(_delete_conversation(transaction, conversation_id) for conversation_id in conversations)
         transaction.execute("DELETE FROM feedback WHERE customer_id = ?", [customer_id])
@@ -52,9 +55,17 @@ def erase_customer(record: Record, customer_id: str, *, actor: str) -> Erased:
         _bury(transaction, "customer", customer_id)
         # The audit tells that somebody was erased, never who.
         audit.note(transaction, actor, "customer erased", name_hash("customer", customer_id), {"turns": turns})
-    changed = sum(_erase_lines(Path(path), {*decisions, *conversations}) for path in files) if decisions else 0
+        names = {*_unfinished(transaction), *decisions, *conversations}
+        transaction.execute("INSERT OR REPLACE INTO record_facts VALUES (?, ?)", [_UNFINISHED, json.dumps(sorted(names))])
+        releases = _releases_that_learned(transaction, sorted(names))
+        files = _files_with_text(transaction)
+    changed = [path for path in files if names and _erase_lines(path, names)]
+    with record.write() as transaction:
+        for path in changed:
+            _renew_artefact(transaction, path)
+        transaction.execute("DELETE FROM record_facts WHERE name = ?", [_UNFINISHED])
     record.compact()
-    return Erased(len(conversations), turns, answers, changed, tuple(releases))
+    return Erased(len(conversations), turns, answers, len(changed), tuple(releases))
 
 
 def is_erased(record: Record, kind: str, name: str) -> bool:
@@ -105,29 +116,52 @@ def _bury(transaction: Transaction, kind: str, name: str) -> None:
     transaction.execute("INSERT OR IGNORE INTO tombstones VALUES (?, ?, ?)", [name_hash(kind, name), kind, utc_now()])
 
 
-def _erase_lines(path: Path, names: set[str]) -> int:
-    """Rewrite a file without the lines that tell of the named decisions or conversations; 1 when it changed.
+def _unfinished(transaction: Transaction) -> list[str]:
+    """Return the decisions and conversations of an erasure that was killed before it came to the files."""
+    found = transaction.query("SELECT value FROM record_facts WHERE name = ?", [_UNFINISHED])
+    return [str(name) for name in json.loads(str(found[0]["value"]))] if found else []
+
+
+def _files_with_text(transaction: Transaction) -> list[Path]:
+    """Return the files that may hold customers' words: those that runs noted, and those that a stage left when it was killed."""
+    noted = {Path(str(row["path"])) for row in transaction.query("SELECT path FROM artefacts WHERE holds_text = 1")}
+    folders = [Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")]
+    found = {
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.rglob("*")
+        if path.suffix in _TEXT_SUFFIXES and path.name != "manifest.json"
+    }
+    return sorted(path for path in noted | found if path.is_file())
+
+
+def _erase_lines(path: Path, names: set[str]) -> bool:
+    """Rewrite a file without the lines that name one of the decisions or conversations; tell whether it changed.
 
     A report page shows single cases and cannot be cut by the line: it is removed when it names one of them.
     """
-    if not path.is_file():
-        return 0
-    text = path.read_text(encoding="utf-8")
-    if not any(name in text for name in names):
-        return 0
+    wanted = [name.encode() for name in names]
+    content = path.read_bytes()
+    if not any(name in content for name in wanted):
+        return False
     if path.suffix != ".jsonl":
         path.unlink()
-        return 1
-    kept = [line for line in text.splitlines(keepends=True) if not _tells_of(line, names)]
+        return True
+    # By the byte of the line end alone: a message may hold other characters that text functions take for one.
+    kept = [line for line in content.split(b"\n") if not any(name in line for name in wanted)]
     half = path.with_name(f".{path.name}.half")
-    half.write_text("".join(kept), encoding="utf-8", newline="\n")
+    half.write_bytes(b"\n".join(kept))
     os.replace(half, path)
-    return 1
+    return True
 
 
-def _tells_of(line: str, names: set[str]) -> bool:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return any(name in line for name in names)
-    return isinstance(row, dict) and bool({row.get("decision_id"), row.get("conversation_id")} & names)
+def _renew_artefact(transaction: Transaction, path: Path) -> None:
+    if not path.exists():
+        transaction.execute("DELETE FROM artefacts WHERE path = ?", [str(path)])
+        return
+    content = path.read_bytes()
+    transaction.execute(
+        "UPDATE artefacts SET digest = ?, bytes = ? WHERE path = ?",
+        ["sha256:" + hashlib.sha256(content).hexdigest(), len(content), str(path)],
+    )

@@ -173,12 +173,13 @@ def _tell_later(transaction: Transaction, conversation_id: str, imported: Import
         )
     votes = sum(
         transaction.execute(
-            "INSERT INTO feedback (turn_id, customer_id, vote, given_at_utc) VALUES (?, ?, ?, ?) "
+            "INSERT INTO feedback (turn_id, customer_id, vote, given_at_utc) SELECT ?, ?, ?, ? "
+            "WHERE EXISTS (SELECT 1 FROM turns WHERE turn_id = ?) "
             "ON CONFLICT (turn_id, customer_id) DO UPDATE SET vote = excluded.vote, given_at_utc = excluded.given_at_utc "
             "WHERE vote <> excluded.vote",
-            [_turn_name(conversation_id, position), head["customer_id"], vote, utc_now()],
+            [turn_id, head["customer_id"], vote, utc_now(), turn_id],
         )
-        for position, vote in imported.votes.items()
+        for turn_id, vote in ((_turn_name(conversation_id, position), vote) for position, vote in imported.votes.items())
     )
     return [*changed, f"{votes} thumbs changed"] if votes else changed
 
@@ -224,7 +225,7 @@ def _append(
             content=message.content,
             created_at_utc=created,
             extra_json=message.extra_json,
-            parent_turn_id=_turn_name(conversation_id, position - 1) if position else None,
+            parent_turn_id=_turn_name(conversation_id, position - 1) if position > first else None,
         )
         if position in imported.votes:
             transaction.insert(

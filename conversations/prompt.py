@@ -7,6 +7,7 @@ load a model library, and nothing else may build a prompt.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,7 @@ from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Role, TurnStatus
 
 PROMPT_VERSION = "1"
+_CONTROL = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
 class ChatFormat(StrEnum):
@@ -81,7 +83,11 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer, chat_format: ChatFormat, tokenizer_digest: str) -> None:
         self._tokenizer = tokenizer
-        # Control tokens that stand in a customer's text are encoded as the characters they are.
+        # Control tokens that stand in a customer's text are encoded as the characters they are. Some tokenizers do not call
+        # all of theirs special: Phi-4-mini's tool marks, Phi-3's `</s>`.
+        self._tokenizer.add_special_tokens(
+            [token for token in tokenizer.get_added_tokens_decoder().values() if _CONTROL.fullmatch(token.content)]
+        )
         self._tokenizer.encode_special_tokens = True
         self._marks = _MARKS[chat_format]
         self.chat_format = chat_format

@@ -100,45 +100,22 @@ def register(record: Record, release: Release, *, actor: str, reason: str) -> No
     with record.write() as transaction:
         if transaction.query("SELECT 1 FROM releases WHERE release_id = ?", [release.release_id]):
             raise OperatorError(f"the release name {release.release_id!r} is taken; a name is never used twice")
-        transaction.insert(
-            "releases",
-            {
-                "release_id": release.release_id,
-                "run_id": release.run_id,
-                "base": release.base,
-                "kind": release.kind,
-                "weights_path": release.weights_path,
-                "weights_digest": release.weights_digest,
-                "metrics_json": json.dumps(dict(release.metrics), sort_keys=True),
-                "created_at_utc": release.created_at_utc,
-            },
-        )
-        _event(transaction, release.release_id, "registered", actor, reason)
+        _enter(transaction, release, actor, reason)
 
 
 def register_base(record: Record, *, base: str, weights_path: str, weights_digest: str) -> str:
     """Make sure that the untuned base student is a release, in service when nothing else is; return its name."""
+    actor = "support-bot student"
     release_id = f"base-{weights_digest.removeprefix('sha256:')[:10]}"
-    if record.one("SELECT 1 AS found FROM releases WHERE release_id = ?", [release_id]) is None:
-        register(
-            record,
-            Release(
-                release_id,
-                None,
-                base,
-                ReleaseKind.BASE,
-                weights_path,
-                weights_digest,
-                {},
-                utc_now(),
-                ReleaseState.CANDIDATE,
-            ),
-            actor="support-bot student",
-            reason="the base student as it came",
-        )
-    if in_service(record) is None:
-        promote(record, release_id, actor="support-bot student", reason="nothing else is in service")
-    want(record, release_id, wanted_by="support-bot student")
+    student = Release(
+        release_id, None, base, ReleaseKind.BASE, weights_path, weights_digest, {}, utc_now(), ReleaseState.CANDIDATE
+    )
+    with record.write() as transaction:
+        if not transaction.query("SELECT 1 FROM releases WHERE release_id = ?", [release_id]):
+            _enter(transaction, student, actor, "the base student as it came")
+        if not transaction.query("SELECT 1 FROM release_events WHERE event IN ('promoted', 'restored')"):
+            _event(transaction, release_id, "promoted", actor, "nothing else is in service")
+        _want(transaction, release_id, actor)
     return release_id
 
 
@@ -199,6 +176,8 @@ def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str)
             raise OperatorError(f"the release {target!r} is in service already; nothing to roll back")
         if not transaction.query("SELECT 1 FROM releases WHERE release_id = ?", [target]):
             raise OperatorError(f"no release {target!r}; `distill releases` lists what there is")
+        if target not in {row["release_id"] for row in served}:
+            raise OperatorError(f"the release {target!r} was never in service; only the gate puts a release there first")
         _event(transaction, current, "rolled_back", actor, reason)
         _want(transaction, target, actor)
         _event(transaction, target, "restored", actor, reason)
@@ -329,6 +308,23 @@ def servers_with(record: Record, release_id: str) -> list[StudentServer]:
         for server in servers(record)
         if server.server_id in holding and server.state is ServerState.READY and server.is_fresh
     ]
+
+
+def _enter(transaction: Transaction, release: Release, actor: str, reason: str) -> None:
+    transaction.insert(
+        "releases",
+        {
+            "release_id": release.release_id,
+            "run_id": release.run_id,
+            "base": release.base,
+            "kind": release.kind,
+            "weights_path": release.weights_path,
+            "weights_digest": release.weights_digest,
+            "metrics_json": json.dumps(dict(release.metrics), sort_keys=True),
+            "created_at_utc": release.created_at_utc,
+        },
+    )
+    _event(transaction, release.release_id, "registered", actor, reason)
 
 
 def _event(transaction: Transaction, release_id: str, event: str, actor: str, reason: str) -> None:

@@ -4,12 +4,21 @@ In: whatever a person types, and filters that combine. Out: conversations with t
 breaks it: quotes, operators and emoji are words like others.
 """
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conversations.messages import TurnStatus, Vote
 from conversations.store import Cell, Record
+
+MAX_QUERY_CHARACTERS = 500
+# Thai and Lao, Burmese, Khmer, Chinese and Japanese, Korean, the rarer Chinese characters.
+_SCRIPTS_WITHOUT_SPACES = (
+    ("\u0e00", "\u0eff"),
+    ("\u1000", "\u109f"),
+    ("\u1780", "\u17ff"),
+    ("\u2e80", "\u9fff"),
+    ("\uac00", "\ud7af"),
+    ("\U00020000", "\U0003ffff"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,15 +93,17 @@ def _conditions(query: str, filters: Filters) -> tuple[list[str], list[Cell]]:
     parameters: list[Cell] = []
     inside = "c.conversation_id IN (SELECT t.conversation_id FROM turns t {})"
     # Lone surrogates cannot be bound to a statement.
-    sound = query.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ").strip()
-    words = re.findall(r"\w+", sound)
-    if sound:
-        if words and not _needs_substring(words):
-            where.append(inside.format("JOIN turn_search s ON s.rowid = t.turn_seq WHERE turn_search MATCH ?"))
-            parameters.append(" ".join(f'"{word}"*' for word in words))
-        else:
+    sound = query[:MAX_QUERY_CHARACTERS].encode("utf-8", "replace").decode("utf-8").replace("\x00", " ")
+    words = sound.split()
+    indexed = [word for word in words if _is_indexed(word)]
+    if indexed:
+        where.append(inside.format("JOIN turn_search s ON s.rowid = t.turn_seq WHERE turn_search MATCH ?"))
+        # A quoted word is a phrase to the index, which cuts it as it cut the texts; the star finds longer words too.
+        parameters.append(" ".join('"' + word.replace('"', '""') + '"*' for word in indexed))
+    for word in words:
+        if not _is_indexed(word):
             where.append(inside.format("WHERE instr(t.content, ?) > 0"))
-            parameters.append(sound)
+            parameters.append(word)
     for value, condition in (
         (filters.status, "WHERE t.status = ?"),
         (filters.release_id, "WHERE t.release_id = ?"),
@@ -107,10 +118,8 @@ def _conditions(query: str, filters: Filters) -> tuple[list[str], list[Cell]]:
     return where, parameters
 
 
-def _needs_substring(words: Sequence[str]) -> bool:
-    """Tell whether the text is of a script that writes no spaces, which the index cannot cut into words."""
-    return any(
-        "\u0e00" <= character <= "\u0e7f" or "\u2e80" <= character <= "\u9fff" or "\uac00" <= character <= "\ud7af"
-        for word in words
-        for character in word
+def _is_indexed(word: str) -> bool:
+    """Tell whether the index knows such words: not bare signs and emoji, nor scripts that put no spaces between words."""
+    return any(map(str.isalnum, word)) and not any(
+        first <= character <= last for character in word for first, last in _SCRIPTS_WITHOUT_SPACES
     )

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+import phonenumbers
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from conversations.errors import OperatorError
-from conversations.redaction import RedactionRules
+from conversations.redaction import KIND, RedactionRules
 
 # Every table of the file, so that a misspelt one is noticed by each command, whichever tables it reads itself.
 TABLES = (
@@ -88,6 +90,28 @@ class RedactionTable(Table):
     regions: tuple[str, ...] = ()
     patterns: dict[str, str] = Field(default_factory=dict)
 
+    @field_validator("regions")
+    @classmethod
+    def _are_countries(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        for region in regions:
+            if region not in phonenumbers.SUPPORTED_REGIONS:
+                raise ValueError(f"{region!r} is no country code of ISO 3166 such as 'GB'")
+        return regions
+
+    @field_validator("patterns")
+    @classmethod
+    def _can_be_searched(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for kind, pattern in patterns.items():
+            if not KIND.fullmatch(kind):
+                raise ValueError(f"the kind {kind!r} must be a capital letter and up to 19 capital letters or digits")
+            try:
+                finds_nothing = re.search(pattern, "")
+            except re.error as error:
+                raise ValueError(f"{kind}: {error}") from None
+            if finds_nothing:
+                raise ValueError(f"{kind}: the pattern matches where there is nothing")
+        return patterns
+
     @property
     def rules(self) -> RedactionRules:
         """The rules as the redactor takes them."""
@@ -139,7 +163,7 @@ def read_settings(model: type[Settings], settings_file: Path | None) -> Settings
         )
     try:
         tables = TomlConfigSettingsSource(model, path)()
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OperatorError(f"{path}: not valid TOML: {error}; mend that line") from None
     for name in tables:
         if name not in TABLES:

@@ -1,8 +1,8 @@
 """The store: one SQLite file that many processes read and write, and the promises about it.
 
 In and out: frozen values. Writers take short immediate transactions, one at a time in each process; readers borrow a
-connection of their own for each query. Nobody outside this package sees an SQLite object, so that another database can stand behind
-the same promises later.
+connection of their own for each query. Nobody outside this package sees an SQLite object, so that another database can stand
+behind the same promises later.
 """
 
 import os
@@ -124,7 +124,7 @@ class Record:
     def compact(self) -> None:
         """Give back the space of deleted rows, so that their bytes leave the disk.
 
-        Raises OutsideError when another process holds the file for longer than the waiting time; the bytes are then still there.
+        Raises OutsideError, with the bytes still there, when another process holds the file for longer than the wait.
         """
         with self._write_lock:
             try:

@@ -298,7 +298,8 @@ def finish_reply(
     with record.write() as transaction:
         transaction.execute(
             "UPDATE turns SET status = ?, content = ?, content_hash = ?, prompt_tokens = ?, completion_tokens = ?, "
-            "first_token_ms = COALESCE(?, first_token_ms), latency_ms = ?, mean_token_logprob = ?, failure_code = ?, finished_at_utc = ? "
+            "first_token_ms = COALESCE(?, first_token_ms), latency_ms = ?, mean_token_logprob = ?, "
+            "failure_code = ?, finished_at_utc = ? "
             "WHERE turn_id = ? AND status IN ('pending', 'streaming')",
             [
                 status,

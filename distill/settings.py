@@ -54,6 +54,9 @@ class ChooseTable(Table):
     test_share: float = Field(default=0.22, ge=0, lt=1)
     learn_from_unknown_consent: bool = False
     min_question_words: int = Field(default=3, ge=1)
+    split_salt: str = Field(
+        default="", description="empty: the record's own, drawn at random; given: splits can be made again"
+    )
     near_duplicate_jaccard: float = Field(default=0.5, gt=0, le=1)
     max_decisions: int = Field(default=50_000, ge=1)
 

@@ -1,152 +1,153 @@
-"""Assemble: accepted answers become the training and validation sets, held-out decisions the test edition.
+"""Assemble: accepted answers become the training and validation sets; held-out decisions become the edition of the test set.
 
-In: decisions, answers and verdicts of a run. Out: `train.jsonl`, `validation.jsonl`, `test.jsonl`. An edition of the test set
-is frozen: the next one is the old one and new held-out decisions. No test decision, conversation or cluster stands in training.
+In: the rows of choose, teach and verify. Out: `assemble/train.jsonl`, `validation.jsonl` and `test.jsonl`, and the record's
+note of what this run learns from. An edition, once frozen, never changes: the next one is the old one and the new held-out
+decisions. Nothing of a held-out conversation or cluster is ever in training, and nothing of an erased one anywhere.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from conversations import decisions, erasure, runs
-from conversations.decisions import Verdict
-from conversations.messages import Json, Role, Split, canonical_json, content_hash
-from distill.rows import AnswerRow, ChosenRow, DatasetRow, MessageRow, VerdictRow, read_rows
+from conversations import runs
+from conversations.decisions import Verdict, freeze_edition, newest_edition
+from conversations.erasure import is_erased
+from conversations.errors import Refused
+from conversations.messages import Json, Role, Split, content_hash
+from conversations.store import Record
+from distill.rows import AnswerRow, ChosenRow, DatasetRow, MessageRow, VerdictRow, read_rows, rows_text
 from distill.run import Counts, Outcome, Run, Stage
 
-_LEARNT = (Split.TRAIN, Split.VALIDATION)
+_FILES = {Split.TRAIN: "train.jsonl", Split.VALIDATION: "validation.jsonl", Split.TEST: "test.jsonl"}
 
 
 def assemble(run: Run) -> Outcome:
-    """Write the three sets and say where every decision went."""
-    rows = list(read_rows(run.folder / Stage.CHOOSE / "decisions.jsonl", ChosenRow))
-    answers = {row.decision_id: row for row in read_rows(run.folder / Stage.TEACH / "answers.jsonl", AnswerRow)}
-    verdicts = {row.decision_id: row for row in read_rows(run.folder / Stage.VERIFY / "verdicts.jsonl", VerdictRow)}
-    edition, digest, test = _edition(run, rows, answers)
-    held_out = _HeldOut(test.values())
-    sets: dict[Split, list[DatasetRow]] = {Split.TRAIN: [], Split.VALIDATION: []}
-    rejected: Counter[str] = Counter()
-    per_text: Counter[str] = Counter()
-    for row in rows:
-        if row.split is Split.TEST:
-            continue
-        reason = _left_out(run, row, answers, verdicts, held_out)
-        if not reason and row.split is Split.TRAIN:
-            per_text[answers[row.decision_id].text] += 1
-            if per_text[answers[row.decision_id].text] > run.settings.assemble.max_rows_per_answer:
-                reason = "answer_too_frequent"
-        if reason:
-            rejected[reason] += 1
-        else:
-            sets[row.split].append(_dataset_row(row, answers[row.decision_id]))
-    run.write_rows(Stage.ASSEMBLE, "train.jsonl", sets[Split.TRAIN])
-    run.write_rows(Stage.ASSEMBLE, "validation.jsonl", sets[Split.VALIDATION])
-    run.write_rows(Stage.ASSEMBLE, "test.jsonl", [test[name] for name in sorted(test)])
-    used = {each.decision_id: split for split in _LEARNT for each in sets[split]}
-    runs.note_use(run.record, run.run_id, used | dict.fromkeys(test, Split.TEST))
-    of_this_run = sum(row.split is Split.TEST for row in rows)
-    return Outcome(
-        Counts(
-            taken_in=len(rows),
-            accepted=len(used) + of_this_run,
-            rejected=sum(rejected.values()),
-            unscored=0,
-            rejected_by_reason=dict(sorted(rejected.items())),
-        ),
-        _details(run, sets, test, edition, digest),
-    )
+    """Write the three sets.
 
-
-class _HeldOut:
-    """What training must not touch."""
-
-    def __init__(self, test: Iterable[DatasetRow]) -> None:
-        rows = list(test)
-        self._decisions = {row.decision_id for row in rows}
-        self._conversations = {row.conversation_id for row in rows}
-        self._clusters = {row.cluster_id for row in rows}
-
-    def holds(self, row: ChosenRow) -> bool:
-        """Tell whether a row belongs to what is held out."""
-        return (
-            row.decision_id in self._decisions
-            or row.conversation_id in self._conversations
-            or row.cluster_id in self._clusters
-        )
-
-
-def _left_out(
-    run: Run,
-    row: ChosenRow,
-    answers: Mapping[str, AnswerRow],
-    verdicts: Mapping[str, VerdictRow],
-    held_out: _HeldOut,
-) -> str:
-    """Return why a decision is not learnt from, or nothing when it is."""
-    verdict = verdicts.get(row.decision_id)
-    if row.decision_id not in answers:
-        return "not_answered"
-    if verdict is None or verdict.verdict is Verdict.UNSCORED:
-        return "not_verified"
-    if verdict.verdict is Verdict.REJECTED:
-        return verdict.reason
-    if erasure.is_erased(run.record, "conversation", row.conversation_id):
-        return "erased"
-    if held_out.holds(row):
-        return "held_out_for_test"
-    return ""
-
-
-def _edition(
-    run: Run, rows: Sequence[ChosenRow], answers: Mapping[str, AnswerRow]
-) -> tuple[int, str, dict[str, DatasetRow]]:
-    """Return the test edition: the newest one, or the next where there are new held-out decisions."""
-    edition, frozen = decisions.newest_edition(run.record)
-    test = {name: DatasetRow.model_validate_json(canonical_json(dict(row))) for name, row in frozen.items()}
-    new = {
-        row.decision_id: _dataset_row(row, answers.get(row.decision_id))
-        for row in rows
-        if row.split is Split.TEST and row.decision_id not in test
+    Raises Refused when no answer is left to learn from.
+    """
+    chosen = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
+    answers = {each.decision_id: each for each in read_rows(run.stage_folder(Stage.TEACH) / "answers.jsonl", AnswerRow)}
+    verdicts = {each.decision_id: each for each in read_rows(run.stage_folder(Stage.VERIFY) / "verdicts.jsonl", VerdictRow)}
+    against = _reasons_against(run, chosen, answers, verdicts)
+    unscored = {name for name, reason in against.items() if reason == "no_answer"}
+    kept = [row for row in chosen if row.decision_id not in against]
+    sets = {
+        split: [_dataset_row(row, answers.get(row.decision_id), run) for row in kept if row.split is split]
+        for split in Split
     }
-    test |= new
-    as_json: dict[str, dict[str, Json]] = {name: row.model_dump(mode="json") for name, row in sorted(test.items())}
-    digest = content_hash(list(as_json.values()))
-    if new:
-        edition = decisions.freeze_edition(run.record, run.run_id, as_json, digest)
-    return edition, digest, test
+    edition, sets[Split.TEST] = _edition(run, sets[Split.TEST])
+    if not sets[Split.TRAIN]:
+        raise Refused(
+            f"no answer is left to learn from: {len(chosen)} decisions, {_told(against)}; "
+            "expected at least one accepted answer in training; see verify/verdicts.jsonl of this run"
+        )
+    _assert_apart(sets)
+    for split, rows in sets.items():
+        run.write_rows(Stage.ASSEMBLE, _FILES[split], rows)
+    runs.note_use(run.record, run.run_id, {row.decision_id: split for split, rows in sets.items() for row in rows})
+    reasons = Counter(reason for name, reason in against.items() if name not in unscored)
+    counts = Counts(
+        taken_in=len(chosen),
+        accepted=len(kept),
+        rejected=sum(reasons.values()),
+        unscored=len(unscored),
+        rejected_by_reason=dict(sorted(reasons.items())),
+    )
+    return Outcome(counts, _details(run, sets, edition))
 
 
-def _dataset_row(row: ChosenRow, answer: AnswerRow | None) -> DatasetRow:
-    reply = MessageRow(role=Role.ASSISTANT, content=answer.text.strip() if answer else "")
+def _reasons_against(
+    run: Run, chosen: Sequence[ChosenRow], answers: Mapping[str, AnswerRow], verdicts: Mapping[str, VerdictRow]
+) -> dict[str, str]:
+    """Return why decisions stay out. A held-out one stays in whatever its answer is, once the teacher was asked."""
+    against: dict[str, str] = {}
+    repeated: Counter[str] = Counter()
+    erased = _erased(run.record, {row.conversation_id for row in chosen})
+    refused = run.manifest(Stage.TEACH).counts.rejected
+    for row in chosen:
+        answer, verdict = answers.get(row.decision_id), verdicts[row.decision_id]
+        if row.conversation_id in erased:
+            against[row.decision_id] = "erased"
+        elif row.split is Split.TEST:
+            # One that the teacher has not been asked for waits for the next edition.
+            if answer is None and not refused:
+                against[row.decision_id] = "no_answer"
+        elif answer is None or verdict.verdict is Verdict.UNSCORED:
+            against[row.decision_id] = "no_answer"
+        elif verdict.verdict is Verdict.REJECTED:
+            against[row.decision_id] = verdict.reason
+        elif row.split is Split.TRAIN:
+            repeated[answer.text] += 1
+            if repeated[answer.text] > run.settings.assemble.max_rows_per_answer:
+                against[row.decision_id] = "answer_repeated"
+    return against
+
+
+def _erased(record: Record, conversation_ids: set[str]) -> set[str]:
+    """Return the conversations that the record no longer has, or has a tombstone for."""
+    there = {
+        str(row["conversation_id"]): str(row["customer_id"])
+        for row in record.query("SELECT conversation_id, customer_id FROM conversations")
+    }
+    return {name for name in conversation_ids if name not in there or is_erased(record, "customer", there[name])}
+
+
+def _dataset_row(row: ChosenRow, answer: AnswerRow | None, run: Run) -> DatasetRow:
+    text = answer.text if answer else ""
     return DatasetRow(
         decision_id=row.decision_id,
         conversation_id=row.conversation_id,
         cluster_id=row.cluster_id,
         topic=row.topic,
         weight=row.weight,
-        teacher=answer.teacher if answer else "",
+        teacher=answer.teacher if answer else run.settings.teach.teacher,
         labels=row.labels,
-        messages=(*row.messages, reply),
+        messages=(*row.messages, MessageRow(role=Role.ASSISTANT, content=text)),
     )
 
 
-def _details(
-    run: Run,
-    sets: Mapping[Split, Sequence[DatasetRow]],
-    test: Mapping[str, DatasetRow],
-    edition: int,
-    digest: str,
-) -> dict[str, Json]:
+def _edition(run: Run, held_out: Sequence[DatasetRow]) -> tuple[int, list[DatasetRow]]:
+    """Return the current edition and its rows; new held-out decisions make the next one, where the old rows stand as they were."""
+    edition, frozen = newest_edition(run.record)
+    rows = {name: DatasetRow.model_validate(row) for name, row in frozen.items()}
+    new = {row.decision_id: row for row in held_out if row.decision_id not in rows}
+    rows = dict(sorted({**rows, **new}.items()))
+    if new:
+        dumped = {name: row.model_dump(mode="json") for name, row in rows.items()}
+        edition = freeze_edition(run.record, run.run_id, dumped, _digest(list(rows.values())))
+    return edition, list(rows.values())
+
+
+def _digest(rows: Sequence[DatasetRow]) -> str:
+    return content_hash(rows_text(rows))
+
+
+def _assert_apart(sets: Mapping[Split, Sequence[DatasetRow]]) -> None:
+    """Make sure that nothing held out is learnt: no decision, no conversation, no cluster."""
+    learnt = [*sets[Split.TRAIN], *sets[Split.VALIDATION]]
+    for key in ("decision_id", "conversation_id", "cluster_id"):
+        both = {row.model_dump()[key] for row in sets[Split.TEST]} & {row.model_dump()[key] for row in learnt}
+        assert not both, f"held out and learnt from at once: {key} {sorted(both)[:3]}"
+
+
+def _details(run: Run, sets: Mapping[Split, Sequence[DatasetRow]], edition: int) -> dict[str, Json]:
     teacher = run.settings.teachers[run.settings.teach.teacher]
-    topics = Counter(row.topic for row in sets[Split.TRAIN])
-    by_topic: dict[str, Json] = dict(sorted(topics.items()))
+    topics: dict[str, Json] = {}
+    for topic in sorted({row.topic for rows in sets.values() for row in rows}):
+        topics[topic] = {split.value: sum(row.topic == topic for row in rows) for split, rows in sets.items()}
+    test = sets[Split.TEST]
     return {
-        "edition": edition,
-        "test_digest": digest,
-        "train": len(sets[Split.TRAIN]),
-        "validation": len(sets[Split.VALIDATION]),
-        "test": len(test),
-        "test_with_facts": sum(bool(row.labels.facts) for row in test.values()),
-        "train_by_topic": by_topic,
+        "test_edition": edition,
+        "test_digest": _digest(test),
+        "rows": {split.value: len(rows) for split, rows in sets.items()},
+        "test_answerable": sum(bool(row.labels.answerable) for row in test),
+        "test_unanswerable": sum(row.labels.answerable is False for row in test),
+        "topics": topics,
         "teacher": run.settings.teach.teacher,
-        "licence_allows_training": teacher.licence_allows_training,
+        "teacher_model": teacher.model,
+        "teacher_licence_allows_training": teacher.licence_allows_training,
     }
+
+
+def _told(against: Mapping[str, str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(against.values()).items())) or "none chosen"

@@ -60,13 +60,14 @@ def estimate(record: Record, settings: DistillSettings) -> Mapping[str, Mapping[
     Decisions whose answers are in the record already are counted apart: they cost nothing.
     """
     name, table = settings.teach.teacher, chosen_teacher(settings)
-    plan = plan_decisions(record, settings, run_id="", with_topics=False)
+    plan = plan_decisions(record, settings, with_topics=False)
     digest = Handbook.load(settings.handbook.path).digest if settings.handbook else ""
     # With passages the hash depends on a search that a dry run does not make; such requests count as new.
     to_ask = [
         row
         for row in plan.rows
-        if table.handbook_passages or decisions.find_reply(record, _plain_request(row, settings, digest).request_hash) is None
+        if table.handbook_passages
+        or decisions.find_reply(record, _plain_request(row, settings, digest).request_hash) is None
     ]
     renderer = Renderer.load(settings.student.base) if (settings.student.base / "tokenizer.json").is_file() else None
     prompt_tokens = sum(_count(_spoken(row, settings), renderer) for row in to_ask)

@@ -94,7 +94,7 @@ class Choice:
 
 def choose(run: Run) -> Outcome:
     """Choose the decisions of a run and enter them into the record."""
-    choice = _choose(run.record, run.settings)
+    choice = plan_decisions(run.record, run.settings, with_topics=True)
     run.report_progress(Stage.CHOOSE, 0.9)
     topics = {row.decision_id: row.topic for row in choice.rows}
     kept.put_decisions(
@@ -131,12 +131,11 @@ def choose(run: Run) -> Outcome:
     )
 
 
-def choose_rows(record: Record, settings: DistillSettings) -> list[ChosenRow]:
-    """Return what a run would choose now, writing nothing."""
-    return list(_choose(record, settings).rows)
+def plan_decisions(record: Record, settings: DistillSettings, *, with_topics: bool) -> Choice:
+    """Return what a run chooses from the record as it is now, writing nothing.
 
-
-def _choose(record: Record, settings: DistillSettings) -> Choice:
+    Without topics no embedding model is loaded, which a dry run has no use for.
+    """
     left_out: Counter[str] = Counter()
     every = list(_candidates(record, settings))
     wanted = list(_worth_teaching(every, settings, left_out))
@@ -145,7 +144,8 @@ def _choose(record: Record, settings: DistillSettings) -> Choice:
     placed = _within_limit(placed, settings.choose.max_decisions, left_out)
     placed.sort(key=lambda each: each.candidate.decision_id)
     handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
-    topics = topics_of([each.candidate.messages[-1].content for each in placed], handbook)
+    questions = [each.candidate.messages[-1].content for each in placed]
+    topics = topics_of(questions, handbook) if with_topics else [""] * len(questions)
     rows = tuple(_row(each, topic, handbook) for each, topic in zip(placed, topics, strict=True))
     return Choice(rows, tuple(placed), dict(left_out))
 
@@ -215,7 +215,7 @@ def _place(
 ) -> Iterator[Placed]:
     """Give each wanted candidate its cluster and split, or leave it out."""
     known = {decision.decision_id: decision for decision in kept.decisions(record)}
-    salt = record.fact("split_salt")
+    salt = settings.choose.split_salt or record.fact("split_salt")
     for cluster in _clusters(every, settings.choose.near_duplicate_jaccard):
         members = set(cluster)
         decided = [known[name] for name in cluster if name in known]

@@ -21,6 +21,7 @@ from distill.dataset.handbook import Handbook, Passage
 from distill.dataset.similarity import load_embedder
 from distill.dataset.teacher import (
     MAX_TRIES,
+    Delay,
     ParsedReply,
     RawReply,
     Request,
@@ -123,7 +124,8 @@ class _Asking:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._table.concurrency):
                     group.create_task(self._work_off(teacher, waiting, trial=trial))
-        except* Exception as failures:  # noqa: BLE001 (re-raised: the first failure stands for those it cut off)
+        except ExceptionGroup as failures:
+            # The first failure has cut the others off.
             raise failures.exceptions[0] from None
 
     async def _work_off(self, teacher: Teacher, waiting: Iterable[ChosenRow], *, trial: bool) -> None:
@@ -157,7 +159,6 @@ class _Asking:
         if answer.parsed.truncated and not trial:
             answer = await self._answer_to(teacher, self._request(row, limit_factor=2))
         self.answered[row.decision_id] = answer
-        self._enter(row, answer)
 
     async def _answer_to(self, teacher: Teacher, request: Request) -> _Answered:
         """Return the reply to a request: the one paid for before, or a new one, saved before it is read."""
@@ -168,7 +169,7 @@ class _Asking:
         unreadable = 0
         for tries in range(1, MAX_TRIES + 1):
             got = await self._reserved(teacher, request)
-            if isinstance(got, float):
+            if isinstance(got, Delay):
                 if tries < MAX_TRIES:
                     await wait_before_next(tries, got)
                 continue
@@ -181,7 +182,7 @@ class _Asking:
                 break
         raise Unanswered(f"{request.decision_id}: no answer after {tries} tries")
 
-    async def _reserved(self, teacher: Teacher, request: Request) -> RawReply | float:
+    async def _reserved(self, teacher: Teacher, request: Request) -> RawReply | Delay:
         """Send a request with its money reserved; a failure that costs nothing gives the money back, a timeout may not."""
         while (spending_id := reserve(self._run.record, self._settings, self._run.run_id, request)) is None:
             # What is on its way may cost less than it reserved, which makes room.
@@ -201,7 +202,7 @@ class _Asking:
             parsed = parse_reply(got.body)
             if parsed is not None and parsed.usage is not None:
                 decisions.settle_spending(self._run.record, spending_id, self._cost(parsed))
-        elif got > 0:
+        elif not got.may_be_billed:
             decisions.settle_spending(self._run.record, spending_id, 0.0)
         return got
 
@@ -227,20 +228,8 @@ class _Asking:
             return 0.0
         return cost_usd(self._table, parsed.usage.prompt_tokens, parsed.usage.completion_tokens)
 
-    def _enter(self, row: ChosenRow, answer: _Answered) -> None:
-        decisions.add_answer(
-            self._run.record,
-            row.decision_id,
-            author=AnswerAuthor.TEACHER,
-            author_name=self._settings.teach.teacher,
-            content=answer.parsed.text,
-            passages=self._passages_of(row, answer),
-            run_id=self._run.run_id,
-            request_hash=answer.reply.request_hash,
-        )
-
     def answer_row(self, row: ChosenRow) -> AnswerRow:
-        """Return the row of an answered decision, the same in every run over the same record."""
+        """Enter an answer in the record and return its row, the same in every run over the same record."""
         answer = self.answered[row.decision_id]
         entered = decisions.add_answer(
             self._run.record,

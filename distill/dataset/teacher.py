@@ -53,6 +53,14 @@ class RawReply:
     latency_ms: float
 
 
+@dataclass(frozen=True)
+class Delay:
+    """A failure that may pass: the seconds that the teacher asks to wait (0: it does not say), and whether it may cost."""
+
+    asked_seconds: float
+    may_be_billed: bool
+
+
 class _Usage(BaseModel):
     model_config = ConfigDict(extra="ignore")
     prompt_tokens: int = 0
@@ -128,8 +136,8 @@ class Teacher:
     ) -> None:
         await self._client.close()
 
-    async def ask_once(self, request: Request) -> RawReply | float:
-        """Send a request once: the raw reply, or the seconds to wait when a failure may pass (0: as you like).
+    async def ask_once(self, request: Request) -> RawReply | Delay:
+        """Send a request once: the raw reply, or the delay when a failure may pass.
 
         Raises OperatorError for a refused key, an unpaid account or an unknown model or address, OutsideError when nobody
         listens, RequestRefused when this very request is the trouble.
@@ -149,12 +157,12 @@ class Teacher:
             return self._wait_or_raise(request, error.status_code, error.response.headers.get("retry-after", ""), str(error))
         except openai.APITimeoutError:
             log.warning("%s: no answer within %g s", self._name, self._table.timeout_seconds)
-            return 0.0
+            return Delay(0.0, may_be_billed=True)
         except openai.APIConnectionError as error:
             raise self._nobody_there(error) from None
         return RawReply(reply.text, (time.monotonic() - began) * 1000)
 
-    def _wait_or_raise(self, request: Request, status: int, retry_after: str, told: str) -> float:
+    def _wait_or_raise(self, request: Request, status: int, retry_after: str, told: str) -> Delay:
         where = f"the teacher {self._name!r} at {self._table.base_url}"
         variable = self._table.api_key_variable
         if status in (401, 403):
@@ -170,7 +178,7 @@ class Teacher:
         if status in _MAY_PASS or status >= 500:
             asked = _seconds(retry_after)
             log.warning("%s: HTTP %d%s", self._name, status, f", asks to wait {asked:g} s" if asked else "")
-            return asked
+            return Delay(asked, may_be_billed=False)
         log.warning("%s: refuses the request of %s (HTTP %d)", self._name, request.decision_id, status)
         raise RequestRefused(f"HTTP {status}: {told[:200]}")
 
@@ -182,10 +190,10 @@ class Teacher:
         )
 
 
-async def wait_before_next(tries: int, asked_seconds: float) -> None:
+async def wait_before_next(tries: int, delay: Delay) -> None:
     """Wait before another try: as long as the teacher asked for, or twice as long each time, with some chance in it."""
     own = min(_MAX_WAIT_SECONDS, 0.5 * 2.0 ** (tries - 1)) * random.uniform(0.75, 1.25)
-    seconds = min(asked_seconds, _MAX_ASKED_WAIT_SECONDS) if asked_seconds > 0 else own
+    seconds = min(delay.asked_seconds, _MAX_ASKED_WAIT_SECONDS) if delay.asked_seconds > 0 else own
     log.info("trying again in %.1f s (try %d of %d)", seconds, tries + 1, MAX_TRIES)
     await asyncio.sleep(seconds)
 

@@ -1,225 +1,236 @@
-"""Verify: which of the teacher's answers may be learnt, and why not the others.
+"""Verify: which answers may be learnt, by checks that always say the same of the same answer.
 
-In: the chosen decisions and the teacher's answers. Out: `verify/verdicts.jsonl`, one verdict with its reason for every
-answer. Rules only, and each looks at one answer, its question and the passages it rests on. Answers of test decisions get their
-verdict like the others; whether it matters is not decided here.
+In: `choose/decisions.jsonl` and `teach/answers.jsonl`. Out: a verdict with its reason for every chosen decision in
+`verify/verdicts.jsonl`, and on the answers in the record. Held-out decisions get a verdict like the others, but it filters
+nothing there. Labels are not looked at: they measure, they never teach. It calls nobody.
 """
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from conversations import decisions
-from conversations.decisions import Verdict
+from conversations.decisions import Verdict, give_verdict
 from conversations.messages import Role, Split
-from conversations.redaction import PLACEHOLDER, RedactionRules, Redactor
-from distill.dataset.handbook import Handbook
+from conversations.redaction import RedactionRules, Redactor
+from distill.dataset.handbook import Handbook, sentences
 from distill.dataset.similarity import words
 from distill.rows import AnswerRow, ChosenRow, VerdictRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage
 from distill.settings import VerifyTable
 
-
-class Reason(StrEnum):
-    """Why an answer is not learnt."""
-
-    EMPTY = "empty"
-    TRUNCATED = "truncated"
-    TOO_SHORT = "too_short"
-    TOO_LONG = "too_long"
-    TEMPLATE_TOKENS = "template_tokens"
-    SYSTEM_PROMPT_LEAKED = "system_prompt_leaked"
-    PERSONAL_DATA = "personal_data"
-    FOREIGN_PLACEHOLDER = "placeholder_not_in_question"
-    REPEATS_ITSELF = "repeats_itself"
-    UNSUPPORTED_NUMBER = "unsupported_number"
-    DECLINED_SURPLUS = "declined_surplus"
-
-
-_TEMPLATE = re.compile(
-    r"<\|[a-z_0-9]+\|>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>|^(?:user|assistant|system)\s*:", re.I | re.M
+_CONTROL_TOKENS = re.compile(
+    r"<\|[a-z0-9_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|^\s*#{2,3} ?(?:Instruction|Response|Human|Assistant)\b"
+    r"|^\s*(?:Assistant|System|Human|User|Customer)\s*:",
+    re.IGNORECASE | re.MULTILINE,
 )
-_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_LIST_MARK = re.compile(r"(?m)^\s*\d+[.)]\s+")
-_LEAK_WORDS = 8
-_REPEATED_WORDS = 6
+_PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9]*_\d+>")
+_LIST_MARK = re.compile(r"^\s*\d{1,2}[.)]\s", re.MULTILINE)
+_VALUE = re.compile(r"\b[A-Z]+-?\d+\b|\d+(?:[.,]\d+)*")
+_LEAKED_RUN_WORDS = 8
+_REPEATED_RUN_WORDS = 6
+_REPEATED_RUN_TIMES = 3
+_MIN_REPEATED_SENTENCE_WORDS = 4
 
 
 @dataclass(frozen=True)
-class _Case:
-    """An answer with all that a rule may look at."""
+class Evidence:
+    """An answer with all that it is held against. `allowed` is every text it may take a number from."""
 
     row: ChosenRow
     answer: AnswerRow
-    support: str | None
+    allowed: str | None
+    table: VerifyTable
     rules: RedactionRules
+
+    @property
+    def asked(self) -> str:
+        """Everything that was said before the answer."""
+        return "\n".join(message.content for message in self.row.messages)
 
 
 def verify(run: Run) -> Outcome:
-    """Give every answer its verdict."""
-    rows = {row.decision_id: row for row in read_rows(run.folder / Stage.CHOOSE / "decisions.jsonl", ChosenRow)}
-    answers = list(read_rows(run.folder / Stage.TEACH / "answers.jsonl", AnswerRow))
-    table = run.settings.verify
-    passages = _passages(run)
-    verdicts: list[VerdictRow] = []
-    for index, answer in enumerate(answers):
-        support = None if passages is None else " ".join(passages.get(name, "") for name in answer.passages)
-        case = _Case(rows[answer.decision_id], answer, support, run.settings.redaction.rules)
-        verdicts.append(_judge(case, table))
-        run.report_progress(Stage.VERIFY, 0.99 * (index + 1) / len(answers))
-    verdicts = _cap_declined(verdicts, rows, answers, table)
-    run.write_rows(Stage.VERIFY, "verdicts.jsonl", verdicts)
-    decisions.give_verdict(run.record, {row.answer_id: (row.verdict, row.reason) for row in verdicts})
-    return Outcome(_counts(verdicts), {"rules": [reason.value for reason in Reason]})
+    """Give every chosen decision's answer a verdict."""
+    settings = run.settings
+    rows = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
+    answers = {each.decision_id: each for each in read_rows(run.stage_folder(Stage.TEACH) / "answers.jsonl", AnswerRow)}
+    handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
+    verdicts: dict[str, VerdictRow] = {}
+    for place, row in enumerate(rows):
+        answer = answers.get(row.decision_id)
+        if answer is None:
+            verdicts[row.decision_id] = _verdict(row, None, Verdict.UNSCORED, "no_answer")
+        else:
+            evidence = Evidence(row, answer, _allowed(answer, handbook), settings.verify, settings.redaction.rules)
+            reason, detail = judge(evidence)
+            verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
+            verdicts[row.decision_id] = _verdict(row, answer, verdict, reason or _accepted_as(evidence), detail)
+        run.report_progress(Stage.VERIFY, place / len(rows))
+    surplus = _declined_surplus(rows, verdicts, settings.verify.max_declined_share)
+    for decision_id in surplus:
+        verdicts[decision_id] = verdicts[decision_id].model_copy(
+            update={"verdict": Verdict.REJECTED, "reason": "declined_surplus"}
+        )
+    ordered = [verdicts[row.decision_id] for row in rows]
+    given = {each.answer_id: (each.verdict, each.reason) for each in ordered if each.answer_id}
+    give_verdict(run.record, given)
+    run.write_rows(Stage.VERIFY, "verdicts.jsonl", ordered)
+    return Outcome(_counts(ordered), _details(rows, ordered))
+
+
+def judge(evidence: Evidence) -> tuple[str, str]:
+    """Return the first reason against an answer and what was found; two empty strings when nothing speaks against it."""
+    for reason, check in _CHECKS.items():
+        found = check(evidence)
+        if found is not None:
+            return reason, found[:200]
+    return "", ""
 
 
 def declines(text: str, phrases: Sequence[str]) -> bool:
     """Tell whether an answer says that it does not know."""
-    plain = text.replace("\u2019", "'").casefold()
-    return any(phrase.casefold() in plain for phrase in phrases)
+    plain = text.replace("’", "'").casefold()
+    return any(phrase.replace("’", "'").casefold() in plain for phrase in phrases)
 
 
-def _judge(case: _Case, table: VerifyTable) -> VerdictRow:
-    for reason, rule in _RULES.items():
-        detail = rule(case, table)
-        if detail:
-            return _verdict(case.answer, Verdict.REJECTED, reason.value, detail)
-    return _verdict(case.answer, Verdict.ACCEPTED, "", "")
+def _truncated(evidence: Evidence) -> str | None:
+    return evidence.answer.finish_reason if evidence.answer.finish_reason == "length" else None
 
 
-def _verdict(answer: AnswerRow, verdict: Verdict, reason: str, detail: str) -> VerdictRow:
-    return VerdictRow(
-        decision_id=answer.decision_id, answer_id=answer.answer_id, verdict=verdict, reason=reason, detail=detail[:200]
-    )
+def _filtered(evidence: Evidence) -> str | None:
+    reason = evidence.answer.finish_reason
+    return reason if reason not in ("stop", "length", "unknown", "end_turn", "eos") else None
 
 
-def _is_empty(case: _Case, _: VerifyTable) -> str:
-    return "" if case.answer.text.strip() else "no text"
+def _empty(evidence: Evidence) -> str | None:
+    return "" if not words(evidence.answer.text) else None
 
 
-def _is_truncated(case: _Case, _: VerifyTable) -> str:
-    return f"finish_reason {case.answer.finish_reason!r}" if case.answer.finish_reason == "length" else ""
+def _too_short(evidence: Evidence) -> str | None:
+    count = len(evidence.answer.text.split())
+    return f"{count} words" if count < evidence.table.min_answer_words else None
 
 
-def _is_short(case: _Case, table: VerifyTable) -> str:
-    count = len(case.answer.text.split())
-    return f"{count} words" if count < table.min_answer_words else ""
+def _too_long(evidence: Evidence) -> str | None:
+    count = len(evidence.answer.text.split())
+    return f"{count} words" if count > evidence.table.max_answer_words else None
 
 
-def _is_long(case: _Case, table: VerifyTable) -> str:
-    count = len(case.answer.text.split())
-    return f"{count} words" if count > table.max_answer_words else ""
+def _control_tokens(evidence: Evidence) -> str | None:
+    found = _CONTROL_TOKENS.search(evidence.answer.text)
+    return found.group() if found else None
 
 
-def _has_template(case: _Case, _: VerifyTable) -> str:
-    found = _TEMPLATE.search(case.answer.text)
-    return repr(found.group()) if found else ""
+def _system_prompt_leaked(evidence: Evidence) -> str | None:
+    told = " ".join(message.content for message in evidence.row.messages if message.role is Role.SYSTEM)
+    runs = _runs(words(told), _LEAKED_RUN_WORDS)
+    return next((" ".join(run) for run in _runs(words(evidence.answer.text), _LEAKED_RUN_WORDS) if run in set(runs)), None)
 
 
-def _leaks_system_prompt(case: _Case, _: VerifyTable) -> str:
-    """Tell whether a run of words of the system prompt stands in the answer."""
-    system = [message.content for message in case.row.messages if message.role is Role.SYSTEM]
-    said = " ".join(words(case.answer.text))
-    for prompt in system:
-        told = words(prompt)
-        for start in range(len(told) - _LEAK_WORDS + 1):
-            run_of_words = " ".join(told[start : start + _LEAK_WORDS])
-            if run_of_words in said:
-                return run_of_words
-    return ""
+def _placeholder_not_in_question(evidence: Evidence) -> str | None:
+    known = set(_PLACEHOLDER.findall(evidence.asked))
+    return next((found for found in _PLACEHOLDER.findall(evidence.answer.text) if found not in known), None)
 
 
-def _has_personal_data(case: _Case, _: VerifyTable) -> str:
-    redactor = Redactor(case.rules)
-    found = redactor.redact(case.answer.text)
-    # What the handbook itself publishes (a hotline, an address for mail) is nobody's personal data.
-    support = case.support or ""
-    private = [value for value in redactor.placeholders.originals.values() if value not in support]
-    return ", ".join(PLACEHOLDER.findall(found)) if private else ""
+def _personal_data(evidence: Evidence) -> str | None:
+    """Look for personal data that the handbook does not print; the question's own is a placeholder by now."""
+    redactor = Redactor(evidence.rules)
+    redactor.redact(evidence.answer.text)
+    allowed = evidence.allowed or ""
+    return next((name for name, text in redactor.placeholders.originals.items() if text not in allowed), None)
 
 
-def _has_foreign_placeholder(case: _Case, _: VerifyTable) -> str:
-    asked = {name for message in case.row.messages for name in PLACEHOLDER.findall(message.content)}
-    return ", ".join(sorted(set(PLACEHOLDER.findall(case.answer.text)) - asked))
+def _repeats(evidence: Evidence) -> str | None:
+    said = [tuple(words(sentence)) for sentence in sentences(evidence.answer.text)]
+    twice = [each for each, count in Counter(said).items() if count > 1 and len(each) >= _MIN_REPEATED_SENTENCE_WORDS]
+    runs = Counter(_runs(words(evidence.answer.text), _REPEATED_RUN_WORDS))
+    often = [run for run, count in runs.items() if count >= _REPEATED_RUN_TIMES]
+    return next((" ".join(found) for found in [*twice, *often]), None)
 
 
-def _repeats_itself(case: _Case, _: VerifyTable) -> str:
-    said = words(case.answer.text)
-    runs = [" ".join(said[start : start + _REPEATED_WORDS]) for start in range(len(said) - _REPEATED_WORDS + 1)]
-    return next((each for each in runs if runs.count(each) > 2), "")
+def _unsupported_number(evidence: Evidence) -> str | None:
+    """Look for an amount, number or code that stands neither in the passages nor in what was said."""
+    if evidence.allowed is None:
+        return None
+    known = _values(evidence.allowed) | _values(evidence.asked)
+    return next((value for value in sorted(_values(_LIST_MARK.sub("", evidence.answer.text))) if value not in known), None)
 
 
-def _has_unsupported_number(case: _Case, _: VerifyTable) -> str:
-    """Tell whether an answer that rests on passages states a number that neither they nor the conversation hold."""
-    if case.support is None or not case.answer.passages:
-        return ""
-    known = set(_NUMBER.findall(case.support))
-    known |= {number for message in case.row.messages for number in _NUMBER.findall(message.content)}
-    return ", ".join(sorted(set(_NUMBER.findall(_LIST_MARK.sub("", case.answer.text))) - known))
-
-
-_RULES: Mapping[Reason, Callable[[_Case, VerifyTable], str]] = {
-    Reason.EMPTY: _is_empty,
-    Reason.TRUNCATED: _is_truncated,
-    Reason.TOO_SHORT: _is_short,
-    Reason.TOO_LONG: _is_long,
-    Reason.TEMPLATE_TOKENS: _has_template,
-    Reason.SYSTEM_PROMPT_LEAKED: _leaks_system_prompt,
-    Reason.PERSONAL_DATA: _has_personal_data,
-    Reason.FOREIGN_PLACEHOLDER: _has_foreign_placeholder,
-    Reason.REPEATS_ITSELF: _repeats_itself,
-    Reason.UNSUPPORTED_NUMBER: _has_unsupported_number,
+_CHECKS: Mapping[str, Callable[[Evidence], str | None]] = {
+    "truncated": _truncated,
+    "filtered_by_teacher": _filtered,
+    "empty": _empty,
+    "too_short": _too_short,
+    "too_long": _too_long,
+    "control_tokens": _control_tokens,
+    "system_prompt_leaked": _system_prompt_leaked,
+    "placeholder_not_in_question": _placeholder_not_in_question,
+    "personal_data": _personal_data,
+    "repeats_itself": _repeats,
+    "unsupported_number": _unsupported_number,
 }
 
 
-def _cap_declined(
-    verdicts: Sequence[VerdictRow], rows: Mapping[str, ChosenRow], answers: Sequence[AnswerRow], table: VerifyTable
-) -> list[VerdictRow]:
-    """Keep answers that decline down to their allowed share of training, lest the student learn to decline everything."""
-    texts = {answer.answer_id: answer.text for answer in answers}
-
-    def learnt(verdict: VerdictRow) -> bool:
-        return verdict.verdict is Verdict.ACCEPTED and rows[verdict.decision_id].split is not Split.TEST
-
-    declined = [v for v in verdicts if learnt(v) and declines(texts[v.answer_id], table.declining_phrases)]
-    answered = sum(learnt(verdict) for verdict in verdicts) - len(declined)
-    share = table.max_declined_share
-    room = len(declined) if share >= 1 else int(answered * share / (1 - share))
-    # By the decision's name, which is a hash: the same ones whatever the order.
-    surplus = {verdict.answer_id for verdict in sorted(declined, key=lambda v: v.decision_id)[room:]}
-    return [
-        verdict.model_copy(
-            update={"verdict": Verdict.REJECTED, "reason": Reason.DECLINED_SURPLUS.value, "detail": f"{room} allowed"}
-        )
-        if verdict.answer_id in surplus
-        else verdict
-        for verdict in verdicts
-    ]
-
-
-def _passages(run: Run) -> dict[str, str] | None:
-    """Return the handbook's passages by hash with their titles, or None without a handbook."""
-    if run.settings.handbook is None:
+def _allowed(answer: AnswerRow, handbook: Handbook | None) -> str | None:
+    """Return the texts that an answer may take numbers from: the passages it names, or the whole handbook; None without one."""
+    if handbook is None:
         return None
-    handbook = Handbook.load(run.settings.handbook.path)
-    return {
-        passage.passage_hash: f"{passage.title}\n{passage.text}"
-        for article in handbook.articles
-        for passage in article.passages
-    }
+    cited = [handbook.passages[name] for name in answer.passages if name in handbook.passages]
+    return "\n".join(f"{passage.title}\n{passage.text}" for passage in cited or handbook.passages.values())
 
 
-def _counts(verdicts: Sequence[VerdictRow]) -> Counts:
-    rejected: dict[str, int] = {}
-    for row in verdicts:
-        if row.verdict is Verdict.REJECTED:
-            rejected[row.reason] = rejected.get(row.reason, 0) + 1
-    total = sum(rejected.values())
-    return Counts(
-        taken_in=len(verdicts),
-        accepted=sum(row.verdict is Verdict.ACCEPTED for row in verdicts),
-        rejected=total,
-        unscored=sum(row.verdict is Verdict.UNSCORED for row in verdicts),
-        rejected_by_reason=dict(sorted(rejected.items())),
+def _values(text: str) -> set[str]:
+    """Return numbers and codes, written one way: 6,35 and 6.35 are the same, and so are LT-38 and LT38."""
+    found = {each.replace("-", "") for each in _VALUE.findall(_PLACEHOLDER.sub(" ", text))}
+    return {re.sub(r"\.0+$", "", each.replace(",", ".")) for each in found}
+
+
+def _runs(said: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    return [tuple(said[start : start + length]) for start in range(len(said) - length + 1)]
+
+
+def _accepted_as(evidence: Evidence) -> str:
+    return "declined" if declines(evidence.answer.text, evidence.table.declining_phrases) else "answered"
+
+
+def _verdict(row: ChosenRow, answer: AnswerRow | None, verdict: Verdict, reason: str, detail: str = "") -> VerdictRow:
+    answer_id = answer.answer_id if answer else ""
+    return VerdictRow(decision_id=row.decision_id, answer_id=answer_id, verdict=verdict, reason=reason, detail=detail)
+
+
+def _declined_surplus(rows: Sequence[ChosenRow], verdicts: Mapping[str, VerdictRow], max_share: float) -> list[str]:
+    """Return the declining answers beyond their share of the training part; a student that only declines is no use."""
+    train = [verdicts[row.decision_id] for row in rows if row.split is Split.TRAIN]
+    accepted = [each for each in train if each.verdict is Verdict.ACCEPTED]
+    declined = sorted(
+        (each.decision_id for each in accepted if each.reason == "declined"),
+        key=lambda name: hashlib.sha256(name.encode()).hexdigest(),
     )
+    answered = len(accepted) - len(declined)
+    # declined / (declined + answered) <= share
+    allowed = len(declined) if max_share >= 1 else int(answered * max_share / (1 - max_share))
+    return declined[allowed:]
+
+
+def _counts(ordered: Sequence[VerdictRow]) -> Counts:
+    by_verdict = Counter(each.verdict for each in ordered)
+    reasons = Counter(each.reason for each in ordered if each.verdict is Verdict.REJECTED)
+    return Counts(
+        taken_in=len(ordered),
+        accepted=by_verdict[Verdict.ACCEPTED],
+        rejected=by_verdict[Verdict.REJECTED],
+        unscored=by_verdict[Verdict.UNSCORED],
+        rejected_by_reason=dict(sorted(reasons.items())),
+    )
+
+
+def _details(rows: Sequence[ChosenRow], ordered: Sequence[VerdictRow]) -> dict[str, int]:
+    accepted = [(row, each) for row, each in zip(rows, ordered, strict=True) if each.verdict is Verdict.ACCEPTED]
+    return {
+        "declined": sum(each.reason == "declined" for _, each in accepted),
+        "declined_in_training": sum(each.reason == "declined" and row.split is Split.TRAIN for row, each in accepted),
+        "held_out_rejected_but_kept": sum(
+            row.split is Split.TEST and each.verdict is Verdict.REJECTED for row, each in zip(rows, ordered, strict=True)
+        ),
+    }

@@ -1,4 +1,4 @@
-"""What teaching promises: each answer is paid once, a cap holds, a teacher that fails is told apart from one to be mended."""
+"""What teaching promises: an answer is paid once, a cap holds, a teacher that fails is told apart from one to be mended."""
 
 import asyncio
 import json
@@ -21,6 +21,8 @@ from conversations.messages import Author, Consent, Role, Split
 from conversations.settings import read_settings
 from conversations.store import Record
 from distill.dataset.asking import find_passages, requests_for
+from distill.dataset.budget import estimate
+from distill.dataset.choose import choose
 from distill.dataset.handbook import Handbook
 from distill.dataset.lesson import Patience, Unanswered, hold_lesson
 from distill.dataset.teach import UnansweredRow, teach
@@ -354,6 +356,28 @@ def test_teacher_whose_licence_does_not_allow_it_is_not_asked(tmp_path: Path, li
         assert teacher.seen == []
 
 
+def test_dry_run_names_what_the_lesson_then_takes_and_calls_nobody(tmp_path: Path) -> None:
+    words = len(f"{SYSTEM} What is wrong with number one here?".split())
+    with ScriptedTeacher(lambda question, before: Act(usage=(round(words * 1.4) + 8, 150))) as teacher:
+        settings = settings_for(tmp_path, teacher.base_url, teacher=PRICES, teach="max_smoke_failures = 16")
+        with Record(settings.record.path) as record:
+            for number in ("one", "two", "three"):
+                talk = turns.create_conversation(record, customer_id=number, channel="test", consent=Consent.YES)
+                question = f"What is wrong with number {number} here?"
+                turns.append_message(record, talk.conversation_id, Role.USER, Author.CUSTOMER, question)
+            before = estimate(record, settings)["large"]
+            assert teacher.seen == []
+            assert decisions.decisions(record) == []
+            with new_run(record, settings) as run:
+                run.perform(Stage.CHOOSE, choose)
+                manifest, answers, _ = taught(run)
+            after = estimate(record, settings)["large"]
+        assert (before["decisions"], before["reused"]) == (3, 0)
+        assert before["cost_usd_estimate"] == pytest.approx(manifest.details["cost_usd"], rel=0.15)
+        assert before["prompt_tokens"] == pytest.approx(sum(row.prompt_tokens for row in answers), rel=0.15)
+        assert (after["reused"], after["prompt_tokens"], after["cost_usd_estimate"]) == (3, 0, 0)
+
+
 def test_newer_endpoint_that_wants_other_parameters_gets_them(tmp_path: Path) -> None:
     def script(question: str, before: int) -> Act:
         body = newer.seen[-1].body
@@ -415,7 +439,7 @@ def test_handbook_passages_go_before_the_teacher_and_are_what_the_answer_rests_o
         {
             "id": "light",
             "title": "Coral light",
-            "text": "A coral light means that the line is down. Press the button twice.",
+            "text": "A coral light says that the line is down. Press the button twice.",
         },
         {"id": "bill", "title": "Paying a bill", "text": "Bills are due on the 9th of each month and can be paid by card."},
     ]
