@@ -56,7 +56,7 @@ def build_report(run: Run) -> Report:
         "models": models,
         "quality_metric": settings.quality_metric,
         "retained": retained.as_json() if retained else None,
-        "test_edition": assembled.get("edition"),
+        "test_edition": assembled.get("test_edition"),
         "test_digest": assembled.get("test_digest"),
         "release_id": run.manifest(Stage.EVALUATE).details.get("candidate"),
     }
