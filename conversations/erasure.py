@@ -37,8 +37,8 @@ def name_hash(kind: str, name: str) -> str:
 def erase_customer(record: Record, customer_id: str, *, actor: str) -> Erased:
     """Remove a customer: first every row, in one transaction, then the lines of the files, then the freed bytes.
 
-    A customer who is not there is remembered all the same, so that a later import does not bring them in. An erasure that was
-    killed between the rows and the files is finished by the next one.
+    A customer who is not there is remembered all the same, so that a later import does not bring them in. An erasure that
+    was killed between the rows and the files is finished by the next one.
     Raises OutsideError, with the rows gone and some bytes still on the disk, when another process holds the record.
     """
     with record.write() as transaction:
@@ -123,7 +123,7 @@ def _unfinished(transaction: Transaction) -> list[str]:
 
 
 def _files_with_text(transaction: Transaction) -> list[Path]:
-    """Return the files that may hold customers' words: those that runs noted, and those that a stage left when it was killed."""
+    """Return the files that may hold customers' words: those that runs noted, and those that a killed stage left."""
     noted = {Path(str(row["path"])) for row in transaction.query("SELECT path FROM artefacts WHERE holds_text = 1")}
     folders = [Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")]
     found = {

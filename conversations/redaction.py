@@ -20,7 +20,8 @@ from stdnum import iban, luhn
 from conversations.messages import ChatMessage, Json
 
 # Each pattern looks behind itself, so that it starts once in a run of its own characters and stays linear on long texts.
-_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[^\W\d_]{2,}", re.UNICODE)
+# Begins at a boundary and is bounded, so that a long run of letters costs no more than its length.
+_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,6}\.[^\W\d_]{2,24}", re.UNICODE)
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{2,4}){3,8}\b", re.IGNORECASE)
 _CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d.,]*\d)")
 _IP_V4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
@@ -123,13 +124,15 @@ class Redactor:
         yield "KEY", partial(_spans_of, _KEY)
         for kind, pattern in self._patterns.items():
             yield kind, partial(_spans_of, pattern)
-        yield "IBAN", lambda text: (found.span() for found in _IBAN.finditer(text) if iban.is_valid(found.group()))
+        yield "IBAN", _iban_spans
         yield "CARD", lambda text: (found.span() for found in _CARD.finditer(text) if _is_card(found.group()))
         yield "IP", _address_spans
         yield "PHONE", self._phone_spans
 
     def _phone_spans(self, text: str) -> Iterator[tuple[int, int]]:
-        for region in (None, *self._rules.regions):
+        # Without a region only numbers with a country code can be told, and those begin with a plus.
+        international = (None,) if "+" in text else ()
+        for region in (*international, *self._rules.regions):
             for match in phonenumbers.PhoneNumberMatcher(text, region):
                 yield match.start, match.end
 
@@ -147,6 +150,16 @@ def _value(kind: str, original: str) -> str:
             return _SPACING.sub("", original).upper()
         case _:
             return original
+
+
+def _iban_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield account numbers; words may follow in the same breath, so the longest beginning that checks is taken."""
+    for found in _IBAN.finditer(text):
+        ends = [found.end(), *(found.start() + gap.start() for gap in reversed(list(re.finditer(" ", found.group()))))]
+        for end in ends:
+            if iban.is_valid(text[found.start() : end]):
+                yield found.start(), end
+                break
 
 
 def _is_card(digits_text: str) -> bool:

@@ -9,12 +9,15 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
@@ -27,7 +30,6 @@ from support_bot.app import PASSWORD_VARIABLE
 from support_bot.settings import SupportBotSettings
 
 CONVERSATIONS = "conversations.jsonl"
-TEACHER_PORT = 8101
 _TEACHER_SECONDS = 120
 _SECONDS_TO_END = 20
 
@@ -83,14 +85,16 @@ def run_demo(settings: SupportBotSettings, *, exit_after: bool) -> dict[str, Jso
     Raises Refused when the gate did not promote, OperatorError or OutsideError when a part could not run.
     """
     say = Console(stderr=True, soft_wrap=True, highlight=False)
-    _check_ports(settings)
+    teacher_port = _handbook_teacher_port(settings.settings_file)
+    _check_ports(settings, teacher_port)
     password = os.environ.get(PASSWORD_VARIABLE) or secrets.token_urlsafe(9)
     processes = _Processes(settings.settings_file, settings.record.path.parent / "logs")
     with Record(settings.record.path) as record, _ended_by_signals(), contextlib.closing(_Ending(processes)):
         _import(record, settings.settings_file.parent / CONVERSATIONS, say)
         say.print(f"student: starting vLLM with {settings.student.base.name} (usually 40 to 90 s on 2 cores)")
         processes.start("student", ["support-bot", "student", "--parent-pid", str(os.getpid())])
-        processes.start("teacher", ["distill", "teacher", "--port", str(TEACHER_PORT)])
+        if teacher_port is not None:
+            processes.start("teacher", ["distill", "teacher", "--port", str(teacher_port)])
         processes.start("serve", ["support-bot", "serve"], more={PASSWORD_VARIABLE: password})
         _wait_for_student(record, processes, say)
         serve = settings.serve
@@ -98,7 +102,8 @@ def run_demo(settings: SupportBotSettings, *, exit_after: bool) -> dict[str, Jso
         say.print(f"console: http://{serve.host}:{serve.console_port} (user {serve.console_user}, password {password})")
         report = _finished_report(record)
         if report is None:
-            _wait_for_teacher(processes)
+            if teacher_port is not None:
+                _wait_for_teacher(processes, teacher_port)
             say.print(
                 "cycle: choose, teach, verify, assemble, train, evaluate, promote (usually 8 to 12 minutes on 2 cores)"
             )
@@ -147,16 +152,25 @@ def _command(name: str) -> list[str]:
     return [sys.executable, "-c", f"from {modules[name]} import main; main()"]
 
 
-def _check_ports(settings: SupportBotSettings) -> None:
-    """Raise OperatorError when a port of the demo is taken, before anything is started."""
-    import socket
+def _handbook_teacher_port(settings_file: Path) -> int | None:
+    """Return the port of the handbook teacher, or None where the settings name another kind, which runs elsewhere.
 
+    The teachers' table is the teaching room's; only the address is looked at here, and that room checks the rest.
+    """
+    tables = tomllib.loads(settings_file.read_text(encoding="utf-8"))
+    teacher = tables.get("teachers", {}).get(tables.get("teach", {}).get("teacher"), {})
+    return urlsplit(teacher.get("base_url", "")).port if teacher.get("kind") == "handbook" else None
+
+
+def _check_ports(settings: SupportBotSettings, teacher_port: int | None) -> None:
+    """Raise OperatorError when a port of the demo is taken, before anything is started."""
     ports = {
         "[student] port": settings.student.port,
         "[serve] chat_port": settings.serve.chat_port,
         "[serve] console_port": settings.serve.console_port,
-        "the teacher's port": TEACHER_PORT,
     }
+    if teacher_port is not None:
+        ports["the port in the teacher's base_url"] = teacher_port
     for key, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -188,12 +202,12 @@ def _wait_for_student(record: Record, processes: _Processes, say: Console) -> No
             time.sleep(0.5)
 
 
-def _wait_for_teacher(processes: _Processes) -> None:
+def _wait_for_teacher(processes: _Processes, port: int) -> None:
     deadline = time.monotonic() + _TEACHER_SECONDS
     while time.monotonic() < deadline:
         processes.check()
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{TEACHER_PORT}/health", timeout=2).status_code == httpx.codes.OK:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == httpx.codes.OK:
                 return
         time.sleep(0.3)
     raise OutsideError(f"the handbook teacher did not answer within {_TEACHER_SECONDS} s; see teacher.log beside the record")

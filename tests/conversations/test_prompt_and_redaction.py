@@ -111,5 +111,5 @@ def test_a_restored_stream_is_the_restored_whole_however_it_is_cut(pieces: list[
 
 
 def test_pathological_text_is_redacted_in_a_moment() -> None:
-    for text in ("a" * 50_000 + "@", "1 " * 25_000, "." * 50_000, "1." * 25_000):
+    for text in ("a" * 50_000 + "@", "1 " * 25_000, "." * 50_000, "1." * 25_000, "+" * 2_000):
         assert Redactor().redact(text) is not None
