@@ -1,7 +1,6 @@
 # make demo   the whole product on this machine (arguments: make demo ARGS="--exit")
 # make test   every check and every test, as CI runs them
 # make check  the fast part of them, under two minutes
-# make bench  the big measurements, printed as tables and written as JSON
 # make env    only the environment .venv, which the others make by themselves
 
 SHELL := /bin/bash
@@ -16,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: env demo test check bench lint browser clean
+.PHONY: env demo test check lint browser clean
 
 env: $(VENV)/.installed $(STUDENT)/config.json
 
@@ -64,9 +63,6 @@ browser:
 test: lint browser
 	@echo "== All tests (usually 15 to 25 minutes on 2 cores)"
 	@$(BIN)/python -m pytest
-
-bench: env
-	@for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf var/demo
