@@ -49,8 +49,9 @@ def begin(record: Record, conversation_id: str, question_id: str, release_id: st
     )
 
 
-def run_python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+def run_python(code: str, *arguments: str, speaks: bool = False) -> subprocess.Popen[bytes]:
+    out = subprocess.PIPE if speaks else subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out)
 
 
 def test_eight_processes_may_open_a_blank_record_at_once(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ turns.save_partial(record, r.turn_id, "half an ans", first_token_ms=1.0)
 print("ready", flush=True)
 time.sleep(60)
 """
-    speaking = run_python(code, str(record.path), conversation_id, question_id, base)
+    speaking = run_python(code, str(record.path), conversation_id, question_id, base, speaks=True)
     assert speaking.stdout is not None and speaking.stdout.readline() == b"ready\n"
     assert turns.interrupt_orphans(record) == 0
     os.kill(speaking.pid, signal.SIGKILL)
@@ -174,7 +175,7 @@ runs.begin_run(Record(Path(sys.argv[1])), run_id="run_a", path="/p", settings_di
 print("ready", flush=True)
 time.sleep(60)
 """
-    running = run_python(code, str(record.path))
+    running = run_python(code, str(record.path), speaks=True)
     assert running.stdout is not None and running.stdout.readline() == b"ready\n"
     with pytest.raises(OutsideError, match="run_a"):
         runs.begin_run(record, run_id="run_b", path="/p", settings_digest="d")
