@@ -97,6 +97,15 @@ class TrainTable(Table):
     learning_rate: float | None = Field(default=None, gt=0, description="empty: proven for the student's size")
     schedule: Literal["linear", "cosine"] = "linear"
     epochs: float = Field(default=2.0, gt=0)
+    last_layers: int | None = Field(
+        default=None, ge=1, description="how many of the student's layers learn, from the last one; empty: all"
+    )
+    max_whole_per_answer: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows an epoch that spell the same answer out; the others teach its opening; empty: all",
+    )
+    opening_tokens: int = Field(default=8, ge=1, description="what the opening of an answer is")
     rows_per_step: int = Field(default=16, ge=1)
     token_budget_per_batch: int = Field(default=2048, ge=64)
     max_tokens: int = Field(default=2048, ge=64)

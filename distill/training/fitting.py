@@ -18,7 +18,7 @@ import torch
 from conversations.errors import OperatorError
 from conversations.messages import Json, utc_now
 from distill.settings import TrainTable
-from distill.training.batches import TokenTree, cut_batches, pack_batch, plan_epoch
+from distill.training.batches import cut_batches, pack_batch, plan_epoch, plan_parts
 from distill.training.checkpoint import (
     Checkpoint,
     Fingerprint,
@@ -28,12 +28,17 @@ from distill.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from distill.training.forest import Forest, Part, TokenTree
 from distill.training.student import LearningStudent
 
 # What starting a micro-batch costs, in tokens computed meanwhile.
 _OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}
 # Padding is masked and never scored, so that any token will do.
 _PAD_ID = 0
+# Attention masks and scores grow with the square of a tree, and soon cost more than the sharing saves: the longest tree of one
+# conversation, whose history is long, and of several, which share little but the system prompt.
+_MAX_TREE_TOKENS = 1024
+_MAX_JOINED_TOKENS = 384
 # A validation may read this share of the tokens that are trained between two validations.
 _VALIDATION_SHARE = 0.25
 
@@ -53,26 +58,35 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step that is still to be made: its epoch (from 0) and its trees."""
+    """One optimizer step that is still to be made: its epoch (from 0), what of which rows it learns, and tokens to compute."""
 
     epoch: int
-    trees: tuple[TokenTree, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Return how many tokens the step computes."""
-        return sum(len(tree.token_ids) for tree in self.trees)
+    parts: tuple[Part, ...]
+    tokens: int
 
 
-def plan_steps(trees: Sequence[TokenTree], settings: TrainTable) -> list[Step]:
+def plan_steps(forest: Forest, settings: TrainTable) -> list[Step]:
     """Return every step of the training in order; a broken last epoch is its first steps."""
     steps: list[Step] = []
     for epoch in range(math.ceil(settings.epochs)):
-        plan = plan_epoch(trees, seed=settings.seed, epoch=epoch, rows_per_step=settings.rows_per_step)
+        plan = plan_epoch(forest, seed=settings.seed, epoch=epoch, rows_per_step=settings.rows_per_step)
+        parts = plan_parts(
+            forest,
+            seed=settings.seed,
+            epoch=epoch,
+            max_whole_per_answer=settings.max_whole_per_answer,
+            opening_tokens=settings.opening_tokens,
+        )
         share = min(1.0, settings.epochs - epoch)
-        for indices in plan[: math.ceil(share * len(plan))]:
-            steps.append(Step(epoch, tuple(trees[index] for index in indices)))
+        for rows in plan[: math.ceil(share * len(plan))]:
+            of_step = tuple(parts[row] for row in rows)
+            steps.append(Step(epoch, of_step, sum(len(tree.nodes) for tree in trees_of(forest, of_step))))
     return steps
+
+
+def trees_of(forest: Forest, parts: Sequence[Part]) -> list[TokenTree]:
+    """Return parts of a forest as the trees that are computed."""
+    return list(forest.trees(parts, max_tree_tokens=_MAX_TREE_TOKENS, max_joined_tokens=_MAX_JOINED_TOKENS))
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float, settings: TrainTable) -> float:
@@ -94,18 +108,19 @@ def proven_learning_rate(parameters: int, settings: TrainTable) -> float:
     return (1e-3 if parameters < 2e9 else 3e-4) * (1.0 if settings.kind == "lora" else 0.1)
 
 
-def validation_sample(trees: Sequence[TokenTree], settings: TrainTable) -> list[TokenTree]:
-    """Return the held-out trees that each validation reads: as many, drawn by the seed, as its share of time allows."""
-    drawn = list(trees)
+def validation_sample(forest: Forest, settings: TrainTable) -> list[TokenTree]:
+    """Return the held-out rows that each validation reads: as many, drawn by the seed, as its share of time allows."""
+    drawn = list(forest.conversations)
     random.Random(f"{settings.seed}/validation").shuffle(drawn)
     room = _VALIDATION_SHARE * settings.validate_every_tokens
-    sample: list[TokenTree] = []
-    for tree in drawn:
-        room -= len(tree.token_ids)
+    sample: list[Part] = []
+    for conversation in drawn:
+        parts = [forest.whole(row) for row in conversation]
+        room -= sum(len(tree.nodes) for tree in trees_of(forest, parts))
         if sample and room < 0:
             break
-        sample.append(tree)
-    return sample
+        sample += parts
+    return trees_of(forest, sample)
 
 
 class MetricsLog:
@@ -139,18 +154,21 @@ class Fitting:
     def __init__(
         self,
         student: LearningStudent,
+        forest: Forest,
         steps: Sequence[Step],
         validation: Sequence[TokenTree],
         settings: TrainTable,
         metrics: MetricsLog,
     ) -> None:
         self.student = student
+        self.forest = forest
         self.steps = steps
         self.validation = validation
         self.settings = settings
         self.metrics = metrics
         self.position = Position()
         self.best: dict[str, torch.Tensor] | None = None
+        self._frozen: torch.Tensor | None = None
         self.peak_learning_rate = proven_learning_rate(student.parameters, settings)
         self.optimizer = torch.optim.AdamW(
             list(student.trainable.values()),
@@ -170,6 +188,7 @@ class Fitting:
 
         Raises OperatorError when the loss is no longer a number.
         """
+        self._frozen = self._frozen_states()
         if not self._take_up(checkpoint_path):
             self._validate()
             self._keep(checkpoint_path, fingerprint, threads)
@@ -231,10 +250,11 @@ class Fitting:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        scored_weight = sum(tree.scored_weight for tree in step.trees)
+        trees = trees_of(self.forest, step.parts)
+        scored_weight = sum(tree.scored_weight for tree in trees)
         started, summed = time.monotonic(), 0.0
-        for batch in self._batches(step.trees):
-            loss = self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID)) / scored_weight
+        for batch in self._batches(trees):
+            loss = self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID), self._frozen) / scored_weight
             loss.backward()
             summed += float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(list(self.student.trainable.values()), self.settings.clip_norm)
@@ -272,6 +292,14 @@ class Fitting:
             token_budget=self.settings.token_budget_per_batch,
             overhead_tokens=_OVERHEAD_TOKENS[self.student.device.type],
         )
+
+    def _frozen_states(self) -> torch.Tensor | None:
+        """Compute once what the frozen layers make of the training rows; in an order that a resumed training repeats."""
+        if not self.student.first_layer:
+            return None
+        whole = [self.forest.whole(row) for conversation in self.forest.conversations for row in conversation]
+        batches = [[tree] for tree in trees_of(self.forest, whole)]
+        return self.student.frozen_states(batches, len(self.forest))
 
     def _held_out_nll(self) -> float:
         """Return the loss on the held-out trees in nats per scored token."""

@@ -1,58 +1,80 @@
 """The student while it learns: loaded, given adapters, asked for the loss of a batch, saved for vLLM.
 
-In: a checkpoint folder and the settings. Out: losses, and weights in the formats that vLLM loads as they are. Never opens
-a connection, and never writes the place of a folder into what it saves.
+In: a checkpoint folder and the settings. Out: losses, and weights in the formats that vLLM loads as they are. Where only the
+last layers learn, what the layers before them make of each token is computed once and kept. Never opens a connection, and
+never writes the place of a folder into what it saves.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from conversations.errors import OperatorError
 from distill.settings import TrainTable
-from distill.training.batches import Batch
+from distill.training.adapters import adapt, save_adapters
+from distill.training.batches import Batch, pack_batch
+from distill.training.forest import TokenTree
 from distill.training.losses import answer_loss
 
 Precision = Literal["float32", "bfloat16"]
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Kept states beyond this are computed anew in every step; the training is the same, only slower.
+MOST_KEPT_BYTES = 2**30
 
 
 class LearningStudent:
-    """A loaded student with its trainable weights. Made by `open_student`."""
+    """A loaded student with its trainable weights. Made by `open_student`.
 
-    def __init__(self, model: PreTrainedModel, *, kind: Literal["lora", "full"], precision: Precision) -> None:
+    The layers before `first_layer` and the embeddings are frozen, the others learn; 0 where all do.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, kind: Literal["lora", "full"], precision: Precision, first_layer: int = 0
+    ) -> None:
         self._model = model
-        causal = model.get_base_model() if kind == "lora" else model
-        self._decoder = causal.get_decoder()
-        self._head = causal.get_output_embeddings()
+        self._decoder = model.get_decoder()
+        self._head = model.get_output_embeddings()
         self.kind = kind
         self.precision = precision
+        self.first_layer = first_layer
         self.device: torch.device = next(model.parameters()).device
-        self.parameters = sum(parameter.numel() for parameter in causal.parameters())
         self.trainable: dict[str, torch.nn.Parameter] = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
 
-    def loss_sum(self, batch: Batch) -> torch.Tensor:
-        """Return the weighted sum of the batch's negative log-likelihoods in nats, a scalar with its graph."""
+    def loss_sum(self, batch: Batch, frozen: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the weighted sum of the batch's negative log-likelihoods in nats, a scalar with its graph.
+
+        frozen: what `frozen_states` made of the batch's forest, or None to compute the frozen layers now.
+        """
         batch = batch.to(self.device)
-        # Without a mask the attention is causal and takes its fastest way; positions must then not be given, because
-        # transformers would look in them for packed sequences.
-        layout = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.position_ids}
-        half = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half and self.kind == "full"):
-            hidden = self._decoder(batch.token_ids, use_cache=False, **layout).last_hidden_state
+        states = self._before_learning(batch) if frozen is None else frozen[batch.nodes]
+        hidden = self._decoder.norm(self._through(batch, states, self._decoder.layers[self.first_layer :]))
         scored = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
         return answer_loss(scored, self._head.weight, batch.targets, batch.weights)
+
+    def frozen_states(self, batches: Iterable[Sequence[TokenTree]], node_count: int) -> torch.Tensor | None:
+        """Return what the frozen layers make of every node of a forest, which the batches together hold.
+
+        Shape: (nodes, width), on the student's device. None where all layers learn, or where it would fill more than
+        MOST_KEPT_BYTES.
+        """
+        weight = self._decoder.embed_tokens.weight
+        if not self.first_layer or node_count * weight.shape[1] * weight.element_size() > MOST_KEPT_BYTES:
+            return None
+        kept = torch.empty(node_count, weight.shape[1], dtype=weight.dtype, device=self.device)
+        for trees in batches:
+            states = self._before_learning(pack_batch(trees, pad_id=0).to(self.device))
+            for tree, of_tree in zip(trees, states, strict=True):
+                kept[torch.tensor(tree.nodes, device=self.device)] = of_tree[: len(tree.nodes)].to(kept.dtype)
+        return kept
 
     def learned(self) -> dict[str, torch.Tensor]:
         """Return a copy of the trainable weights by name."""
@@ -66,14 +88,39 @@ class LearningStudent:
 
     def save(self, folder: Path, *, base_dir: Path, base_name: str) -> None:
         """Write the weights into a new folder: an adapter in PEFT's format, or a whole checkpoint in bfloat16."""
+        if self.kind == "lora":
+            save_adapters(
+                self._model,
+                folder,
+                base_name=base_name,
+                first_layer=self.first_layer,
+                layer_count=len(self._decoder.layers),
+            )
+            return
         with _without_bars():
-            if self.kind == "lora":
-                # The embeddings are the base's; asking whether they changed would ask the model hub.
-                self._model.save_pretrained(folder, save_embedding_layers=False)
-                _settle_adapter_config(folder / "adapter_config.json", base_name)
-            else:
-                self._model.to(torch.bfloat16).save_pretrained(folder)
-                _copy_tokenizer(base_dir, folder)
+            self._model.to(torch.bfloat16).save_pretrained(folder)
+        _copy_tokenizer(base_dir, folder)
+
+    def _before_learning(self, batch: Batch) -> torch.Tensor:
+        """Return what the first layer that learns reads. Shape: (trees, length, width)."""
+        if not self.first_layer:
+            return self._decoder.embed_tokens(batch.token_ids)
+        with torch.no_grad():
+            return self._through(
+                batch, self._decoder.embed_tokens(batch.token_ids), self._decoder.layers[: self.first_layer]
+            )
+
+    def _through(self, batch: Batch, states: torch.Tensor, layers: Iterable[torch.nn.Module]) -> torch.Tensor:
+        """Return the states behind some of the decoder's layers, which are run as transformers runs them."""
+        rotation = self._decoder.rotary_emb(states, batch.position_ids)
+        in_half = self.precision == "bfloat16" and self.kind == "full"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_half):
+            for layer in layers:
+                # Without a mask the attention is causal and takes its fastest way.
+                states = layer(
+                    states, attention_mask=batch.mask, position_ids=batch.position_ids, position_embeddings=rotation
+                )
+        return states
 
 
 def open_student(base_dir: Path, settings: TrainTable, *, device: torch.device) -> LearningStudent:
@@ -81,7 +128,7 @@ def open_student(base_dir: Path, settings: TrainTable, *, device: torch.device) 
 
     Adapters are initialised from torch's present random state. Adapters and fully trained weights are held in float32,
     a frozen base in bfloat16 where the device computes it natively.
-    Raises OperatorError when the folder holds no causal language model.
+    Raises OperatorError when the folder holds no causal language model, or `last_layers` exceeds its layers.
     """
     precision = precision_of(device)
     frozen_in_half = settings.kind == "lora" and precision == "bfloat16"
@@ -99,13 +146,22 @@ def open_student(base_dir: Path, settings: TrainTable, *, device: torch.device) 
             f"causal language model; set [student] base to one"
         ) from error
     model.to(device)
-    if settings.kind == "lora":
-        model = get_peft_model(
-            model,
-            LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
     model.train()
-    return LearningStudent(model, kind=settings.kind, precision=precision)
+    layers = model.get_decoder().layers
+    last_layers = settings.last_layers or len(layers)
+    if last_layers > len(layers):
+        raise OperatorError(
+            f"[train] last_layers is {last_layers}, and the student in {base_dir} has {len(layers)} layers; "
+            f"give at most {len(layers)}, or leave the key out to let all of them learn"
+        )
+    first_layer = len(layers) - last_layers
+    if settings.kind == "lora":
+        model.requires_grad_(False)
+        adapt(layers[first_layer:], rank=settings.rank, alpha=settings.alpha)
+    elif first_layer:
+        model.get_input_embeddings().requires_grad_(False)
+        layers[:first_layer].requires_grad_(False)
+    return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer)
 
 
 def device_at_hand() -> torch.device:
@@ -134,15 +190,6 @@ def put_in_place(half_done: Path, folder: Path) -> None:
             os.close(descriptor)
     shutil.rmtree(folder, ignore_errors=True)
     half_done.rename(folder)
-
-
-def _settle_adapter_config(path: Path, base_name: str) -> None:
-    """Name the base without its place, and put the targets, which PEFT keeps as a set, in order."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base_name
-    config["target_modules"] = sorted(config["target_modules"])
-    config["inference_mode"] = True
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _copy_tokenizer(base_dir: Path, folder: Path) -> None:

@@ -24,18 +24,16 @@ from conversations.messages import Json
 from conversations.prompt import Renderer
 from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
 from distill.settings import TrainTable
-from distill.training.batches import TokenTree, grow_trees
 from distill.training.card import model_card
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
 from distill.training.decisions import RowCounts, read_decisions
 from distill.training.fitting import Fitting, MetricsLog, TrainProgress, plan_steps, validation_sample
+from distill.training.forest import Forest
 from distill.training.student import LearningStudent, device_at_hand, open_student, precision_of, put_in_place
 
 RESULT_FILE = "training.json"
 CHECKPOINT_FILE = ".checkpoint.pt"
 FOLDERS: Mapping[str, str] = {"lora": "adapter", "full": "checkpoint"}
-# Attention masks and scores grow with the square of a tree, and soon cost more than the sharing saves.
-_MAX_TREE_TOKENS = 1024
 
 log = logging.getLogger(__name__)
 
@@ -144,9 +142,9 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
     del saved
     settings = request.settings
     renderer = Renderer.load(request.base_dir)
-    trees, counts = _read_trees(request.train_path, renderer, request)
-    held_out, held_out_counts = _read_trees(request.validation_path, renderer, request)
-    if not trees:
+    forest, counts = _read_forest(request.train_path, renderer, request)
+    held_out, held_out_counts = _read_forest(request.validation_path, renderer, request)
+    if not forest.rows:
         raise OperatorError(
             f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
             f"at least one answer within [train] max_tokens = {settings.max_tokens}; teach more, or raise the limit"
@@ -156,13 +154,14 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
         student = open_student(request.base_dir, settings, device=device_at_hand())
         fitting = Fitting(
             student,
-            plan_steps(trees, settings),
+            forest,
+            plan_steps(forest, settings),
             validation_sample(held_out, settings),
             settings,
             MetricsLog(request.metrics_path),
         )
         fitting.run(request.out_dir / CHECKPOINT_FILE, fingerprint, threads, on_progress)
-        result = _result(request, fitting, trees, counts, held_out_counts, threads)
+        result = _result(fitting, counts, held_out_counts, threads)
         result = _write_weights(request, student, result, fingerprint)
     held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
     write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
@@ -210,28 +209,19 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
     return TrainResult(**held["result"])
 
 
-def _read_trees(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[list[TokenTree], RowCounts]:
+def _read_forest(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[Forest, RowCounts]:
     if path is None:
-        return [], RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
+        return Forest([]), RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
     rows, counts = read_decisions(
         path,
         renderer,
         max_prompt_tokens=request.max_prompt_tokens,
         max_tokens=request.settings.max_tokens,
     )
-    trees = grow_trees(rows, max_tree_tokens=_MAX_TREE_TOKENS)
-    log.info("%s: %s, %d tokens in trees", path.name, counts, sum(len(tree.token_ids) for tree in trees))
-    return trees, counts
+    return Forest(rows), counts
 
 
-def _result(
-    request: TrainRequest,
-    fitting: Fitting,
-    trees: list[TokenTree],
-    counts: RowCounts,
-    held_out_counts: RowCounts,
-    threads: int,
-) -> TrainResult:
+def _result(fitting: Fitting, counts: RowCounts, held_out_counts: RowCounts, threads: int) -> TrainResult:
     position, student = fitting.position, fitting.student
     return TrainResult(
         kind=student.kind,
@@ -241,7 +231,7 @@ def _result(
         steps_planned=len(fitting.steps),
         best_step=position.best_step or position.step,
         tokens=position.tokens_done,
-        tokens_per_epoch=sum(len(tree.token_ids) for tree in trees),
+        tokens_per_epoch=sum(step.tokens for step in fitting.steps if step.epoch == 0),
         tokens_one_by_one=counts.tokens_one_by_one,
         tokens_scored=counts.tokens_scored,
         first_loss=position.first_loss,

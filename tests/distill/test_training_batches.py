@@ -1,6 +1,7 @@
 """Rows that share a history are computed once and learnt exactly as if each stood alone."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from tiny_student import dataset_line, tiny_model, tiny_student
 
 from conversations.messages import ChatMessage, Role
 from conversations.prompt import Renderer
-from distill.training.batches import cut_batches, grow_trees, pack_batch, plan_epoch
+from distill.training.batches import cut_batches, pack_batch, plan_epoch, plan_parts
 from distill.training.decisions import TrainingRow, read_decisions
+from distill.training.forest import Forest, Part, TokenTree
 from distill.training.student import LearningStudent
 
 SYSTEM, ASK, WEAK, NEXT = tuple(range(10, 16)), tuple(range(30, 37)), tuple(range(50, 54)), tuple(range(70, 75))
@@ -29,6 +31,12 @@ def _conversation(name: str) -> list[TrainingRow]:
     ]
 
 
+def _trees(rows: list[TrainingRow], *, max_tree_tokens: int = 100, max_joined_tokens: int = 0) -> list[TokenTree]:
+    forest = Forest(rows)
+    parts = [forest.whole(row) for conversation in forest.conversations for row in conversation]
+    return list(forest.trees(parts, max_tree_tokens=max_tree_tokens, max_joined_tokens=max_joined_tokens))
+
+
 def _one_by_one(model, rows):
     """Return transformers' own loss of each row without any sharing, masking or chunking."""
     total = torch.zeros(())
@@ -41,11 +49,13 @@ def _one_by_one(model, rows):
     return total
 
 
+@pytest.mark.parametrize("max_joined_tokens", [0, 100], ids=["a tree a conversation", "one tree"])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_a_batch_of_trees_has_the_loss_and_gradients_of_its_rows_one_by_one(family):
+def test_a_batch_of_trees_has_the_loss_and_gradients_of_its_rows_one_by_one(family, max_joined_tokens):
     lone = TrainingRow("b.1", "b", SYSTEM + NEXT + ASK + WEAK + NEXT, (99, 98, END), 0.5)
     rows = [*_conversation("a"), lone]
-    trees = grow_trees(rows, max_tree_tokens=100)
+    trees = _trees(rows, max_joined_tokens=max_joined_tokens)
+    assert len(trees) == (1 if max_joined_tokens else 2)
     batch = pack_batch(trees, pad_id=0)
     assert batch.mask is not None
     assert batch.tokens < sum(row.input_tokens for row in rows)
@@ -63,7 +73,7 @@ def test_a_batch_of_trees_has_the_loss_and_gradients_of_its_rows_one_by_one(fami
 
 def test_a_batch_of_lone_rows_needs_no_mask_and_has_their_loss():
     rows = [_conversation("a")[0], TrainingRow("b.1", "b", SYSTEM + NEXT + ASK + NEXT, (99, 98, END), 0.5)]
-    batch = pack_batch(grow_trees(rows, max_tree_tokens=100), pad_id=0)
+    batch = pack_batch(_trees(rows), pad_id=0)
     assert batch.mask is None
     model = tiny_model()
     loss = LearningStudent(model, kind="full", precision="float32").loss_sum(batch)
@@ -83,9 +93,13 @@ _rows = st.lists(
 )
 
 
-@given(drawn=_rows, max_tree_tokens=st.integers(min_value=1, max_value=20), share=st.booleans())
+@given(
+    drawn=_rows,
+    max_tree_tokens=st.integers(min_value=1, max_value=20),
+    max_joined_tokens=st.integers(min_value=0, max_value=20),
+)
 @settings(max_examples=200, deadline=None)
-def test_exactly_the_answers_and_their_ends_are_scored_each_with_its_weight(drawn, max_tree_tokens, share):
+def test_exactly_the_answers_and_their_ends_are_scored_each_with_its_weight(drawn, max_tree_tokens, max_joined_tokens):
     rows = [
         TrainingRow(f"{number}", name, tuple(prompt), (*answer, END), weight)
         for number, (name, prompt, answer, weight) in enumerate(drawn)
@@ -96,7 +110,7 @@ def test_exactly_the_answers_and_their_ends_are_scored_each_with_its_weight(draw
             path = row.prompt_ids + row.answer_ids[:length]
             expected[path] = expected.get(path, 0.0) + row.weight
 
-    trees = grow_trees(rows, max_tree_tokens=max_tree_tokens, share=share)
+    trees = _trees(rows, max_tree_tokens=max_tree_tokens, max_joined_tokens=max_joined_tokens)
     scored: dict[tuple[int, ...], float] = {}
     for tree in trees:
         for at, token_id, weight in zip(tree.scored_at, tree.scored_ids, tree.scored_weights, strict=True):
@@ -111,27 +125,63 @@ def test_exactly_the_answers_and_their_ends_are_scored_each_with_its_weight(draw
 
     assert scored == pytest.approx(expected)
     assert sum(tree.row_count for tree in trees) == len(rows)
-    assert all(len(tree.token_ids) <= max_tree_tokens or tree.row_count == 1 for tree in trees)
+    largest = max(max_tree_tokens, max_joined_tokens)
+    assert all(len(tree.token_ids) <= largest or tree.row_count == 1 for tree in trees)
 
 
-def test_the_order_follows_from_seed_and_epoch_alone_and_loses_no_tree():
-    trees = grow_trees([row for n in range(9) for row in _conversation(f"c{n}")], max_tree_tokens=100)
-    plan = plan_epoch(trees, seed=3, epoch=1, rows_per_step=8)
-    assert plan == plan_epoch(trees, seed=3, epoch=1, rows_per_step=8)
-    assert plan != plan_epoch(trees, seed=3, epoch=2, rows_per_step=8)
-    assert plan != plan_epoch(trees, seed=4, epoch=1, rows_per_step=8)
-    assert sorted(itertools.chain.from_iterable(plan)) == list(range(len(trees)))
-    assert all(6 <= sum(trees[index].row_count for index in step) <= 12 for step in plan)
+def test_a_forest_stores_every_prefix_of_every_row_once():
+    rows = [row for n in range(3) for row in _conversation(f"c{n}")]
+    prefixes = {
+        tuple((row.prompt_ids + row.answer_ids)[:length]) for row in rows for length in range(1, row.input_tokens + 1)
+    }
+    assert len(Forest(rows)) == len(prefixes)
+
+
+def test_the_order_follows_from_seed_and_epoch_alone_and_loses_no_row():
+    forest = Forest([row for n in range(9) for row in _conversation(f"c{n}")])
+    plan = plan_epoch(forest, seed=3, epoch=1, rows_per_step=8)
+    assert plan == plan_epoch(forest, seed=3, epoch=1, rows_per_step=8)
+    assert plan != plan_epoch(forest, seed=3, epoch=2, rows_per_step=8)
+    assert plan != plan_epoch(forest, seed=4, epoch=1, rows_per_step=8)
+    assert sorted(itertools.chain.from_iterable(plan)) == list(range(len(forest.rows)))
+    assert all(6 <= len(step) <= 12 for step in plan)
+    for conversation in forest.conversations:
+        assert sum(bool(set(conversation) & set(step)) for step in plan) == 1
+
+
+def test_an_answer_of_many_rows_is_spelt_out_by_a_few_of_them_others_each_epoch_and_every_row_learns_its_opening():
+    common, rare = (90, 91, 92, 93, 94, END), (80, 81, 82, 83, 84, END)
+    rows = [TrainingRow(f"{n:02d}", f"{n:02d}", (*SYSTEM, 100 + n), common if n < 20 else rare) for n in range(22)]
+    forest = Forest(rows)
+
+    def parts_of(epoch: int) -> dict[int, Part]:
+        return plan_parts(forest, seed=0, epoch=epoch, max_whole_per_answer=4, opening_tokens=3)
+
+    first, second = parts_of(0), parts_of(1)
+    assert first == parts_of(0)
+    assert sorted(first) == list(range(22))
+    assert Counter(first[row].scored for row in range(20)) == {6: 4, 3: 16}
+    assert {row for row in range(20) if first[row].scored == 6} != {row for row in range(20) if second[row].scored == 6}
+    assert all(first[row] == forest.whole(row) for row in (20, 21))
+    everything = plan_parts(forest, seed=0, epoch=0, max_whole_per_answer=None, opening_tokens=3)
+    assert all(part == forest.whole(row) for row, part in everything.items())
+
+
+def test_a_part_of_an_answer_is_scored_from_its_first_token_and_no_further():
+    rows = _conversation("a")
+    [tree] = Forest(rows).trees([Part(1, 2)], max_tree_tokens=100, max_joined_tokens=0)
+    assert tree.token_ids == rows[1].prompt_ids + rows[1].answer_ids[:1]
+    assert sorted(zip(tree.scored_at, tree.scored_ids, strict=True)) == [
+        (len(rows[1].prompt_ids) - 1, 90),
+        (len(rows[1].prompt_ids), 91),
+    ]
 
 
 @given(lengths=st.lists(st.integers(min_value=1, max_value=40), min_size=1, max_size=7))
 @settings(max_examples=100, deadline=None)
 def test_micro_batches_hold_every_tree_within_the_budget_at_the_least_cost(lengths):
     budget, overhead = 60, 5
-    trees = grow_trees(
-        [TrainingRow(f"{n}", f"{n:02d}", tuple(range(length)), (END,)) for n, length in enumerate(lengths)],
-        max_tree_tokens=100,
-    )
+    trees = _trees([TrainingRow(f"{n}", f"{n:02d}", tuple(range(length)), (END,)) for n, length in enumerate(lengths)])
     batches = cut_batches(trees, token_budget=budget, overhead_tokens=overhead)
     assert sorted(len(tree.token_ids) for batch in batches for tree in batch) == sorted(lengths)
 

@@ -167,7 +167,9 @@ def test_adapter_is_in_pefts_format_and_changes_the_base_as_in_training(tmp_path
     base = AutoModelForCausalLM.from_pretrained(request.base_dir)
     assert held_out_nll(base, request) == pytest.approx(result.first_validation_nll, rel=1e-5)
     taught = PeftModel.from_pretrained(base, folder)
-    assert held_out_nll(taught, request) == pytest.approx(result.best_validation_nll, rel=1e-5)
+    # A CPU that computes bfloat16 by itself trains in it, and PEFT reads the adapter in float32 here.
+    rounding = 1e-5 if result.precision == "float32" else 1e-3
+    assert held_out_nll(taught, request) == pytest.approx(result.best_validation_nll, rel=rounding)
     assert result.best_validation_nll < 0.97 * result.first_validation_nll
 
 
