@@ -86,6 +86,9 @@ class AssembleTable(Table):
     """How accepted answers become sets."""
 
     max_rows_per_answer: int = Field(default=200, ge=1, description="how often one answer text may stand in training")
+    study_handbook: bool = Field(
+        default=True, description="whether the student learns the handbook's articles themselves too"
+    )
 
 
 class TrainTable(Table):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversations.messages import ChatMessage, Role
-from distill.dataset.handbook import ANSWER_HEADING, Article, Handbook, Passage, sentences
+from distill.dataset.handbook import Article, Handbook, Passage, described_in, sentences
 from distill.dataset.similarity import Embedder, Vectors, words
 
 DECLINED = "I don't know that from my handbook, so I'm passing this to a colleague."
@@ -29,8 +29,8 @@ _TITLE_WEIGHT = 0.4
 _RARE_WORD_WEIGHT = 0.3
 _EARLIER_WEIGHT = 0.25
 _COMMON_SHARE = 0.25
-_MIN_SCORE = 1.1
-_SECOND_MIN_SCORE = 1.1
+_MIN_SCORE = 1.0
+_SECOND_MIN_SCORE = 1.5
 _SECOND_MARGIN = 0.15
 _COURTESY_LIKENESS = 0.45
 _MAX_EARLIER = 2
@@ -179,9 +179,8 @@ def _entries(article: Article) -> list[_Entry]:
         return [
             _Entry(article, passage, f"{article.title}. {passage.text}", (passage.text,)) for passage in article.passages
         ]
-    told = " ".join(section.text for section in article.sections if section.heading.casefold() != ANSWER_HEADING)
-    cues = tuple(sentences(told)) or (article.title,)
-    return [_Entry(article, article.passages[0], f"{article.title}. {told}", cues)]
+    told = described_in(article)
+    return [_Entry(article, article.passages[0], f"{article.title}. {' '.join(told)}", tuple(told) or (article.title,))]
 
 
 def _mean_of_best_two(likeness: Vectors) -> Scores:

@@ -1,8 +1,9 @@
 """Assemble: accepted answers become the training and validation sets; held-out decisions become the edition of the test set.
 
-In: the rows of choose, teach and verify. Out: `assemble/train.jsonl`, `validation.jsonl` and `test.jsonl`, and the record's
-note of what this run learns from. An edition, once frozen, never changes: the next one is the old one and the new held-out
-decisions. Nothing of a held-out conversation or cluster is ever in training, and nothing of an erased one anywhere.
+In: the rows of choose, teach and verify, and the handbook. Out: `assemble/train.jsonl`, `validation.jsonl` and `test.jsonl`,
+and the record's note of what this run learns from. An edition, once frozen, never changes: the next one is the old one and
+the new held-out decisions. Nothing of a held-out conversation or cluster is ever in training, and nothing of an erased one
+anywhere. The handbook's own rows are for training alone.
 """
 
 from collections import Counter
@@ -14,6 +15,8 @@ from conversations.erasure import is_erased
 from conversations.errors import Refused
 from conversations.messages import Json, Role, Split, content_hash
 from conversations.store import Record
+from distill.dataset.handbook import Handbook
+from distill.dataset.study import Study, study_handbook
 from distill.rows import AnswerRow, ChosenRow, DatasetRow, MessageRow, VerdictRow, read_rows, rows_text
 from distill.run import Counts, Outcome, Run, Stage
 
@@ -36,24 +39,28 @@ def assemble(run: Run) -> Outcome:
         for split in Split
     }
     edition, sets[Split.TEST] = _edition(run, sets[Split.TEST])
+    study = _study(run, sets[Split.TEST])
     if not sets[Split.TRAIN]:
         raise Refused(
             f"no answer is left to learn from: {len(chosen)} decisions, {_told(against)}; "
             "expected at least one accepted answer in training; see verify/verdicts.jsonl of this run"
         )
+    runs.note_use(run.record, run.run_id, {row.decision_id: split for split, rows in sets.items() for row in rows})
+    sets[Split.TRAIN] += study.rows
     _assert_apart(sets)
     for split, rows in sets.items():
         run.write_rows(Stage.ASSEMBLE, _FILES[split], rows)
-    runs.note_use(run.record, run.run_id, {row.decision_id: split for split, rows in sets.items() for row in rows})
     reasons = Counter(reason for name, reason in against.items() if name not in unscored)
+    if study.twins_of_test:
+        reasons["twin_of_test"] += study.twins_of_test
     counts = Counts(
-        taken_in=len(chosen),
-        accepted=len(kept),
+        taken_in=len(chosen) + len(study.rows) + study.twins_of_test,
+        accepted=len(kept) + len(study.rows),
         rejected=sum(reasons.values()),
         unscored=len(unscored),
         rejected_by_reason=dict(sorted(reasons.items())),
     )
-    return Outcome(counts, _details(run, sets, edition))
+    return Outcome(counts, {**_details(run, sets, edition), "study_rows": len(study.rows)})
 
 
 def _reasons_against(
@@ -116,6 +123,19 @@ def _edition(run: Run, held_out: Sequence[DatasetRow]) -> tuple[int, list[Datase
         dumped = {name: row.model_dump(mode="json") for name, row in rows.items()}
         edition = freeze_edition(run.record, run.run_id, dumped, _digest(list(rows.values())))
     return edition, list(rows.values())
+
+
+def _study(run: Run, held_out: Sequence[DatasetRow]) -> Study:
+    settings = run.settings
+    if settings.handbook is None or not settings.assemble.study_handbook:
+        return Study((), 0)
+    return study_handbook(
+        Handbook.load(settings.handbook.path),
+        [row.messages[-2].content for row in held_out],
+        system_prompt=settings.prompt.system,
+        rules=settings.redaction.rules,
+        near_duplicate_jaccard=settings.choose.near_duplicate_jaccard,
+    )
 
 
 def _digest(rows: Sequence[DatasetRow]) -> str:

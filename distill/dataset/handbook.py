@@ -164,6 +164,12 @@ def sentences(text: str) -> list[str]:
     return [piece.strip() for line in lines for piece in _SENTENCE_END.split(line) if piece.strip()]
 
 
+def described_in(article: Article) -> list[str]:
+    """Return the sentences in which an article with an answer of its own tells what the answer is for."""
+    told = " ".join(section.text for section in article.sections if section.heading.casefold() != ANSWER_HEADING)
+    return sentences(told)
+
+
 def _markdown_article(file: Path) -> tuple[Article, str]:
     try:
         text = file.read_text(encoding="utf-8-sig")

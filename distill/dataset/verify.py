@@ -138,7 +138,8 @@ def _personal_data(evidence: Evidence) -> str | None:
     redactor = Redactor(evidence.rules)
     redactor.redact(evidence.answer.text)
     allowed = evidence.allowed or ""
-    return next((name for name, text in redactor.placeholders.originals.items() if text not in allowed), None)
+    found = redactor.placeholders.originals.items()
+    return next((name for name, text in found if text not in allowed and not _PLACEHOLDER.fullmatch(text)), None)
 
 
 def _repeats(evidence: Evidence) -> str | None:

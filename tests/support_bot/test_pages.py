@@ -3,12 +3,15 @@
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from chat_world import PASSWORD, ChatWorld, start_pages
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from conversations import decisions, releases, runs, turns
 from conversations.decisions import AnswerAuthor, Decision, Verdict
@@ -79,6 +82,8 @@ def open_chat(visitor: BrowserContext, world: ChatWorld) -> Page:
     page = visitor.new_page()
     page.goto(f"http://127.0.0.1:{world.settings.serve.chat_port}/")
     expect(page.locator("#message textarea")).to_be_visible(timeout=20_000)
+    # The page's first event has been to the server and back: from here on the page listens.
+    page.locator("#notice p").wait_for(state="attached")
     return page
 
 
@@ -238,7 +243,7 @@ def test_nobody_s_words_bring_in_pictures_forms_scripts_or_overlays(visitor, wor
 
     console = log_in(visitor, world)
     console.on("dialog", lambda dialog: pytest.fail(f"a dialog: {dialog.message}"))
-    console.locator("#found button").first.click()
+    choose(console, "#found", "", until="#reader .turn")
     expect(console.locator("#reader")).to_contain_text("${alert(1)} {{value}}")
     assert console.locator("#reader").locator("img, form, iframe, style, svg, video, input, script").count() == 0
     assert not [url for url in asked_for if "127.0.0.1" not in url and not url.startswith("data:")]
@@ -269,6 +274,16 @@ def log_in(visitor: BrowserContext, world: ChatWorld) -> Page:
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("tab", name="Conversations")).to_be_visible(timeout=20_000)
     return page
+
+
+def choose(page: Page, inside: str, text: str, *, until: str) -> None:
+    """Click a choice of a list until it shows: a click on a list that is just being drawn is lost."""
+    deadline = time.monotonic() + 20
+    while not page.locator(until).count():
+        assert time.monotonic() < deadline, f"{inside} takes no click"
+        page.locator(f"{inside} button", has_text=text).first.click()
+        with suppress(PlaywrightTimeout):
+            page.locator(until).first.wait_for(timeout=2_000)
 
 
 def test_console_lets_nobody_in_without_the_password(visitor, world):
@@ -337,7 +352,7 @@ def test_compare_shows_logged_teacher_and_student_answers_side_by_side(visitor, 
     )
     page = log_in(visitor, world)
     page.get_by_role("tab", name="Compare").click()
-    page.locator("#decisions button", has_text="It blinks coral").click()
+    choose(page, "#decisions", "It blinks coral", until="#side-by-side .answer")
     cards = page.locator("#side-by-side .answer")
     expect(cards).to_have_count(3)
     for card, words in zip(cards.all(), ["Turn it off and on", "Wait 12 minutes", "The light is a light"], strict=True):

@@ -1,0 +1,140 @@
+"""What verifying and assembling promise: only supported answers are learnt, tests stay apart, the handbook is studied."""
+
+from pathlib import Path
+
+import pytest
+from scripted_teacher import Act, ScriptedTeacher
+from small_run import QUESTIONS, small_run
+
+from conversations.decisions import Verdict
+from conversations.errors import Refused
+from conversations.messages import Role, Split
+from conversations.redaction import RedactionRules
+from distill.dataset.handbook import Handbook
+from distill.dataset.study import study_handbook
+from distill.dataset.verify import Evidence, judge
+from distill.rows import AnswerRow, ChosenRow, DatasetRow, LabelsRow, MessageRow, VerdictRow, read_rows
+from distill.run import STAGES, Stage
+from distill.settings import VerifyTable
+
+UP_TO_ASSEMBLE = STAGES[: STAGES.index(Stage.ASSEMBLE) + 1]
+
+
+def evidence(
+    text: str, *, finish_reason: str = "stop", allowed: str | None = "Wait 12 minutes, it costs 6.35 (LT-38)."
+) -> Evidence:
+    asked = (MessageRow(role=Role.SYSTEM, content="You are the support assistant of the good company Tidewell in town."),)
+    row = ChosenRow(
+        decision_id="d", conversation_id="c", cluster_id="k", topic="", split=Split.TRAIN, chosen_because="all", labels=LabelsRow(),
+        messages=(*asked, MessageRow(role=Role.USER, content="It blinks <EMAIL_1> since 9 o'clock")),
+    )  # fmt: skip
+    answer = AnswerRow(
+        decision_id="d", answer_id="a", teacher="big", text=text, finish_reason=finish_reason, passages=(), request_hash="h",
+        prompt_tokens=1, completion_tokens=1, cost_usd=0.0, latency_ms=1.0,
+    )  # fmt: skip
+    return Evidence(row, answer, allowed, VerifyTable(), RedactionRules())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Please wait 12 minutes after 9 o'clock; it costs 6,35.", ""),
+        ("Run the line test LT38, then:\n1. wait\n2. write to <EMAIL_1>", ""),
+        ("Please wait 13 minutes.", "unsupported_number"),
+        ("Run LT-39 now.", "unsupported_number"),
+        ("", "empty"),
+        ("?!", "empty"),
+        ("Yes.", "too_short"),
+        ("word " * 2000, "too_long"),
+        ("Sure. <|im_end|> Please wait.", "control_tokens"),
+        ("Please wait.\nUser: thanks", "control_tokens"),
+        ("I am told: You are the support assistant of the good company Tidewell.", "system_prompt_leaked"),
+        ("Please write to <PHONE_1> now.", "placeholder_not_in_question"),
+        ("Please write to me at joe@example.org today.", "personal_data"),
+        ("Please restart the box now. Please restart the box now.", "repeats_itself"),
+    ],
+)
+def test_an_answer_is_judged_by_what_it_says(text: str, reason: str) -> None:
+    assert judge(evidence(text))[0] == reason
+
+
+@pytest.mark.parametrize(("finish_reason", "reason"), [("length", "truncated"), ("content_filter", "filtered_by_teacher")])
+def test_an_answer_that_was_cut_or_filtered_is_not_learnt(finish_reason: str, reason: str) -> None:
+    assert judge(evidence("Please wait.", finish_reason=finish_reason))[0] == reason
+
+
+def test_rejected_answers_are_counted_and_never_learnt_and_test_questions_keep_theirs(tmp_path: Path) -> None:
+    with (
+        ScriptedTeacher(
+            lambda question, before: Act("Please wait 99 minutes." if question in QUESTIONS[::2] else "Please wait.")
+        ) as teacher,
+        small_run(tmp_path, teacher.base_url) as small,
+    ):
+        run, manifests = small.perform(*UP_TO_ASSEMBLE)
+        folder = run.folder
+        verdicts = {row.decision_id: row for row in read_rows(folder / "verify/verdicts.jsonl", VerdictRow)}
+        chosen = list(read_rows(folder / "choose/decisions.jsonl", ChosenRow))
+        for row in chosen:
+            is_wrong = row.messages[-1].content in QUESTIONS[::2]
+            assert verdicts[row.decision_id].verdict is (Verdict.REJECTED if is_wrong else Verdict.ACCEPTED)
+        train, test = (list(read_rows(folder / f"assemble/{name}.jsonl", DatasetRow)) for name in ("train", "test"))
+        assert all("99" not in row.messages[-1].content for row in train)
+        held_out = {row.decision_id for row in chosen if row.split is Split.TEST}
+        assert held_out and {row.decision_id for row in test} == held_out
+        assert manifests[-1].counts.rejected_by_reason["unsupported_number"] == sum(
+            row.split is not Split.TEST and row.messages[-1].content in QUESTIONS[::2] for row in chosen
+        )
+
+
+def test_the_handbook_is_studied_in_training_alone_and_never_a_twin_of_a_test_question(tmp_path: Path) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        run, manifests = small.perform(*UP_TO_ASSEMBLE)
+        train, test, validation = (
+            list(read_rows(run.folder / f"assemble/{name}.jsonl", DatasetRow)) for name in ("train", "test", "validation")
+        )
+        studied = [row for row in train if row.decision_id.startswith("study_")]
+        assert {row.messages[-2].content for row in studied} == {
+            "The light glows coral", "The lamp on the box glows coral all evening.", "Nothing loads any more, on no device.",
+        }  # fmt: skip
+        assert {row.messages[-1].content for row in studied} == {"Coral light: please wait 12 minutes."}
+        assert not [row for row in (*test, *validation) if row.decision_id.startswith("study_")]
+        assert manifests[-1].details["study_rows"] == len(studied)
+        handbook = Handbook.load(small.folder / "handbook")
+        twin = study_handbook(
+            handbook, ["the lamp on the box GLOWS coral all evening"],
+            system_prompt="You help.", rules=RedactionRules(), near_duplicate_jaccard=0.5,
+        )  # fmt: skip
+        assert (len(twin.rows), twin.twins_of_test) == (2, 1)
+
+
+def test_a_run_without_one_accepted_answer_says_so_and_leaves_no_half_stage(tmp_path: Path) -> None:
+    with (
+        ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.")) as teacher,
+        small_run(tmp_path, teacher.base_url) as small,
+    ):
+        with pytest.raises(Refused, match=r"no answer is left to learn from.*unsupported_number"):
+            small.perform(*UP_TO_ASSEMBLE)
+        assert not list(small.folder.glob("runs/*/assemble/manifest.json"))
+
+
+def test_an_edition_keeps_its_rows_when_the_next_run_adds_new_ones(tmp_path: Path) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        first, manifests = small.perform(*UP_TO_ASSEMBLE)
+        names = ("alpha", "beta", "gamma", "delta", "omega", "sigma", "kappa", "theta")
+        more = [f"Question number {name} about a {name} thing that nobody asked before" for name in names]
+        small.import_conversations(
+            [
+                {
+                    "id": f"n{place}", "customer_id": f"new-{place}", "created_at": "2026-08-03T08:00:00Z", "consent": True,
+                    "messages": [{"role": "user", "content": text}],
+                }
+                for place, text in enumerate(more)
+            ]
+        )  # fmt: skip
+        second, later = small.perform(*UP_TO_ASSEMBLE)
+        old, new = (
+            {row.decision_id: row for row in read_rows(run.folder / "assemble/test.jsonl", DatasetRow)}
+            for run in (first, second)
+        )
+        assert set(old) <= set(new) and all(new[name] == row for name, row in old.items())
+        assert later[-1].details["test_edition"] == manifests[-1].details["test_edition"] + (len(new) > len(old))
