@@ -29,6 +29,7 @@ MAX_PASSAGE_WORDS = 90
 ANSWER_HEADING = "answer"
 
 _MIN_PASSAGE_WORDS = 25
+_LIST_MARK = re.compile(r"[-*+]\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[^\W_a-z])")
 _HEADING = re.compile(r"^(#{1,2})\s+(.*?)\s*#*$", re.MULTILINE)
 
@@ -160,14 +161,20 @@ class _Line(BaseModel):
 
 def sentences(text: str) -> list[str]:
     """Return the sentences of a text; a line break between paragraphs or list items ends one too."""
-    lines = (line.strip().removeprefix("- ").removeprefix("* ") for line in re.split(r"\n+", text))
+    lines = (_LIST_MARK.sub("", line.strip()) for line in text.splitlines())
     return [piece.strip() for line in lines for piece in _SENTENCE_END.split(line) if piece.strip()]
 
 
 def described_in(article: Article) -> list[str]:
-    """Return the sentences in which an article with an answer of its own tells what the answer is for."""
-    told = " ".join(section.text for section in article.sections if section.heading.casefold() != ANSWER_HEADING)
-    return sentences(told)
+    """Return the wordings in which an article with an answer of its own tells what the answer is for.
+
+    A sentence is one, and so is a list's item, however many sentences it has.
+    """
+    told = [section.text for section in article.sections if section.heading.casefold() != ANSWER_HEADING]
+    lines = [line.strip() for text in told for line in text.splitlines()]
+    return [
+        each for line in lines for each in ([_LIST_MARK.sub("", line)] if _LIST_MARK.match(line) else sentences(line)) if each
+    ]
 
 
 def _markdown_article(file: Path) -> tuple[Article, str]:
