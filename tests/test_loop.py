@@ -1,6 +1,7 @@
 """The whole loop with real parts on a cut-down demo: vLLM, the handbook teacher, training, evaluation, the gate, the pages."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,20 +33,22 @@ def cut_down_demo(folder: Path) -> Path:
     for old, new in (
         ("../../var/demo", str(folder)),
         ("../../var/students", str(Path("var/students").absolute())),
-        ('path = "handbook"', f'path = "{(DEMO / "handbook").absolute()}"'),
         ("8100", str(student)),
         ("7860", str(chat)),
         ("7861", str(console)),
         ("8101", str(teacher)),
-        ("epochs = 2.0", "epochs = 0.2"),
+        ("epochs = 2.0", "epochs = 0.4"),
         ("timed_decisions = 5", "timed_decisions = 1"),
-        ("max_answer_tokens = 80", "max_answer_tokens = 24"),
+        ("max_answer_tokens = 120", "max_answer_tokens = 24"),
         ("min_retained = 0.85", "min_retained = 0.0\nmin_decisions = 5"),
         ("max_wrong_fact_rate = 0.25", "max_wrong_fact_rate = 1.0"),
     ):
         assert old in text, old
         text = text.replace(old, new)
     (folder / "settings.toml").write_text(text, encoding="utf-8")
+    (folder / "handbook").mkdir()
+    for name in ARTICLES:
+        shutil.copy(DEMO / "handbook" / f"{name}.md", folder / "handbook")
     kept = []
     for line in (DEMO / "conversations.jsonl").read_text(encoding="utf-8").splitlines():
         named = {name for turn in json.loads(line)["labels"]["turns"] for name in turn["articles"]}
