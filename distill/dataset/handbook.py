@@ -173,7 +173,10 @@ def described_in(article: Article) -> list[str]:
     told = [section.text for section in article.sections if section.heading.casefold() != ANSWER_HEADING]
     lines = [line.strip() for text in told for line in text.splitlines()]
     return [
-        each for line in lines for each in ([_LIST_MARK.sub("", line)] if _LIST_MARK.match(line) else sentences(line)) if each
+        each
+        for line in lines
+        for each in ([_LIST_MARK.sub("", line)] if _LIST_MARK.match(line) else sentences(line))
+        if each
     ]
 
 
