@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from support_bot.cpu_waits import sleep_while_waiting
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,6 +44,7 @@ def register() -> None:
     """
     if not importlib.import_module("vllm.platforms").current_platform.is_cpu():
         return
+    sleep_while_waiting()
     wrapper = importlib.import_module("vllm.lora.punica_wrapper.punica_cpu").PunicaWrapperCPU
     for name in _REPLACED:
         if not hasattr(wrapper, name):

@@ -19,6 +19,9 @@ from conversations.settings import (
     read_settings,
 )
 
+# How often a page's queue looks for work. Gradio does so a thousand times a second, which takes a twelfth of a core for nothing.
+QUEUE_LOOK_SECONDS = 0.02
+
 
 class ServeTable(Table):
     """Where the two pages are, what they are called, and how long a customer may write and wait."""

@@ -84,6 +84,8 @@ class HandbookTeacher:
         asked = [message.content for message in messages if message.role is Role.USER and message.content.strip()]
         if not asked:
             return HandbookAnswer(GREETING)
+        # All that is compared below, at once: the embedder keeps it, and one pass costs little more than one text.
+        self._embedder.embed([*asked[-1 - _MAX_EARLIER :], *_clauses(asked[-1])])
         alone = self.scores([asked[-1]])[0]
         courtesy = self._courtesy(asked[-1])
         if courtesy and float(alone.max()) < _MIN_SCORE:

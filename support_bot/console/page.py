@@ -17,7 +17,7 @@ from support_bot.console import audit, compare, conversations, releases, reports
 from support_bot.console.desk import Desk, Drawing
 from support_bot.console.login import add_login
 from support_bot.session import Session
-from support_bot.settings import ServeTable
+from support_bot.settings import QUEUE_LOOK_SECONDS, ServeTable
 
 _LOG_OUT = '<form method="post" action="/logout"><button type="submit">Log out</button></form>'
 
@@ -84,6 +84,7 @@ def _page(desk: Desk, table: ServeTable) -> gr.Blocks:
         draw_first, outputs = first
         page.load(draw_first, None, outputs, **quietly)
     page.queue(default_concurrency_limit=8, api_open=False)
+    page._queue.sleep_when_free = QUEUE_LOOK_SECONDS
     return page
 
 

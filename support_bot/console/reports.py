@@ -23,6 +23,7 @@ _TITLES = {
     "released": "student in service",
     "teacher": "teacher",
 }
+_TONES: dict[str, markup.Tone] = {"promote": "good", "refuse": "bad", "inconclusive": "busy"}
 _MEBIBYTE = 1024 * 1024
 _MAX_PAGE_BYTES = 4 * _MEBIBYTE
 
@@ -79,7 +80,7 @@ def show_report(record: Record, run_id: str) -> str:
         ("gate", "kept of the teacher", "test edition", "release", "run"),
         [
             (
-                markup.pill(outcome, "good" if outcome in ("passed", "promoted", "accepted", "pass") else "busy"),
+                markup.pill(outcome, _TONES.get(outcome, "plain")),
                 _estimate(report.get("retained"), "accuracy"),
                 _cell(report.get("test_edition")),
                 markup.code(str(report.get("release_id") or "")),

@@ -23,7 +23,7 @@ from conversations.turns import ReplyInProgress
 from support_bot.access import CustomerDoor, Door, customer_of, own_conversation
 from support_bot.customer.view import COULD_NOT_ANSWER, EMPTY, Bubble, View, answer_bubble, view_of
 from support_bot.session import Availability, MessageRefused, NoReleaseYet, NothingToRetry, Session
-from support_bot.settings import ServeTable
+from support_bot.settings import QUEUE_LOOK_SECONDS, ServeTable
 
 PENDING_NOTICE = "Please wait until this answer is finished, or stop it."
 STARTING = "The assistant is starting. It will be here in a moment."
@@ -119,6 +119,7 @@ def _page(session: Session) -> gr.Blocks:
         _wire(session, _parts(table), new)
     page.max_threads = MAX_OPEN_PAGES
     page.queue(default_concurrency_limit=None, api_open=False)
+    page._queue.sleep_when_free = QUEUE_LOOK_SECONDS
     return page
 
 

@@ -62,10 +62,10 @@ class Running:
     base_url: str
     base_id: str
 
-    def answer(self, model: str, seed: int) -> Answer:
+    def answer(self, model: str, seed: int, max_tokens: int = 8) -> Answer:
         numbers = np.random.default_rng(seed).integers(100, 40_000, size=40).tolist()
         body = {
-            "model": model, "prompt": numbers, "max_tokens": 8, "temperature": 0,
+            "model": model, "prompt": numbers, "max_tokens": max_tokens, "temperature": 0,
             "return_token_ids": True, "logprobs": 20, "return_tokens_as_token_ids": True,
         }  # fmt: skip
         reply = httpx.post(f"{self.base_url}/v1/completions", json=body, timeout=120)
@@ -168,6 +168,21 @@ def test_an_adapter_changes_the_answers_and_never_those_that_the_base_gives_besi
         assert all(future.result().is_from_the_same_weights_as(one) for future, one in zip(beside, alone, strict=True))
         plain = [running.answer(running.base_id, 100 + seed) for seed in seeds]
         assert not any(future.result().is_from_the_same_weights_as(one) for future, one in zip(adapted, plain, strict=True))
+
+
+def test_the_engine_sleeps_while_the_worker_computes(running: Running) -> None:
+    family = psutil.Process(running.process_id()).children(recursive=True)
+    engine, worker = (
+        next(one for one in family if part in one.name() + " ".join(one.cmdline())) for part in ("EngineCore", "Worker")
+    )
+
+    def seconds(process: psutil.Process) -> float:
+        return process.cpu_times().user + process.cpu_times().system
+
+    before = seconds(engine), seconds(worker)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda seed: running.answer(running.base_id, 200 + seed, max_tokens=64), range(6)))
+    assert seconds(engine) - before[0] < 0.4 * (seconds(worker) - before[1])
 
 
 def test_a_release_that_is_wanted_no_longer_leaves_the_server(running: Running) -> None:
