@@ -14,7 +14,7 @@ from conversations import checks, erasure, imports, search, turns
 from conversations.errors import OperatorError, run_command
 from conversations.messages import Json, TurnStatus, Vote
 from conversations.settings import RecordSettings, read_settings
-from conversations.store import Record
+from conversations.store import Record, open_existing
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -36,7 +36,7 @@ def import_command(
     as_json: JsonOption = False,
 ) -> None:
     """Bring conversations in. Bad lines are reported and the rest goes in; importing twice adds nothing."""
-    with _open(record, settings) as opened:
+    with _open(record, settings, may_be_new=True) as opened:
         counts = imports.import_files(opened, files)
     if as_json:
         _print_json(dataclasses.asdict(counts))
@@ -165,8 +165,9 @@ def erase_command(
         _say(f"these releases learned from the person: {', '.join(erased.releases)}; retrain and promote to replace them")
 
 
-def _open(record: Path | None, settings: Path | None) -> Record:
-    return Record(record if record is not None else read_settings(RecordSettings, settings).record.path)
+def _open(record: Path | None, settings: Path | None, *, may_be_new: bool = False) -> Record:
+    path = record if record is not None else read_settings(RecordSettings, settings).record.path
+    return Record(path) if may_be_new else open_existing(path)
 
 
 def _print_json(value: dict[str, Json]) -> None:

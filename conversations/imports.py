@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from conversations.erasure import name_hash
-from conversations.errors import OperatorError
+from conversations.errors import OperatorError, OutsideError
 from conversations.formats import ImportedConversation, LineRejected, parse_line
 from conversations.messages import Author, Consent, Json, Role, TurnStatus, utc_now
 from conversations.store import Record, Transaction
@@ -244,18 +244,28 @@ def _turn_name(conversation_id: str, position: int) -> str:
 
 
 def export_file(record: Record, path: Path) -> Exported:
-    """Write the whole record as JSON Lines, unredacted, in a fixed order, with a manifest beside it."""
+    """Write the whole record as JSON Lines, unredacted, in a fixed order, with a manifest beside it.
+
+    Raises OperatorError for a folder, OutsideError where nothing can be written; then no part is left behind.
+    """
     digest = hashlib.sha256()
     conversations = turns = 0
     half = path.with_name(f".{path.name}.half")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with half.open("wb") as out:
-        for line, turn_count in _export_lines(record):
-            out.write(line)
-            digest.update(line)
-            conversations += 1
-            turns += turn_count
-    os.replace(half, path)
+    if path.is_dir():
+        raise OperatorError(f"{path}: is a folder; expected the name of a file to write; add one")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with half.open("wb") as out:
+            for line, turn_count in _export_lines(record):
+                out.write(line)
+                digest.update(line)
+                conversations += 1
+                turns += turn_count
+        os.replace(half, path)
+    except OSError as error:
+        raise OutsideError(f"{path}: {error.strerror or error}; give a place that can be written to") from None
+    finally:
+        half.unlink(missing_ok=True)
     exported = Exported(path, conversations, turns, "sha256:" + digest.hexdigest())
     manifest = {"conversations": conversations, "turns": turns, "digest": exported.digest}
     path.with_name(path.name + ".manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -138,6 +138,12 @@ def begin_run(record: Record, *, run_id: str, path: str, settings_digest: str) -
             "finished_at_utc = NULL, outcome = NULL",
             {"run_id": run_id, "path": path, "digest": settings_digest, "token": process_token(), "now": now},
         )
+        # What comes into the record later is new to the next run.
+        transaction.execute(
+            "INSERT INTO run_events (run_id, stage, event, detail_json, happened_at_utc) "
+            "SELECT ?, '', 'begun', json_object('newest', COALESCE(MAX(rowid), 0)), ? FROM conversations",
+            [run_id, now],
+        )
     return run(record, run_id)
 
 
@@ -215,9 +221,16 @@ def run_events(record: Record, run_id: str) -> list[RunEvent]:
     ]
 
 
-def new_conversations(record: Record, since_utc: str) -> int:
-    """Return how many conversations have begun since a moment."""
-    row = record.one("SELECT COUNT(*) AS n FROM conversations WHERE created_at_utc > ?", [since_utc])
+def new_conversations(record: Record, run_id: str | None) -> int:
+    """Return how many conversations have come into the record since a run began; all of them without a run.
+
+    An imported conversation is as old as its log says, and yet new to the record.
+    """
+    row = record.one(
+        "SELECT COUNT(*) AS n FROM conversations WHERE rowid > COALESCE("
+        "(SELECT MIN(json_extract(detail_json, '$.newest')) FROM run_events WHERE run_id = ? AND event = 'begun'), 0)",
+        [run_id],
+    )
     return int((row or {}).get("n") or 0)
 
 

@@ -167,6 +167,18 @@ class Record:
         return connection
 
 
+def open_existing(path: Path) -> Record:
+    """Open a record that is there; a mistyped path makes none.
+
+    Raises OperatorError when there is no such file.
+    """
+    if not path.is_file():
+        raise OperatorError(
+            f"{path}: there is no record; expected one that `conversations import` or `support-bot serve` has made; mend the path"
+        )
+    return Record(path)
+
+
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
     """Switch a file to WAL; SQLite does not wait here by itself while another process does the same."""
     give_up = time.monotonic() + _WAIT_SECONDS

@@ -21,7 +21,7 @@ from conversations import releases
 from conversations.errors import run_command
 from conversations.messages import Json
 from conversations.settings import read_settings
-from conversations.store import Record
+from conversations.store import Record, open_existing
 from distill.cycle import newest_complete_run, perform_stage, refusal, run_cycle, schedule
 from distill.run import Announce, Manifest, Stage, open_run
 from distill.settings import DistillSettings
@@ -57,7 +57,7 @@ def cycle(
 ) -> None:
     """Do all stages, in a new run or going on with an interrupted one."""
     read = read_settings(DistillSettings, settings)
-    with Record(read.record.path) as record:
+    with open_existing(read.record.path) if dry_run else Record(read.record.path) as record:
         if dry_run:
             _print_estimate(record, read, as_json)
             return
@@ -98,7 +98,7 @@ def rollback(
 ) -> None:
     """Take the release in service out of it and restore an earlier one. Open conversations move at their next turn."""
     read = read_settings(DistillSettings, settings)
-    with Record(read.record.path) as record:
+    with open_existing(read.record.path) as record:
         restored = releases.roll_back(record, to=to, actor="distill rollback", reason=reason)
     if as_json:
         _print_json({"in_service": restored})
@@ -110,7 +110,7 @@ def rollback(
 def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     """List every release of the student, and which is in service."""
     read = read_settings(DistillSettings, settings)
-    with Record(read.record.path) as record:
+    with open_existing(read.record.path) as record:
         every = releases.releases(record)
         current = releases.in_service(record)
     if as_json:
@@ -145,7 +145,7 @@ def report(
     from conversations import runs
     from distill.evaluation.report import read_report
 
-    with Record(read.record.path) as record:
+    with open_existing(read.record.path) as record:
         known = runs.run(record, run) if run else newest_complete_run(record)
     _print_report(read_report(Path(known.path)), as_json)
 

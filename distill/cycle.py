@@ -52,6 +52,7 @@ def perform_stage(run: Run, stage: Stage) -> Manifest:
 
 def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, run_id: str | None = None) -> CycleResult:
     """Do every stage that is not done, in the named run, the interrupted one with these settings, or a new one."""
+    check_before(settings)
     with _run_of(record, settings, announce, run_id) as run:
         for stage in STAGES:
             perform_stage(run, stage)
@@ -64,6 +65,38 @@ def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, 
         outcome = str(gate["outcome"])
         runs.finish_run(record, run.run_id, state=runs.RunState.COMPLETE, outcome=outcome, report=report)
         return CycleResult(run.run_id, report, outcome, tuple(map(str, reasons if isinstance(reasons, list) else [])))
+
+
+def check_before(settings: DistillSettings) -> None:
+    """Look for what would stop a cycle after its teacher was paid.
+
+    Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
+    and a teacher that must not be used or whose key is missing.
+    """
+    from distill.dataset.budget import chosen_teacher
+    from distill.dataset.teacher import key_of
+    from distill.evaluation.metrics import Metric
+
+    place, base = settings.settings_file, settings.student.base
+    if not (base / "config.json").is_file():
+        raise OperatorError(
+            f"{place} [student] base: there is no model in {base}; expected a folder with config.json and its weights; "
+            "`distill unpack-student --out FOLDER` unpacks the embedded one, or set another path"
+        )
+    if settings.train.kind == "full":
+        raise OperatorError(
+            f'{place} [train] kind = "full": only adapters can be served and measured yet; set kind = "lora"'
+        )
+    if settings.train.rank > settings.student.max_lora_rank:
+        raise OperatorError(
+            f"{place} [train] rank = {settings.train.rank}: the student's server takes adapters up to [student] max_lora_rank "
+            f"= {settings.student.max_lora_rank}; lower the one or raise the other"
+        )
+    if settings.evaluate.quality_metric not in set(Metric):
+        raise OperatorError(
+            f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
+        )
+    key_of(settings.teach.teacher, chosen_teacher(settings))
 
 
 def refusal(result: CycleResult) -> Refused | None:
@@ -133,14 +166,13 @@ def _one_cycle(record: Record, settings: DistillSettings, announce: Announce, re
 def _is_due(record: Record, settings: DistillSettings) -> bool:
     """Tell whether the interval since the newest run has passed and enough conversations have come since."""
     newest = next(iter(runs.runs(record, limit=1)), None)
-    since = newest.started_at_utc if newest else ""
     if newest:
         if newest.state is runs.RunState.RUNNING:
             return False
         waited = datetime.now(UTC) - datetime.fromisoformat(newest.started_at_utc)
         if waited < timedelta(hours=settings.schedule.every_hours):
             return False
-    return runs.new_conversations(record, since) >= settings.schedule.min_new_conversations
+    return runs.new_conversations(record, newest.run_id if newest else None) >= settings.schedule.min_new_conversations
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import AliasChoices, Field
 
 from conversations import runs
-from conversations.errors import OperatorError
+from conversations.errors import OperatorError, Refused
 from conversations.messages import Json, new_name, utc_now
 from conversations.settings import settings_digest
 from conversations.store import Record
@@ -224,6 +224,10 @@ def _going(run: Run) -> Iterator[Run]:
         yield run
     except KeyboardInterrupt:
         runs.finish_run(run.record, run.run_id, state=runs.RunState.INTERRUPTED, outcome="stopped by the operator")
+        raise
+    except Refused as refused:
+        # What the data decides is decided: a run that goes on would come to the same end.
+        runs.finish_run(run.record, run.run_id, state=runs.RunState.COMPLETE, outcome=f"refused: {refused}")
         raise
     except Exception as error:
         runs.finish_run(run.record, run.run_id, state=runs.RunState.FAILED, outcome=f"{type(error).__name__}: {error}")

@@ -167,7 +167,15 @@ def _handbook_teacher_port(settings_file: Path) -> int | None:
     """
     tables = tomllib.loads(settings_file.read_text(encoding="utf-8"))
     teacher = tables.get("teachers", {}).get(tables.get("teach", {}).get("teacher"), {})
-    return urlsplit(teacher.get("base_url", "")).port if teacher.get("kind") == "handbook" else None
+    if teacher.get("kind") != "handbook":
+        return None
+    try:
+        return urlsplit(str(teacher.get("base_url", ""))).port
+    except ValueError as error:
+        raise OperatorError(
+            f"{settings_file}: base_url of the handbook teacher = {teacher['base_url']!r}: {error}; "
+            "expected an address with a port, such as http://127.0.0.1:8101/v1"
+        ) from None
 
 
 def _check_ports(settings: SupportBotSettings, teacher_port: int | None) -> None:
@@ -243,6 +251,8 @@ def _cycle(settings: SupportBotSettings, say: Console) -> dict[str, Json]:
             if done.returncode != 0:
                 raise Refused("the loop ran, and the gate let nothing into service; the report above says why")
             return report
+        case Refused.exit_code:
+            raise Refused("the cycle could not come to a report; the line above says why")
         case OperatorError.exit_code:
             raise OperatorError("the cycle could not run; the line above says what to mend")
         case OutsideError.exit_code:

@@ -70,14 +70,15 @@ def _reasons_against(
     against: dict[str, str] = {}
     repeated: Counter[str] = Counter()
     erased = _erased(run.record, {row.conversation_id for row in chosen})
-    refused = run.manifest(Stage.TEACH).counts.rejected
+    refused = run.manifest(Stage.TEACH).details["request_refused"]
+    assert isinstance(refused, list)
     for row in chosen:
         answer, verdict = answers.get(row.decision_id), verdicts[row.decision_id]
         if row.conversation_id in erased:
             against[row.decision_id] = "erased"
         elif row.split is Split.TEST:
             # One that the teacher has not been asked for waits for the next edition.
-            if answer is None and not refused:
+            if answer is None and row.decision_id not in refused:
                 against[row.decision_id] = "no_answer"
         elif answer is None or verdict.verdict is Verdict.UNSCORED:
             against[row.decision_id] = "no_answer"

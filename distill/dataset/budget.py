@@ -59,7 +59,10 @@ def estimate(record: Record, settings: DistillSettings) -> Mapping[str, Mapping[
 
     Decisions whose answers are in the record already are counted apart: they cost nothing.
     """
-    name, table = settings.teach.teacher, chosen_teacher(settings)
+    name = settings.teach.teacher
+    # What it would cost may be asked before the licence is accepted.
+    accepted = settings.teach.model_copy(update={"allow_unknown_licence": True})
+    table = chosen_teacher(settings.model_copy(update={"teach": accepted}))
     plan = plan_decisions(record, settings, with_topics=False)
     digest = Handbook.load(settings.handbook.path).digest if settings.handbook else ""
     # With passages the hash depends on a search that a dry run does not make; such requests count as new.

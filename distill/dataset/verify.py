@@ -28,6 +28,8 @@ _CONTROL_TOKENS = re.compile(
 _PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9]*_\d+>")
 _LIST_MARK = re.compile(r"^\s*\d{1,2}[.)]\s", re.MULTILINE)
 _VALUE = re.compile(r"\b[A-Z]+-?\d+\b|\d+(?:[.,]\d+)*")
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_GROUPED_WITH_DOTS = re.compile(r"\d{1,3}(?:\.\d{3})+,\d+")
 _LEAKED_RUN_WORDS = 8
 _REPEATED_RUN_WORDS = 6
 _REPEATED_RUN_TIMES = 3
@@ -184,7 +186,19 @@ def _allowed(answer: AnswerRow, handbook: Handbook | None) -> str | None:
 def _values(text: str) -> set[str]:
     """Return numbers and codes, written one way: 6,35 and 6.35 are the same, and so are LT-38 and LT38."""
     found = {each.replace("-", "") for each in _VALUE.findall(_PLACEHOLDER.sub(" ", text))}
-    return {re.sub(r"\.0+$", "", each.replace(",", ".")) for each in found}
+    return {_as_plain_number(each) for each in found}
+
+
+def _as_plain_number(value: str) -> str:
+    """Return 9,000 as 9000, 1.234,50 as 1234.5, 6,35 as 6.35, 12.0 as 12; a lone 1.000 may be either and stays."""
+    if _GROUPED.fullmatch(value):
+        value = value.replace(",", "")
+    elif _GROUPED_WITH_DOTS.fullmatch(value):
+        value = value.replace(".", "").replace(",", ".")
+    else:
+        value = value.replace(",", ".")
+    whole, point, decimals = value.partition(".")
+    return value if not point or len(decimals) > 2 else f"{whole}.{decimals}".rstrip("0").rstrip(".")
 
 
 def _runs(said: Sequence[str], length: int) -> list[tuple[str, ...]]:

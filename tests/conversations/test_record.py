@@ -18,7 +18,7 @@ from conversations import audit, checks, decisions, erasure, imports, releases, 
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Author, Role, TurnStatus, Vote
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
-from conversations.store import Record
+from conversations.store import Record, open_existing
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_no_read_then_write_of_several_processes_is_lost(record: Record) -> None
     code = """
 import sys
 from pathlib import Path
-from conversations.store import Record
+from conversations.store import Record, open_existing
 record = Record(Path(sys.argv[1]))
 for _ in range(50):
     with record.write() as t:
@@ -104,7 +104,7 @@ def test_an_answer_of_a_killed_process_is_interrupted_and_one_of_a_living_proces
 import sys, time
 from pathlib import Path
 from conversations import turns
-from conversations.store import Record
+from conversations.store import Record, open_existing
 record = Record(Path(sys.argv[1]))
 r = turns.begin_reply(record, sys.argv[2], question_turn_id=sys.argv[3], release_id=sys.argv[4], prompt_version="1", decoding={})
 turns.save_partial(record, r.turn_id, "half an ans", first_token_ms=1.0)
@@ -170,7 +170,7 @@ def test_a_second_run_is_refused_while_one_lives_and_taken_up_when_it_died(recor
 import sys, time
 from pathlib import Path
 from conversations import runs
-from conversations.store import Record
+from conversations.store import Record, open_existing
 runs.begin_run(Record(Path(sys.argv[1])), run_id="run_a", path="/p", settings_digest="d")
 print("ready", flush=True)
 time.sleep(60)
@@ -319,3 +319,16 @@ def test_a_reader_sees_what_was_committed_while_a_writer_writes(record: Record) 
     done.set()
     writer.join()
     assert len(record.query("SELECT * FROM customers")) == 1
+
+
+def test_an_export_to_a_folder_is_refused_and_leaves_nothing(record: Record, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(OperatorError, match="is a folder"):
+        imports.export_file(record, tmp_path)
+    assert set(tmp_path.rglob("*")) == before and not (tmp_path.parent / f".{tmp_path.name}.half").exists()
+
+
+def test_a_mistyped_record_is_an_error_and_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="there is no record"):
+        open_existing(tmp_path / "reocrd.db")
+    assert list(tmp_path.iterdir()) == []

@@ -80,6 +80,8 @@ def small_run(folder: Path, base_url: str, *, teacher: str = "", teach: str = ""
     """Eight conversations, half of them held out as the salt falls, and a teacher at `base_url`."""
     (folder / "handbook").mkdir(parents=True)
     (folder / "handbook" / "coral.md").write_text(ARTICLE, encoding="utf-8")
+    (folder / "no-student").mkdir()
+    (folder / "no-student" / "config.json").write_text("{}", encoding="utf-8")
     settings_file = folder / "settings.toml"
     settings_file.write_text(
         f"""

@@ -7,7 +7,7 @@ from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, small_run
 
 from conversations.decisions import Verdict
-from conversations.errors import Refused
+from conversations.errors import OperatorError, Refused
 from conversations.messages import Role, Split
 from conversations.redaction import RedactionRules
 from distill.dataset.handbook import Handbook
@@ -42,6 +42,8 @@ def evidence(
         ("Run the line test LT38, then:\n1. wait\n2. write to <EMAIL_1>", ""),
         ("Please wait 13 minutes.", "unsupported_number"),
         ("Run LT-39 now.", "unsupported_number"),
+        ("Please pay 12,000 now.", "unsupported_number"),
+        ("Please wait 12.0 minutes.", ""),
         ("", "empty"),
         ("?!", "empty"),
         ("Yes.", "too_short"),
@@ -138,3 +140,60 @@ def test_an_edition_keeps_its_rows_when_the_next_run_adds_new_ones(tmp_path: Pat
         )
         assert set(old) <= set(new) and all(new[name] == row for name, row in old.items())
         assert later[-1].details["test_edition"] == manifests[-1].details["test_edition"] + (len(new) > len(old))
+
+
+def test_an_amount_is_the_same_however_its_thousands_are_written() -> None:
+    assert judge(evidence("It costs 1,200 a year.", allowed="1200 a year"))[0] == ""
+    assert judge(evidence("It costs 1.200,50 a year.", allowed="1,200.50 a year"))[0] == ""
+    assert judge(evidence("It costs 1,000 a year.", allowed="1 a year"))[0] == "unsupported_number"
+
+
+def test_only_what_the_teacher_refused_is_tested_without_its_answer(tmp_path: Path) -> None:
+    with (
+        ScriptedTeacher(lambda question, before: Act(status=400) if question == QUESTIONS[0] else Act()) as teacher,
+        small_run(tmp_path, teacher.base_url, teach="smoke_decisions = 1") as small,
+    ):
+        text = small.settings_file.read_text(encoding="utf-8").replace("max_calls = 1000", "max_calls = 5")
+        small.settings_file.write_text(text.replace("concurrency = 2", "concurrency = 1"), encoding="utf-8")
+        run, _ = small.perform(*UP_TO_ASSEMBLE)
+        refused = {row.decision_id for row in read_rows(run.folder / "choose/decisions.jsonl", ChosenRow)
+                   if row.messages[-1].content == QUESTIONS[0]}  # fmt: skip
+        test = list(read_rows(run.folder / "assemble/test.jsonl", DatasetRow))
+        assert test and all(row.messages[-1].content or row.decision_id in refused for row in test)
+
+
+def test_every_copy_of_a_held_out_wording_stays_out_of_the_study(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.md").write_text(
+            f"---\nid: {name}\ntitle: {name}\n---\n# {name}\n\nThe lamp on the box glows coral all evening.\n\n## Answer:\n\nWait.\n",
+            encoding="utf-8",
+        )
+    study = study_handbook(
+        Handbook.load(tmp_path), ["The lamp on the box glows coral all evening"],
+        system_prompt="You help.", rules=RedactionRules(), near_duplicate_jaccard=0.5,
+    )  # fmt: skip
+    assert ([row.messages[-2].content for row in study.rows], study.twins_of_test) == (["one", "two"], 2)
+
+
+def test_a_comment_in_a_fenced_block_is_no_heading(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(
+        "---\nid: a\ntitle: A\n---\n# A\n\n## Answer\n\nRun this:\n\n```\n# restart the box\nreboot now\n```\n",
+        encoding="utf-8",
+    )
+    assert "reboot now" in Handbook.load(tmp_path).articles[0].passages[0].text
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ("[{id: a, says: x, match: ['x']}, {id: a, says: y, match: ['y']}]", "a names more than one fact"),
+        ("[{id: a, says: x, match: []}]", "write at least one"),
+        ("[{id: a, says: x, match: ['']}]", "is found in every text"),
+        ("[{id: a, says: x, match: ['(']}]", "is no regular expression"),
+        ('"\\x07"', "expected|valid tuple"),
+    ],
+)
+def test_a_fact_that_measures_nothing_is_an_error_that_names_the_file(tmp_path: Path, facts: str, told: str) -> None:
+    (tmp_path / "a.md").write_text(f"---\nid: a\ntitle: A\nfacts: {facts}\n---\n# A\n\nText.\n", encoding="utf-8")
+    with pytest.raises(OperatorError, match=rf"a\.md:1: .*(?:{told})"):
+        Handbook.load(tmp_path)

@@ -179,3 +179,15 @@ def test_nothing_personal_leaves_the_machine(tmp_path: Path) -> None:
         small.perform(*CHOOSE_AND_TEACH)
         sent = " ".join(str(seen.body) for seen in teacher.seen)
         assert "coral lamp on my box today" in sent and "jane.doe" not in sent
+
+
+def test_an_answer_that_was_cut_off_counts_once_when_asking_again_fails(tmp_path: Path) -> None:
+    def script(question: str, before: int) -> Act:
+        if question != QUESTIONS[0]:
+            return Act()
+        return Act(status=400) if before else Act(finish_reason="length")
+
+    with told(script) as teacher, small_run(tmp_path, teacher.base_url, teach="max_smoke_failures = 8") as small:
+        _, (_, taught) = small.perform(*CHOOSE_AND_TEACH)
+        assert taught.counts.accepted == len(QUESTIONS)
+        assert taught.details["truncated"] == 1
