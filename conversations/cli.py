@@ -41,7 +41,7 @@ def import_command(
     if as_json:
         _print_json(dataclasses.asdict(counts))
         return
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = Console(emoji=False, stderr=True, soft_wrap=True, highlight=False)
     for problem in counts.problems:
         if problem.verdict != "repair":
             errors.print(f"{problem.file}:{problem.line}: {problem.verdict}: {problem.reason}", markup=False)
@@ -105,7 +105,7 @@ def search_command(
         table.add_row(
             each.conversation_id, each.customer_id, str(each.turns), each.updated_at_utc, _plain(each.snippet[:60])
         )
-    Console().print(table if found else "nothing found")
+    Console(emoji=False).print(table if found else "nothing found")
 
 
 @app.command("show")
@@ -122,7 +122,7 @@ def show_command(
     if as_json:
         _print_json({**dataclasses.asdict(head), "turns": [dataclasses.asdict(turn) for turn in every]})
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     console.print(f"{head.conversation_id} of {head.customer_id}, {head.channel}, {head.state}, consent {head.consent}")
     for turn in every:
         by = f"{turn.author.value}{' ' + turn.release_id if turn.release_id else ''}"
@@ -176,7 +176,7 @@ def _print_json(value: dict[str, Json]) -> None:
 
 
 def _say(text: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(emoji=False, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def _plain(text: str) -> str:

@@ -43,7 +43,7 @@ def run_command(command: Callable[[], object]) -> NoReturn:
     try:
         command()
     except Failure as failure:
-        Console(stderr=True, soft_wrap=True).print(f"error: {failure}", style="bold red", markup=False)
+        Console(emoji=False, stderr=True, soft_wrap=True).print(f"error: {failure}", style="bold red", markup=False)
         raise SystemExit(failure.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

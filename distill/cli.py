@@ -131,7 +131,7 @@ def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> 
     table = Table("release", "state", "kind", "run", "made")
     for each in every:
         table.add_row(each.release_id, each.state.value, each.kind.value, each.run_id or "", each.created_at_utc)
-    Console().print(table if every else "no release yet; `support-bot student` enters the base student")
+    Console(emoji=False).print(table if every else "no release yet; `support-bot student` enters the base student")
 
 
 @app.command()
@@ -189,7 +189,9 @@ def _progress() -> Iterator[Announce]:
     """Draw one bar a stage on standard error."""
     columns = (TextColumn("{task.fields[stage]:>9}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     bars: dict[Stage, TaskID] = {}
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as drawn:
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=Console(emoji=False, stderr=True)
+    ) as drawn:
 
         def announce(stage: Stage, share: float, note: str) -> None:
             if stage not in bars or (share == 0.0 and drawn.tasks[bars[stage]].finished):
@@ -220,7 +222,7 @@ def _print_report(found: dict[str, Json], as_json: bool) -> None:
         return
     from distill.evaluation.report import printed
 
-    Console(width=max(Console().width, 100)).print(printed(found))
+    Console(emoji=False, width=max(Console(emoji=False).width, 100)).print(printed(found))
 
 
 def _print_manifest(manifest: Manifest, as_json: bool) -> None:
@@ -241,8 +243,8 @@ def _print_json(value: dict[str, Json]) -> None:
 
 
 def _say(text: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(emoji=False, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def _note(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)

@@ -75,7 +75,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
     host = settings.serve.host
-    lines = Console(stderr=True, soft_wrap=True)
+    lines = Console(emoji=False, stderr=True, soft_wrap=True)
     lines.print(f"chat:    http://{host}:{settings.serve.chat_port}", markup=False)
     lines.print(f"console: http://{host}:{settings.serve.console_port} (user {operators.operator})", markup=False)
     try:

@@ -61,7 +61,7 @@ def student(
     settings = read_support_bot_settings(settings_file)
     from support_bot.student import look_after_students
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(emoji=False, stderr=True, soft_wrap=True, highlight=False)
     summary = look_after_students(settings, parent_pid=parent_pid, say=lambda line: console.print(line, markup=False))
     if as_json:
         _print_answer(summary)

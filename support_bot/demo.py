@@ -92,7 +92,7 @@ def run_demo(settings: SupportBotSettings, *, exit_after: bool) -> dict[str, Jso
 
     Raises Refused when the gate did not promote, OperatorError or OutsideError when a part could not run.
     """
-    say = Console(stderr=True, soft_wrap=True, highlight=False)
+    say = Console(emoji=False, stderr=True, soft_wrap=True, highlight=False)
     teacher_port = _handbook_teacher_port(settings.settings_file)
     _check_ports(settings, teacher_port)
     password = os.environ.get(PASSWORD_VARIABLE) or secrets.token_urlsafe(9)

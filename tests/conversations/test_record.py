@@ -332,3 +332,23 @@ def test_a_mistyped_record_is_an_error_and_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="there is no record"):
         open_existing(tmp_path / "reocrd.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_problem_names_its_line_in_digits(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text("\n" * 1233 + "{\n", encoding="utf-8")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from conversations.cli import main; main()",
+            "import",
+            str(path),
+            "--record",
+            str(record.path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "many.jsonl:1234: " in done.stderr
