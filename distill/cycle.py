@@ -19,6 +19,8 @@ from distill.settings import DistillSettings
 
 log = logging.getLogger(__name__)
 
+_SECONDS_BEFORE_NEXT_TRY = 3600.0
+_ENDED_EARLY = "ended early"
 _INPUTS: Mapping[Stage, tuple[str, ...]] = {
     Stage.CHOOSE: (),
     Stage.TEACH: ("choose/decisions.jsonl",),
@@ -136,12 +138,17 @@ def schedule(
     A cycle that fails is noted in the record and said; the schedule goes on.
     """
     tell("waiting for run requests")
+    not_before = 0.0
     while True:
         request = runs.waiting_request(record)
-        due = request is None and _is_due(record, settings)
+        due = request is None and time.monotonic() >= not_before and _is_due(record, settings)
         if request is not None or due:
             tell(f"starting a cycle: {f'asked for by {request.requested_by}' if request else 'due'}")
-            tell(_one_cycle(record, settings, announce, request))
+            outcome = _one_cycle(record, settings, announce, request)
+            tell(outcome)
+            if outcome.startswith(_ENDED_EARLY):
+                # Whoever mends it can ask for a run at once; by itself it is tried again later.
+                not_before = time.monotonic() + _SECONDS_BEFORE_NEXT_TRY
         if once:
             return
         time.sleep(settings.schedule.poll_seconds)
@@ -157,7 +164,10 @@ def _one_cycle(record: Record, settings: DistillSettings, announce: Announce, re
         run_id, outcome = result.run_id, f"{result.outcome}: {'; '.join(result.reasons)}"
     except Failure as failure:
         log.warning("the cycle ended early: %s", failure)
-        outcome = f"ended early: {failure}"
+        outcome = f"{_ENDED_EARLY}: {failure}"
+    except Exception as fault:
+        log.exception("the cycle ended by a fault")
+        outcome = f"{_ENDED_EARLY} by a fault: {type(fault).__name__}: {fault}"
     if request is not None:
         runs.settle_request(record, request.request_id, state="done", run_id=run_id, outcome=outcome)
     return outcome

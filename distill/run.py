@@ -212,13 +212,17 @@ def open_run(record: Record, settings: DistillSettings, run_id: str, announce: A
             f"the run {run_id!r} was begun with other settings than {settings.settings_file}; "
             f"run it with --settings {folder / 'settings.toml'}'s values, or start a new one with `distill cycle`"
         )
-    with _going(Run(record, settings, run_id, folder, announce)) as run:
+    ended = known.outcome if known.state is runs.RunState.COMPLETE else None
+    with _going(Run(record, settings, run_id, folder, announce), ended=ended) as run:
         yield run
 
 
 @contextmanager
-def _going(run: Run) -> Iterator[Run]:
-    """Hold the run as the one that is going on; whatever happens, the record says how it ended."""
+def _going(run: Run, *, ended: str | None = None) -> Iterator[Run]:
+    """Hold the run as the one that is going on; whatever happens, the record says how it ended.
+
+    `ended` is how a run that is taken up again had come to its end before.
+    """
     runs.begin_run(run.record, run_id=run.run_id, path=str(run.folder), settings_digest=run_digest(run.settings))
     try:
         yield run
@@ -233,12 +237,12 @@ def _going(run: Run) -> Iterator[Run]:
         runs.finish_run(run.record, run.run_id, state=runs.RunState.FAILED, outcome=f"{type(error).__name__}: {error}")
         raise
     if runs.run(run.record, run.run_id).state is runs.RunState.RUNNING:
-        done = all(run.is_complete(stage) for stage in STAGES)
+        done = ended is not None or all(run.is_complete(stage) for stage in STAGES)
         runs.finish_run(
             run.record,
             run.run_id,
             state=runs.RunState.COMPLETE if done else runs.RunState.INTERRUPTED,
-            outcome="complete" if done else "stopped between stages",
+            outcome=(ended or "complete") if done else "stopped between stages",
         )
 
 

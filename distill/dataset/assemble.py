@@ -70,7 +70,7 @@ def _reasons_against(
     against: dict[str, str] = {}
     repeated: Counter[str] = Counter()
     erased = _erased(run.record, {row.conversation_id for row in chosen})
-    refused = run.manifest(Stage.TEACH).details["request_refused"]
+    refused = run.manifest(Stage.TEACH).details.get("request_refused", [])
     assert isinstance(refused, list)
     for row in chosen:
         answer, verdict = answers.get(row.decision_id), verdicts[row.decision_id]

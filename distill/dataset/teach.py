@@ -289,6 +289,11 @@ class _Asking:
     def _judge_trial(self) -> None:
         failures = Counter(self.failed.values())
         failures.pop("cap", None)
+        if failures.pop("no_answer", 0) > self._settings.teach.max_smoke_failures:
+            raise OutsideError(
+                f"the teacher {self._settings.teach.teacher!r} at {self._table.base_url} does not answer; "
+                "run again later: what was answered is kept"
+            )
         failures["truncated"] = sum(each.parsed.truncated for each in self.answered.values())
         failures["empty"] = sum(not each.parsed.text for each in self.answered.values())
         total = sum(failures.values())

@@ -7,7 +7,7 @@ from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, conversation, small_run
 
 from conversations import runs
-from conversations.errors import OperatorError, Refused
+from conversations.errors import OperatorError, OutsideError, Refused
 from distill import cycle
 from distill.run import Stage
 
@@ -69,3 +69,55 @@ def test_a_record_without_consent_says_what_to_do(tmp_path: Path) -> None:
             transaction.execute("UPDATE conversations SET consent = 'unknown'")
         with pytest.raises(Refused, match=r"left out: 8 no_consent.*learn_from_unknown_consent"):
             small.perform(Stage.CHOOSE)
+
+
+def test_the_schedule_survives_a_fault_settles_the_request_and_does_not_try_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def broken(*_: object, **__: object) -> None:
+        tried.append("cycle")
+        raise RuntimeError("no such luck")
+
+    class Enough(Exception):
+        pass
+
+    looked = iter(range(4))
+
+    def wait(_: float) -> None:
+        if next(looked, None) is None:
+            raise Enough
+
+    monkeypatch.setattr(cycle, "run_cycle", broken)
+    monkeypatch.setattr(cycle.time, "sleep", wait)
+    with small_run(tmp_path, "http://127.0.0.1:9/v1", more="[schedule]\nmin_new_conversations = 1") as small:
+        runs.request_run(small.record, requested_by="operator")
+        said: list[str] = []
+        with pytest.raises(Enough):
+            cycle.schedule(small.record, small.settings, silent, said.append, once=False)
+        assert tried == ["cycle"]
+        assert any("by a fault: RuntimeError: no such luck" in line for line in said)
+        assert [request.state for request in runs.requests(small.record)] == ["done"]
+
+
+def test_a_finished_run_that_is_opened_again_keeps_its_outcome(tmp_path: Path) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        run, _ = small.perform(Stage.CHOOSE)
+        runs.finish_run(small.record, run.run_id, state=runs.RunState.COMPLETE, outcome="promote")
+        small.perform(Stage.CHOOSE, run_id=run.run_id)
+        assert runs.run(small.record, run.run_id).outcome == "promote"
+
+
+def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(tries: int, delay: object) -> None:
+        pass
+
+    monkeypatch.setattr("distill.dataset.teach.wait_before_next", wait)
+    with (
+        ScriptedTeacher(lambda question, before: Act(status=503)) as teacher,
+        small_run(tmp_path, teacher.base_url) as small,
+    ):
+        with pytest.raises(OutsideError, match="does not answer"):
+            cycle.run_cycle(small.record, small.settings, silent)
+        assert cycle.unfinished_run(small.record, small.settings) is not None
