@@ -15,7 +15,7 @@ from conversations.releases import Release, ReleaseKind
 from conversations.store import Record
 from conversations.turns import Turn
 from support_bot.console import markup
-from support_bot.console.desk import Desk, Drawing
+from support_bot.console.desk import QUIETLY, Desk, Drawing
 
 SHOWN_DECISIONS = 50
 SEARCHED_CONVERSATIONS = 500
@@ -52,9 +52,8 @@ def tab(desk: Desk) -> Drawing:
     def draw() -> tuple[object, ...]:
         return _listing(record, "", ANY), "", ANY
 
-    quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([query.submit, split.input], choose, [query, split], found, **quietly)
-    found.click(show, None, side_by_side, **quietly)
+    gr.on([query.submit, split.input], choose, [query, split], found, **QUIETLY)
+    found.click(show, None, side_by_side, **QUIETLY)
     return draw, [found, query, split]
 
 

@@ -14,7 +14,7 @@ from conversations.messages import OPEN_STATUSES, TurnStatus, Vote
 from conversations.store import Record
 from conversations.turns import Turn
 from support_bot.console import markup
-from support_bot.console.desk import Desk, Drawing
+from support_bot.console.desk import QUIETLY, Desk, Drawing
 
 PAGE_SIZE = 25
 ANY = "any"
@@ -60,11 +60,10 @@ def tab(desk: Desk) -> Drawing:
         known = [ANY, *(each.release_id for each in releases.releases(record))]
         return (*_listing(record, ("", ANY, ANY, ANY), [""]), gr.Dropdown(choices=known, value=ANY), "", ANY, ANY)
 
-    quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([query.submit, *(each.input for each in (status, release, vote))], first, wishes, listed, **quietly)
-    on.click(older, [cursors, *wishes], listed, **quietly)
-    back.click(newer, [cursors, *wishes], listed, **quietly)
-    found.click(read, None, reader, **quietly)
+    gr.on([query.submit, *(each.input for each in (status, release, vote))], first, wishes, listed, **QUIETLY)
+    on.click(older, [cursors, *wishes], listed, **QUIETLY)
+    back.click(newer, [cursors, *wishes], listed, **QUIETLY)
+    found.click(read, None, reader, **QUIETLY)
     return draw, [*listed, release, query, status, vote]
 
 

@@ -13,6 +13,10 @@ import gradio as gr
 from conversations.store import Record
 from support_bot.access import Operators
 
+# How every event of the console is wired. Outside the queue an answer comes back with its own request; within it, an answer to a
+# click that comes just as the one before is finished can be lost on Gradio's stream, and the button waits for ever.
+QUIETLY: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+
 # A tab's handler that draws its page anew, and the components that it draws.
 Drawing: TypeAlias = tuple[Callable[[], tuple[object, ...]], list[gr.components.Component]]
 

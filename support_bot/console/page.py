@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from support_bot.access import Door, OperatorDoor, Operators
 from support_bot.console import audit, compare, conversations, releases, reports, runs
-from support_bot.console.desk import Desk, Drawing
+from support_bot.console.desk import QUIETLY, Desk, Drawing
 from support_bot.console.login import add_login
 from support_bot.session import Session
 from support_bot.settings import QUEUE_LOOK_SECONDS, ServeTable
@@ -76,13 +76,12 @@ def _page(desk: Desk, table: ServeTable) -> gr.Blocks:
                 drawings.append((releases_tab, releases.tab(desk)))
             with gr.Tab("Audit") as audit_tab:
                 drawings.append((audit_tab, audit.tab(desk)))
-        quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
         for tab, (draw, outputs) in drawings:
-            tab.select(draw, None, outputs, **quietly)
+            tab.select(draw, None, outputs, **QUIETLY)
             # Runs are looked at every two seconds, but only by those who look.
-            tab.select(_timer_while(tab is runs_tab), None, timer, **quietly)
+            tab.select(_timer_while(tab is runs_tab), None, timer, **QUIETLY)
         draw_first, outputs = first
-        page.load(draw_first, None, outputs, **quietly)
+        page.load(draw_first, None, outputs, **QUIETLY)
     page.queue(default_concurrency_limit=8, api_open=False)
     page._queue.sleep_when_free = QUEUE_LOOK_SECONDS
     return page

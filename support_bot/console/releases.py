@@ -10,7 +10,7 @@ from conversations.errors import Failure
 from conversations.releases import Release, ReleaseState, ServerState, StudentServer
 from conversations.store import Record
 from support_bot.console import markup
-from support_bot.console.desk import Desk, Drawing
+from support_bot.console.desk import QUIETLY, Desk, Drawing
 
 PREVIOUS = "the one before"
 SHOWN_EVENTS = 30
@@ -63,8 +63,7 @@ def tab(desk: Desk) -> Drawing:
         roll_back,
         [target, reason],
         [said, overview, target, reason],
-        show_progress="hidden",
-        api_visibility="private",
+        **QUIETLY,
     )
     return draw, [overview, target]
 

@@ -15,7 +15,7 @@ from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.store import Record
 from support_bot.console import markup
-from support_bot.console.desk import Desk, Drawing
+from support_bot.console.desk import QUIETLY, Desk, Drawing
 
 _TITLES = {
     "base": "base student",
@@ -45,7 +45,7 @@ def tab(desk: Desk) -> Drawing:
         newest = reported[0] if reported else None
         return (gr.Dropdown(choices=reported, value=newest), *show(newest))
 
-    run.input(show, run, [figures, page], show_progress="hidden", api_visibility="private")
+    run.input(show, run, [figures, page], **QUIETLY)
     return draw, [run, figures, page]
 
 

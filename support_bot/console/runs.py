@@ -10,7 +10,7 @@ from conversations import runs
 from conversations.runs import Run, RunState
 from conversations.store import Record
 from support_bot.console import markup
-from support_bot.console.desk import Desk, Drawing
+from support_bot.console.desk import QUIETLY, Desk, Drawing
 
 SECONDS_BETWEEN_LOOKS = 2
 SHOWN = 20
@@ -48,9 +48,8 @@ def tab(desk: Desk) -> tuple[Drawing, gr.Timer]:
     def look() -> str:
         return show_runs(record)
 
-    quietly: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private"}
-    ask.click(ask_for_run, None, [said, overview], **quietly)
-    timer.tick(look, None, overview, **quietly)
+    ask.click(ask_for_run, None, [said, overview], **QUIETLY)
+    timer.tick(look, None, overview, **QUIETLY)
     return (draw, [overview]), timer
 
 
