@@ -82,7 +82,7 @@ def _page(desk: Desk, table: ServeTable) -> gr.Blocks:
             tab.select(_timer_while(tab is runs_tab), None, timer, **QUIETLY)
         draw_first, outputs = first
         page.load(draw_first, None, outputs, **QUIETLY)
-    page.queue(default_concurrency_limit=8, api_open=False)
+    page.queue(api_open=False)
     page._queue.sleep_when_free = QUEUE_LOOK_SECONDS
     return page
 
