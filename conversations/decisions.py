@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from conversations.messages import Json, Split, content_hash, new_name, utc_now
-from conversations.store import Record, Row
+from conversations.store import Record, Row, Transaction
 
 
 class AnswerAuthor(StrEnum):
@@ -295,7 +295,22 @@ def freeze_edition(record: Record, run_id: str, rows: Mapping[str, Mapping[str, 
                     "row_json": json.dumps(dict(row), sort_keys=True, ensure_ascii=False),
                 },
             )
+        note_edition_rows(transaction, edition)
     return edition
+
+
+def note_edition_rows(transaction: Transaction, edition: int, *, erased: int = 0) -> None:
+    """Note the hash of an edition's rows as they are now, and how many an erasure took out."""
+    rows = transaction.query("SELECT * FROM edition_decisions WHERE edition = ? ORDER BY decision_id", [edition])
+    transaction.execute(
+        "UPDATE editions SET rows_hash = ?, erased_rows = erased_rows + ? WHERE edition = ?",
+        [edition_hash(rows), erased, edition],
+    )
+
+
+def edition_hash(rows: Sequence[Row]) -> str:
+    """Return the hash of an edition's rows, in the order of their decisions."""
+    return content_hash([[row["decision_id"], row["row_json"]] for row in rows])
 
 
 def _decision_of(row: Row) -> Decision:

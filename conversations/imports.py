@@ -18,7 +18,7 @@ from conversations.errors import OperatorError, OutsideError
 from conversations.formats import ImportedConversation, LineRejected, parse_line
 from conversations.messages import Author, Consent, Json, Role, TurnStatus, utc_now
 from conversations.store import Record, Transaction
-from conversations.turns import Turn, all_turns, branch_to, ensure_customer, insert_turn
+from conversations.turns import Turn, all_turns, branch_to, insert_conversation, insert_turn
 
 ProblemVerdict = Literal["reject", "repair", "flag"]
 
@@ -135,12 +135,12 @@ def _insert(transaction: Transaction, imported: ImportedConversation, customer_i
     # Derived from the source, so that the same import into two records gives the same names.
     name = imported.source_id if first_version else f"{imported.source_id} {imported.content_hash}"
     conversation_id = f"conversation_{_short_hash(name)}"
-    ensure_customer(transaction, customer_id, created)
-    transaction.insert(
-        "conversations",
-        {
-            "conversation_id": conversation_id,
-            "customer_id": customer_id,
+    insert_conversation(
+        transaction,
+        conversation_id=conversation_id,
+        customer_id=customer_id,
+        created_at_utc=created,
+        more={
             "channel": "import",
             "state": "resolved" if imported.messages[-1].role is Role.ASSISTANT else "bot",
             "consent": imported.consent,
@@ -149,8 +149,6 @@ def _insert(transaction: Transaction, imported: ImportedConversation, customer_i
             "tools_json": imported.tools_json,
             "content_hash": imported.content_hash,
             "flagged_reason": "; ".join(imported.flags) or None,
-            "created_at_utc": created,
-            "updated_at_utc": created,
         },
     )
     _append(transaction, conversation_id, customer_id, imported, 0, created)
@@ -274,7 +272,7 @@ def export_file(record: Record, path: Path) -> Exported:
 
 def _export_lines(record: Record) -> Iterator[tuple[bytes, int]]:
     # Versions under one id follow each other as they came, so that an import names them the same.
-    for row in record.query("SELECT conversation_id FROM conversations ORDER BY created_at_utc, rowid"):
+    for row in record.query("SELECT conversation_id FROM conversations ORDER BY created_at_utc, conversation_seq"):
         conversation_id = str(row["conversation_id"])
         head = record.query("SELECT * FROM conversations WHERE conversation_id = ?", [conversation_id])[0]
         turns = [turn for turn in branch_to(all_turns(record, conversation_id)) if _was_said(turn)]

@@ -6,6 +6,7 @@ In: plain values. Out: frozen values, identifiers and content hashes. Never touc
 import hashlib
 import json
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from typing_extensions import TypeAliasType
+
+from conversations.errors import OperatorError
+
+# Far above what a person writes or a model reads, and far below what one row may hold.
+MAX_MESSAGE_CHARACTERS = 8_000_000
 
 # A named recursive type, so that pydantic can read it too.
 Json = TypeAliasType("Json", "dict[str, Json] | list[Json] | str | int | float | bool | None")
@@ -120,9 +126,35 @@ def messages_hash(messages: Sequence[ChatMessage]) -> str:
     return content_hash([message.as_openai() for message in messages])
 
 
+_names_lock = threading.Lock()
+_last_name_us = 0
+
+
 def new_name(kind: str) -> str:
-    """Return a fresh name such as `turn_0197c1…`, which sorts by the time of its making."""
-    return f"{kind}_{time.time_ns() // 1000:014x}{secrets.token_hex(5)}"
+    """Return a fresh name such as `turn_0197c1…`, which sorts by the order of its making, also when the clock goes backwards."""
+    global _last_name_us
+    with _names_lock:
+        _last_name_us = max(_last_name_us + 1, time.time_ns() // 1000)
+        return f"{kind}_{_last_name_us:014x}{secrets.token_hex(5)}"
+
+
+def storable_text(text: str) -> str:
+    """Return the text without what no database holds and no reader sees: NULs left out, broken surrogates replaced."""
+    return text.replace("\x00", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def check_storable(text: str) -> None:
+    """Raise OperatorError, which says what and where, for a text that the record could not give back as it came."""
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        raise OperatorError(f"a message of {len(text)} characters; {MAX_MESSAGE_CHARACTERS} are allowed; shorten it")
+    if "\x00" in text:
+        raise OperatorError(f"a message with a NUL at character {text.index(chr(0))}; leave it out")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OperatorError(
+            f"a message with half a surrogate pair at character {error.start}; send whole characters"
+        ) from None
 
 
 def utc_now() -> str:

@@ -141,7 +141,7 @@ def begin_run(record: Record, *, run_id: str, path: str, settings_digest: str) -
         # What comes into the record later is new to the next run.
         transaction.execute(
             "INSERT INTO run_events (run_id, stage, event, detail_json, happened_at_utc) "
-            "SELECT ?, '', 'begun', json_object('newest', COALESCE(MAX(rowid), 0)), ? FROM conversations",
+            "SELECT ?, '', 'begun', json_object('newest', value), ? FROM counters WHERE name = 'conversation_seq'",
             [run_id, now],
         )
     return run(record, run_id)
@@ -227,7 +227,7 @@ def new_conversations(record: Record, run_id: str | None) -> int:
     An imported conversation is as old as its log says, and yet new to the record.
     """
     row = record.one(
-        "SELECT COUNT(*) AS n FROM conversations WHERE rowid > COALESCE("
+        "SELECT COUNT(*) AS n FROM conversations WHERE conversation_seq > COALESCE("
         "(SELECT MIN(json_extract(detail_json, '$.newest')) FROM run_events WHERE run_id = ? AND event = 'begun'), 0)",
         [run_id],
     )
@@ -239,7 +239,7 @@ def note_artefacts(record: Record, artefacts: Iterable[Artefact]) -> None:
     with record.write() as transaction:
         for artefact in artefacts:
             transaction.execute(
-                "INSERT INTO artefacts VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
+                "INSERT INTO artefacts VALUES (?, 'run', ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
                 "run_id = excluded.run_id, stage = excluded.stage, holds_text = excluded.holds_text, "
                 "digest = excluded.digest, bytes = excluded.bytes, written_at_utc = excluded.written_at_utc",
                 [

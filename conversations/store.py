@@ -1,8 +1,8 @@
 """The store: one SQLite file that many processes read and write, and the promises about it.
 
-In and out: frozen values. Writers take short immediate transactions, one at a time in each process; readers borrow a
-connection of their own for each query. Nobody outside this package sees an SQLite object, so that another database can stand
-behind the same promises later.
+In and out: frozen values. Writers take short immediate transactions, one at a time in each process and in the order they came;
+readers borrow a connection of their own for each query. Nobody outside this package sees an SQLite object, so that another
+database can stand behind the same promises later.
 """
 
 import os
@@ -17,11 +17,13 @@ from typing import TypeAlias
 
 import psutil
 
-from conversations.errors import OperatorError, OutsideError
-from conversations.schema import migrate
+from conversations.errors import Failure, OperatorError, OutsideError
+from conversations.schema import is_current, migrate, refuse_what_is_not_ours, unknown_steps
+from conversations.searchable import search_words
 
 Cell: TypeAlias = str | int | float | None
 Row: TypeAlias = Mapping[str, Cell]
+Parameters: TypeAlias = Sequence[Cell] | Mapping[str, Cell]
 _WAIT_SECONDS = 15
 
 
@@ -31,45 +33,112 @@ class Transaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def execute(self, sql: str, parameters: Sequence[Cell] | Mapping[str, Cell] = ()) -> int:
+    def execute(self, sql: str, parameters: Parameters = ()) -> int:
         """Run one statement and return how many rows it changed."""
         return self._connection.execute(sql, parameters).rowcount
 
-    def insert(self, table: str, row: Mapping[str, Cell]) -> int:
-        """Insert a row and return its integer key."""
+    def insert(self, table: str, row: Mapping[str, Cell]) -> None:
+        """Insert a row."""
         columns = ", ".join(row)
         marks = ", ".join(f":{column}" for column in row)
-        cursor = self._connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", dict(row))
-        return int(cursor.lastrowid or 0)
+        self._connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", dict(row))
 
-    def query(self, sql: str, parameters: Sequence[Cell] | Mapping[str, Cell] = ()) -> list[Row]:
+    def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return the rows of a query as this transaction sees them."""
         return [dict(row) for row in self._connection.execute(sql, parameters)]
+
+
+class Snapshot:
+    """The record as it was at one moment, however much is written meanwhile."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def rows(self, sql: str, parameters: Parameters = ()) -> Iterator[Row]:
+        """Yield the rows of a query one at a time, so that any number of them takes the same memory."""
+        with _explained(self._path):
+            for row in self._connection.execute(sql, parameters):
+                yield dict(row)
+
+    def count(self, table: str) -> int:
+        """Return how many rows a table has."""
+        return int(next(self.rows(f"SELECT COUNT(*) AS n FROM {table}"))["n"] or 0)
+
+
+class _Turnstile:
+    """Lets one thread through at a time, in the order they came."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._inside: int | None = None
+
+    def enter(self) -> None:
+        me = threading.get_ident()
+        with self._lock:
+            if self._inside is None:
+                self._inside = me
+                return
+            if self._inside == me:
+                raise RuntimeError("a transaction inside a transaction: pass the open one on")
+            gate = threading.Lock()
+            gate.acquire()
+            self._waiting.append(gate)
+        try:
+            gate.acquire()
+        except BaseException:
+            with self._lock:
+                still_waits = gate in self._waiting
+                if still_waits:
+                    self._waiting.remove(gate)
+            if not still_waits:
+                self.leave()
+            raise
+        self._inside = me
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside = None
+            if self._waiting:
+                # Nobody slips in before the next one: it counts as inside from now on.
+                self._inside = 0
+                self._waiting.popleft().release()
 
 
 class Record:
     """An open record. Close it, or use it as a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, to_read: bool = False) -> None:
         """Open a record, making or migrating the file where needed.
 
+        With `to_read` a file that cannot be written to is opened all the same, and refuses every change.
         Raises OperatorError when the path cannot hold a record, OutsideError when the disk refuses.
         """
         self.path = path
-        self._write_lock = threading.RLock()
+        self._turnstile = _Turnstile()
         # As many as were ever at work at once: a connection for each thread would stay open behind every thread that ended.
         self._idle_readers: deque[sqlite3.Connection] = deque()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
+        self._uri_options = ""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = self._connect()
-            _switch_to_wal(self._writer)
-            migrate(self._writer)
+            try:
+                self._writer: sqlite3.Connection | None = self._open_to_write()
+            except sqlite3.OperationalError as error:
+                self.close()
+                if not to_read or not path.is_file() or error.sqlite_errorcode & 0xFF not in _CANNOT_WRITE:
+                    raise
+                self._writer = None
+                self._open_to_read()
         except sqlite3.DatabaseError as error:
-            raise OperatorError(
+            self.close()
+            raise _failure(path, error) or OperatorError(
                 f"{path}: cannot be opened as a record: {error}; expected an SQLite file of this product or a new path"
             ) from None
+        except OperatorError as error:
+            self.close()
+            raise OperatorError(f"{path}: {error}") from None
         except OSError as error:
             raise OutsideError(f"{path}: {error.strerror or error}; give a folder that can be written to") from None
 
@@ -85,56 +154,78 @@ class Record:
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
+            self._idle_readers.clear()
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Open one immediate transaction: committed at the end, rolled back on any exception.
 
-        Raises OutsideError when another process holds the file for longer than the waiting time.
+        Raises OutsideError when the disk refuses or another process holds the file for longer than the waiting time, and
+        OperatorError for a record that is damaged or cannot be written to. Nothing of the transaction is kept then.
         """
-        with self._write_lock:
+        with self._alone() as writer:
+            writer.execute("BEGIN IMMEDIATE")
             try:
-                self._writer.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                raise OutsideError(f"{self.path}: {error}; another process holds the record; try again") from None
-            try:
-                yield Transaction(self._writer)
+                yield Transaction(writer)
+                writer.execute("COMMIT")
             except BaseException:
-                self._writer.rollback()
+                # A full disk has rolled back already.
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK")
                 raise
-            self._writer.commit()
 
-    def query(self, sql: str, parameters: Sequence[Cell] | Mapping[str, Cell] = ()) -> list[Row]:
+    def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return the rows of a query as last committed."""
         try:
             reader = self._idle_readers.pop()
         except IndexError:
-            reader = self._connect()
-            reader.execute("PRAGMA query_only = ON")
+            reader = self._connect_reader()
         try:
-            return [dict(row) for row in reader.execute(sql, parameters)]
+            with _explained(self.path):
+                return [dict(row) for row in reader.execute(sql, parameters)]
         finally:
             self._idle_readers.append(reader)
 
-    def one(self, sql: str, parameters: Sequence[Cell] | Mapping[str, Cell] = ()) -> Row | None:
+    def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """Return the first row of a query, or None."""
         rows = self.query(sql, parameters)
         return rows[0] if rows else None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Open the record as it is now, to read much of it. The file beside it grows while this is open, so not for long."""
+        reader = self._connect_reader()
+        reader.execute("BEGIN")
+        try:
+            yield Snapshot(reader, self.path)
+        finally:
+            self._close_one(reader)
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent copy without free space to a new file, while others read and write.
+
+        Raises OutsideError where it cannot be written.
+        """
+        reader = self._connect_reader()
+        try:
+            with _explained(self.path):
+                reader.execute("PRAGMA query_only = OFF")
+                reader.execute("VACUUM INTO ?", [str(path)])
+        finally:
+            self._close_one(reader)
 
     def compact(self) -> None:
         """Give back the space of deleted rows, so that their bytes leave the disk.
 
         Raises OutsideError, with the bytes still there, when another process holds the file for longer than the wait.
         """
-        with self._write_lock:
-            try:
-                self._writer.execute("INSERT INTO turn_search(turn_search) VALUES ('optimize')")
-                self._writer.execute("VACUUM")
-                is_busy = bool(self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
-            except sqlite3.OperationalError as error:
-                raise OutsideError(
-                    f"{self.path}: {error}; deleted bytes are still in the file; run the same again"
-                ) from None
+        try:
+            with self._alone() as writer:
+                writer.execute("INSERT INTO turn_search(turn_search) VALUES ('optimize')")
+                writer.execute("VACUUM")
+                is_busy = bool(writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        except OutsideError as error:
+            raise OutsideError(f"{error}; deleted bytes are still in the file") from None
         if is_busy:
             raise OutsideError(
                 f"{self.path}: another process is reading; deleted bytes are still in the file beside it; run the same again"
@@ -142,9 +233,11 @@ class Record:
 
     def search_index_fault(self) -> str | None:
         """Return what SQLite's own check finds wrong between the search index and the turns, or None."""
-        with self._write_lock:
+        if self._writer is None:
+            return None
+        with self._alone() as writer:
             try:
-                self._writer.execute("INSERT INTO turn_search(turn_search, rank) VALUES ('integrity-check', 1)")
+                writer.execute("INSERT INTO turn_search(turn_search, rank) VALUES ('integrity-check', 1)")
             except sqlite3.DatabaseError as error:
                 return str(error)
         return None
@@ -156,18 +249,74 @@ class Record:
             raise KeyError(name)
         return str(row["value"])
 
+    @contextmanager
+    def _alone(self) -> Iterator[sqlite3.Connection]:
+        """Hold the one writing connection of this process."""
+        if self._writer is None:
+            raise OperatorError(f"{self.path}: the file or its folder cannot be written to; mend their permissions")
+        self._turnstile.enter()
+        try:
+            with _explained(self.path):
+                yield self._writer
+        finally:
+            self._turnstile.leave()
+
+    def _open_to_write(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            # Conversations are nobody's business but the owner's.
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        writer = self._connect()
+        refuse_what_is_not_ours(writer)
+        _switch_to_wal(writer)
+        migrate(writer)
+        return writer
+
+    def _open_to_read(self) -> None:
+        # Where not even the files beside it can be made, the record is read as a file that nobody writes to.
+        beside = self.path.with_name(self.path.name + "-wal")
+        for options in ("mode=ro", *([] if beside.exists() else ["mode=ro&immutable=1"])):
+            self._uri_options = options
+            try:
+                reader = self._connect_reader()
+                newer, current = unknown_steps(reader), is_current(reader)
+            except sqlite3.OperationalError:
+                continue
+            if newer or not current:
+                raise OperatorError(
+                    "cannot be written to, and was written by another version of this program; open it once where it can be"
+                )
+            self._idle_readers.append(reader)
+            return
+        raise OperatorError("cannot be read; mend its permissions")
+
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, timeout=_WAIT_SECONDS, check_same_thread=False)
+        name = f"{self.path.absolute().as_uri()}?{self._uri_options}" if self._uri_options else str(self.path)
+        connection = sqlite3.connect(
+            name, uri=bool(self._uri_options), isolation_level=None, timeout=_WAIT_SECONDS, check_same_thread=False
+        )
+        with self._connections_lock:
+            self._connections.append(connection)
         connection.row_factory = sqlite3.Row
+        connection.create_function("search_words", 1, search_words, deterministic=True)
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA secure_delete = ON")
-        with self._connections_lock:
-            self._connections.append(connection)
         return connection
 
+    def _connect_reader(self) -> sqlite3.Connection:
+        reader = self._connect()
+        reader.execute("PRAGMA query_only = ON")
+        return reader
 
-def open_existing(path: Path) -> Record:
+    def _close_one(self, connection: sqlite3.Connection) -> None:
+        with self._connections_lock:
+            if connection in self._connections:
+                self._connections.remove(connection)
+        connection.close()
+
+
+def open_existing(path: Path, *, to_read: bool = False) -> Record:
     """Open a record that is there; a mistyped path makes none.
 
     Raises OperatorError when there is no such file.
@@ -176,7 +325,48 @@ def open_existing(path: Path) -> Record:
         raise OperatorError(
             f"{path}: there is no record; expected one that `conversations import` or `support-bot serve` has made; mend the path"
         )
-    return Record(path)
+    return Record(path, to_read=to_read)
+
+
+_CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+
+
+def _failure(path: Path, error: sqlite3.Error) -> Failure | None:
+    """Return what an error of SQLite means for the person who must act, or None where it is a bug of ours."""
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return OutsideError(f"{path}: another process holds the record ({error}); run the same again")
+        case sqlite3.SQLITE_FULL:
+            return OutsideError(
+                f"{path}: the disk is full; nothing of this change was kept; free space and run the same again"
+            )
+        case sqlite3.SQLITE_IOERR:
+            return OutsideError(f"{path}: the disk failed ({error}); nothing of this change was kept; look after the disk")
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            return OperatorError(
+                f"{path}: the file or its folder cannot be written to ({error}); nothing was changed; mend their permissions"
+            )
+        case sqlite3.SQLITE_NOTADB:
+            return OperatorError(
+                f"{path}: cannot be opened as a record: {error}; expected an SQLite file of this product or a new path"
+            )
+        case sqlite3.SQLITE_CORRUPT:
+            return OperatorError(
+                f"{path}: the record is damaged ({error}); see `conversations verify`, restore it from a backup"
+            )
+    return None
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into failures that name who must act."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        failure = _failure(path, error)
+        if failure is None:
+            raise
+        raise failure from None
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

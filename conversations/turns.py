@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from conversations.errors import OperatorError
+from conversations.language import language_of
 from conversations.messages import (
     OPEN_STATUSES,
     Author,
@@ -18,6 +19,7 @@ from conversations.messages import (
     Role,
     TurnStatus,
     Vote,
+    check_storable,
     content_hash,
     new_name,
     utc_now,
@@ -80,6 +82,14 @@ class ReplyInProgress(Exception):
     """The conversation already has an answer on its way."""
 
 
+# A turn's number is its conversation's number times this, and its place: the search index tells one from the other.
+TURNS_PER_CONVERSATION = 1 << 20
+_PLACE = f"""SELECT c.turn_count, c.updated_at_utc, p.turn_id AS parent_turn_id, COALESCE(p.position + 1, 0) AS next_position,
+    COALESCE(newest.turn_seq + 1, c.conversation_seq * {TURNS_PER_CONVERSATION}) AS next_seq
+FROM conversations c
+LEFT JOIN turns newest ON newest.turn_seq = (SELECT MAX(turn_seq) FROM turns t WHERE t.conversation_id = c.conversation_id)
+LEFT JOIN turns p ON p.turn_id = COALESCE(:parent_turn_id, newest.turn_id)
+WHERE c.conversation_id = :conversation_id"""
 _TURN_COLUMNS = """t.turn_id, t.conversation_id, t.parent_turn_id, t.position, t.role, t.author, t.status, t.content,
     t.extra_json, t.release_id, t.prompt_version, t.prompt_tokens, t.completion_tokens, t.first_token_ms, t.latency_ms,
     t.failure_code, t.created_at_utc, t.finished_at_utc,
@@ -98,26 +108,35 @@ def create_conversation(
     now = utc_now()
     conversation_id = new_name("conversation")
     with record.write() as transaction:
-        ensure_customer(transaction, customer_id, now)
-        transaction.insert(
-            "conversations",
-            {
-                "conversation_id": conversation_id,
-                "customer_id": customer_id,
-                "channel": channel,
-                "state": ConversationState.BOT,
-                "consent": consent,
-                "release_id": release_id,
-                "created_at_utc": now,
-                "updated_at_utc": now,
-            },
+        insert_conversation(
+            transaction,
+            conversation_id=conversation_id,
+            customer_id=customer_id,
+            created_at_utc=now,
+            more={"channel": channel, "state": ConversationState.BOT, "consent": consent, "release_id": release_id},
         )
     return conversation(record, conversation_id)
 
 
-def ensure_customer(transaction: Transaction, customer_id: str, now: str) -> None:
-    """Note a customer, once."""
-    transaction.execute("INSERT OR IGNORE INTO customers VALUES (?, ?)", [customer_id, now])
+def insert_conversation(
+    transaction: Transaction, *, conversation_id: str, customer_id: str, created_at_utc: str, more: Mapping[str, Cell]
+) -> int:
+    """Insert a conversation, and its customer where they are new; return its number in the order of entry."""
+    transaction.execute("INSERT OR IGNORE INTO customers VALUES (?, ?)", [customer_id, created_at_utc])
+    transaction.execute("UPDATE counters SET value = value + 1 WHERE name = 'conversation_seq'")
+    conversation_seq = int(transaction.query("SELECT value FROM counters WHERE name = 'conversation_seq'")[0]["value"] or 0)
+    transaction.insert(
+        "conversations",
+        {
+            "conversation_id": conversation_id,
+            "conversation_seq": conversation_seq,
+            "customer_id": customer_id,
+            "created_at_utc": created_at_utc,
+            "updated_at_utc": created_at_utc,
+            **more,
+        },
+    )
+    return conversation_seq
 
 
 def conversation(record: Record, conversation_id: str) -> Conversation:
@@ -166,6 +185,7 @@ def append_message(record: Record, conversation_id: str, role: Role, author: Aut
     """Append a finished message to the end of a conversation and return its turn."""
     now = utc_now()
     turn_id = new_name("turn")
+    language = _language_now(record, conversation_id, content) if role is Role.USER else ""
     with record.write() as transaction:
         insert_turn(
             transaction,
@@ -177,7 +197,24 @@ def append_message(record: Record, conversation_id: str, role: Role, author: Aut
             content=content,
             created_at_utc=now,
         )
+        if language:
+            transaction.execute(
+                "UPDATE conversations SET language = ? WHERE conversation_id = ? AND language = ''",
+                [language, conversation_id],
+            )
     return turn(record, turn_id)
+
+
+def _language_now(record: Record, conversation_id: str, content: str) -> str:
+    """Return the language that the customer's words tell, unless it is known; "" while they are too few."""
+    rows = record.query(
+        "SELECT c.language, t.content FROM conversations c LEFT JOIN turns t ON t.conversation_id = c.conversation_id "
+        "AND t.role = 'user' WHERE c.conversation_id = ? ORDER BY t.turn_seq LIMIT 10",
+        [conversation_id],
+    )
+    if not rows or rows[0]["language"]:
+        return ""
+    return language_of("\n".join([*(str(row["content"] or "") for row in rows), content]))
 
 
 def insert_turn(
@@ -194,21 +231,25 @@ def insert_turn(
     parent_turn_id: str | None = None,
     more: Mapping[str, Cell] | None = None,
 ) -> None:
-    """Insert a turn behind its parent, or behind the newest turn of the conversation."""
-    if parent_turn_id is None:
-        parent = transaction.query(
-            "SELECT turn_id, position FROM turns WHERE conversation_id = ? ORDER BY turn_seq DESC LIMIT 1",
-            [conversation_id],
-        )
-    else:
-        parent = transaction.query("SELECT turn_id, position FROM turns WHERE turn_id = ?", [parent_turn_id])
+    """Insert a turn behind its parent, or behind the newest turn of the conversation.
+
+    Raises OperatorError for a text that the record could not give back as it came.
+    """
+    check_storable(content)
+    found = transaction.query(_PLACE, {"conversation_id": conversation_id, "parent_turn_id": parent_turn_id})
+    if not found:
+        raise OperatorError(f"no conversation {conversation_id!r}; it may have been erased")
+    place = found[0]
+    if int(place["turn_count"] or 0) >= TURNS_PER_CONVERSATION:
+        raise OperatorError(f"the conversation {conversation_id!r} has {TURNS_PER_CONVERSATION} turns; begin another")
     transaction.insert(
         "turns",
         {
+            "turn_seq": place["next_seq"],
             "turn_id": turn_id,
             "conversation_id": conversation_id,
-            "parent_turn_id": parent[0]["turn_id"] if parent else None,
-            "position": int(parent[0]["position"] or 0) + 1 if parent else 0,
+            "parent_turn_id": place["parent_turn_id"],
+            "position": place["next_position"],
             "role": role,
             "author": author,
             "status": status,
@@ -220,10 +261,10 @@ def insert_turn(
             **(more or {}),
         },
     )
-    transaction.execute(
-        "UPDATE conversations SET updated_at_utc = MAX(updated_at_utc, ?) WHERE conversation_id = ?",
-        [created_at_utc, conversation_id],
-    )
+    if created_at_utc > str(place["updated_at_utc"]):
+        transaction.execute(
+            "UPDATE conversations SET updated_at_utc = ? WHERE conversation_id = ?", [created_at_utc, conversation_id]
+        )
 
 
 def turn_hash(role: Role, content: str, extra_json: str) -> str:

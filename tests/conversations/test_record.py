@@ -285,6 +285,7 @@ def test_a_changed_turn_and_a_changed_audit_entry_are_named(record: Record) -> N
     based(record)
     assert checks.verify(record).problems == []
     with sqlite3.connect(record.path) as meddling:
+        meddling.execute("DROP TRIGGER turns_stay_as_said")
         meddling.execute("UPDATE turns SET content = 'other words'")
         meddling.execute("DROP TRIGGER audit_is_never_changed")
         meddling.execute("UPDATE audit SET actor = 'nobody' WHERE audit_seq = 1")
