@@ -3,11 +3,11 @@
 In: an open transaction, an actor, an action and its target. Out: one row that no later statement can change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from conversations.messages import Json, canonical_json, content_hash, utc_now
-from conversations.store import Record, Row, Transaction
+from conversations.store import Record, Row, Snapshot, Transaction
 
 _START = "sha256:" + "0" * 64
 
@@ -38,20 +38,31 @@ def note(transaction: Transaction, actor: str, action: str, target: str, detail:
     transaction.insert("audit", {**entry, "entry_hash": _entry_hash(entry)})
 
 
+def note_alone(record: Record, actor: str, action: str, target: str, detail: Mapping[str, Json]) -> None:
+    """Append an entry about something that is no change of the record itself, such as a log-in."""
+    with record.write() as transaction:
+        note(transaction, actor, action, target, detail)
+
+
+def broken_entries(now: Snapshot) -> Iterator[str]:
+    """Yield a sentence about each entry that does not fit its chain."""
+    previous, last_seq = _START, None
+    for row in now.rows("SELECT * FROM audit ORDER BY audit_seq"):
+        if row["previous_hash"] != previous:
+            yield f"audit entry {row['audit_seq']}: the entry before it is missing or changed"
+        if row["entry_hash"] != _entry_hash(row):
+            yield f"audit entry {row['audit_seq']}: its content does not match its hash"
+        previous, last_seq = str(row["entry_hash"]), row["audit_seq"]
+    # Entries cut off at the end break no chain, but SQLite remembers the last number that it gave.
+    for row in now.rows("SELECT seq FROM sqlite_sequence WHERE name = 'audit'"):
+        if row["seq"] != last_seq:
+            yield f"audit entry {row['seq']}: the last one that was written is missing"
+
+
 def first_broken_entry(record: Record) -> str | None:
     """Return a sentence about the first entry that does not fit its chain, or None."""
-    previous = _START
-    for row in record.query("SELECT * FROM audit ORDER BY audit_seq"):
-        if row["previous_hash"] != previous:
-            return f"audit entry {row['audit_seq']}: the entry before it is missing or changed"
-        if row["entry_hash"] != _entry_hash(row):
-            return f"audit entry {row['audit_seq']}: its content does not match its hash"
-        previous = str(row["entry_hash"])
-    # Entries cut off at the end break no chain, but SQLite remembers the last number that it gave.
-    given = record.one("SELECT seq, (SELECT MAX(audit_seq) FROM audit) AS last FROM sqlite_sequence WHERE name = 'audit'")
-    if given is not None and given["seq"] != given["last"]:
-        return f"audit entry {given['seq']}: the last one that was written is missing"
-    return None
+    with record.snapshot() as now:
+        return next(broken_entries(now), None)
 
 
 def newest(record: Record, limit: int) -> list[AuditEntry]:

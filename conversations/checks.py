@@ -1,14 +1,23 @@
-"""Checking the record against itself: every hash, reference, index row and audit entry re-derived.
+"""Checking the record against itself: everything that can be derived again is, and compared with what stands there.
 
-In: an open record. Out: what was checked, by kind, and a sentence about each thing that disagrees, the first ones first.
+In: an open record. Out: what was checked, by kind, and a sentence about each thing that disagrees, the first ones first. Reads
+one moment of the record, a row at a time, so that a record of any size is checked in the same memory while others write.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 from conversations import audit
-from conversations.messages import Role, content_hash
-from conversations.store import Record
-from conversations.turns import turn_hash
+from conversations.artefacts import file_digest
+from conversations.decisions import edition_hash
+from conversations.erasure import UNFINISHED
+from conversations.messages import ChatMessage, Role, content_hash, conversation_hash
+from conversations.schema import differences_from_made
+from conversations.store import Record, Row, Snapshot
+from conversations.turns import TURNS_PER_CONVERSATION, turn_hash
 
 MAX_PROBLEMS = 50
 
@@ -29,35 +38,173 @@ class Statistics:
     turns: int
     by_status: dict[str, int]
     by_release: dict[str, int]
+    by_language: dict[str, int]
     bytes: int
 
 
 def verify(record: Record) -> Checked:
-    """Re-derive everything that can be re-derived."""
+    """Derive again everything that can be derived. At most MAX_PROBLEMS of each kind are told."""
     problems: list[str] = []
     checked: dict[str, int] = {}
-    turns = record.query("SELECT turn_id, role, content, extra_json, content_hash FROM turns ORDER BY turn_seq")
-    checked["turns"] = len(turns)
-    for row in turns:
+    with record.snapshot() as now:
+        # A damaged file answers the other questions with nonsense.
+        problems += islice(_damage(now), MAX_PROBLEMS)
+        kinds: dict[str, Callable[[Snapshot], Iterator[str]]] = {
+            "tables": _schema,
+            "turns": _turns,
+            "conversations": _conversations,
+            "feedback": _votes,
+            "answers": _answers,
+            "editions": _editions,
+            "audit": audit.broken_entries,
+            "artefacts": partial(_artefacts, record.path.parent),
+        }
+        for table, find_problems in kinds.items():
+            checked["audit_entries" if table == "audit" else table] = now.count(
+                "sqlite_master WHERE type = 'table'" if table == "tables" else table
+            )
+            problems += islice(find_problems(now), MAX_PROBLEMS)
+        checked["search_rows"] = now.count("turn_search_docsize")
+        problems += islice(_search_rows(now), MAX_PROBLEMS)
+        problems += _unfinished(now)
+    fault = record.search_index_fault()
+    if fault:
+        problems.append(f"search index: {fault}; {record.first_wrong_search_row() or 'no single row of it differs'}")
+    return Checked(checked, problems)
+
+
+def _damage(now: Snapshot) -> Iterator[str]:
+    for row in now.rows("PRAGMA integrity_check"):
+        if row["integrity_check"] != "ok":
+            yield f"SQLite: {row['integrity_check']}"
+    for row in now.rows("PRAGMA foreign_key_check"):
+        yield f"{row['table']} row {row['rowid']}: refers to a missing row of {row['parent']}"
+
+
+def _unfinished(now: Snapshot) -> Iterator[str]:
+    for _ in now.rows("SELECT 1 FROM record_facts WHERE name = ?", [UNFINISHED]):
+        yield "an erasure was killed before it came to the files; run `conversations erase` for the same customer again"
+
+
+def _schema(now: Snapshot) -> Iterator[str]:
+    made = {
+        str(row["name"]): str(row["sql"]) for row in now.rows("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    }
+    yield from differences_from_made(made)
+
+
+def _turns(now: Snapshot) -> Iterator[str]:
+    """Check what each turn says against its hash, and where it stands against its parent."""
+    rows = now.rows(
+        "SELECT t.turn_id, t.turn_seq, t.role, t.content, t.extra_json, t.content_hash, t.position, c.conversation_seq, "
+        "t.parent_turn_id, p.position AS parent_position, p.turn_seq AS parent_seq, p.conversation_id = t.conversation_id AS own "
+        "FROM turns t LEFT JOIN conversations c USING (conversation_id) LEFT JOIN turns p ON p.turn_id = t.parent_turn_id "
+        "ORDER BY t.turn_seq"
+    )
+    for row in rows:
+        name = f"turn {row['turn_id']}"
         if row["content_hash"] != turn_hash(Role(str(row["role"])), str(row["content"]), str(row["extra_json"])):
-            problems.append(f"turn {row['turn_id']}: its content does not match its hash")
-    answers = record.query("SELECT answer_id, content, content_hash FROM answers")
-    checked["answers"] = len(answers)
-    problems += [
-        f"answer {row['answer_id']}: its content does not match its hash"
-        for row in answers
-        if row["content_hash"] != content_hash(str(row["content"]))
-    ]
-    references = record.query("PRAGMA foreign_key_check")
-    checked["tables"] = len(record.query("SELECT name FROM sqlite_master WHERE type = 'table'"))
-    problems += [f"{row['table']} row {row['rowid']}: refers to a missing row of {row['parent']}" for row in references]
-    problems += [f"SQLite: {row['integrity_check']}" for row in record.query("PRAGMA integrity_check") if _unsound(row)]
-    checked["search_rows"] = _check_search(record, problems)
-    checked["audit_entries"] = int((record.one("SELECT COUNT(*) AS n FROM audit") or {}).get("n") or 0)
-    broken = audit.first_broken_entry(record)
-    if broken:
-        problems.append(broken)
-    return Checked(checked, problems[:MAX_PROBLEMS])
+            yield f"{name}: its content does not match its hash"
+        if int(row["turn_seq"] or 0) // TURNS_PER_CONVERSATION != row["conversation_seq"]:
+            yield f"{name}: its number is not one of its conversation"
+        if row["parent_turn_id"] is not None and (
+            not row["own"] or int(row["parent_seq"] or 0) >= int(row["turn_seq"] or 0)
+        ):
+            yield f"{name}: does not follow an earlier turn of its own conversation"
+        expected = 0 if row["parent_turn_id"] is None else int(row["parent_position"] or 0) + 1
+        if row["position"] != expected:
+            yield f"{name}: stands at position {row['position']}; expected {expected}"
+
+
+def _conversations(now: Snapshot) -> Iterator[str]:
+    """Check the counts of each conversation, and what was imported against the hash of what came."""
+    rows = now.rows(
+        "SELECT c.*, (SELECT COUNT(*) FROM turns t WHERE t.conversation_id = c.conversation_id) AS turns_there, "
+        "(SELECT COUNT(*) FROM feedback f JOIN turns t USING (turn_id) WHERE t.conversation_id = c.conversation_id "
+        "AND f.vote = 'up') AS up_there, "
+        "(SELECT COUNT(*) FROM feedback f JOIN turns t USING (turn_id) WHERE t.conversation_id = c.conversation_id "
+        "AND f.vote = 'down') AS down_there, EXISTS (SELECT 1 FROM decisions d JOIN answers a USING (decision_id) "
+        "JOIN answers b USING (decision_id) WHERE d.conversation_id = c.conversation_id AND a.author_kind <> 'student' "
+        "AND b.author_kind <> 'student' AND (a.author_kind, a.author_name) <> (b.author_kind, b.author_name) "
+        "AND a.content_hash <> b.content_hash) AS disagreement_there FROM conversations c ORDER BY c.conversation_seq"
+    )
+    for row in rows:
+        name = f"conversation {row['conversation_id']}"
+        for column, there in (
+            ("turn_count", "turns_there"),
+            ("votes_up", "up_there"),
+            ("votes_down", "down_there"),
+            ("has_disagreement", "disagreement_there"),
+        ):
+            if row[column] != row[there]:
+                yield f"{name}: {column} is {row[column]}; its rows give {row[there]}"
+        if row["content_hash"] and not _says_what_was_imported(now, row):
+            yield f"{name}: what was imported does not match its hash"
+    highest = next(now.rows("SELECT MAX(conversation_seq) AS seq FROM conversations"))["seq"]
+    counter = next(now.rows("SELECT value FROM counters WHERE name = 'conversation_seq'"), {"value": None})["value"]
+    if counter is None or int(highest or 0) > int(counter):
+        yield f"counter conversation_seq: is {counter}; {highest} is given already"
+    for row in now.rows("SELECT conversation_id, conversation_seq FROM conversations WHERE conversation_seq < 1"):
+        yield f"conversation {row['conversation_id']}: has the number {row['conversation_seq']}"
+
+
+def _says_what_was_imported(now: Snapshot, conversation: Row) -> bool:
+    """Tell whether the first turns, all or those before the chat went on here, have the hash of what came."""
+    rows = now.rows(
+        "SELECT role, content, extra_json FROM turns WHERE conversation_id = ? ORDER BY turn_seq",
+        [conversation["conversation_id"]],
+    )
+    said = [ChatMessage(Role(str(row["role"])), str(row["content"]), str(row["extra_json"])) for row in rows]
+    tools_json = str(conversation["tools_json"])
+    return any(
+        conversation_hash(said[:length], tools_json) == conversation["content_hash"] for length in range(len(said), 0, -1)
+    )
+
+
+def _votes(now: Snapshot) -> Iterator[str]:
+    for row in now.rows(
+        "SELECT f.turn_id, f.customer_id FROM feedback f LEFT JOIN turns t USING (turn_id) "
+        "LEFT JOIN conversations c USING (conversation_id) WHERE c.customer_id IS NOT f.customer_id"
+    ):
+        yield f"feedback on turn {row['turn_id']}: is of {row['customer_id']!r}, whose conversation it is not"
+
+
+def _answers(now: Snapshot) -> Iterator[str]:
+    for row in now.rows("SELECT answer_id, content, content_hash FROM answers ORDER BY answered_at_utc, answer_id"):
+        if row["content_hash"] != content_hash(str(row["content"])):
+            yield f"answer {row['answer_id']}: its content does not match its hash"
+    for row in now.rows(
+        "SELECT decision_id, author_name, COUNT(*) AS n, MAX(version) AS newest FROM answers "
+        "GROUP BY decision_id, author_kind, author_name HAVING COUNT(*) <> MAX(version)"
+    ):
+        yield f"answers of {row['author_name']} for {row['decision_id']}: {row['n']} versions up to number {row['newest']}"
+
+
+def _editions(now: Snapshot) -> Iterator[str]:
+    for row in list(now.rows("SELECT edition, rows_hash FROM editions ORDER BY edition")):
+        rows = list(now.rows("SELECT * FROM edition_decisions WHERE edition = ? ORDER BY decision_id", [row["edition"]]))
+        if edition_hash(rows) != row["rows_hash"]:
+            yield f"edition {row['edition']}: its rows do not match its hash"
+
+
+def _artefacts(folder: Path, now: Snapshot) -> Iterator[str]:
+    """Check the files that are still there; one that was moved away or deleted is its owner's business."""
+    for row in now.rows("SELECT path, kind, digest FROM artefacts ORDER BY path"):
+        path = folder / str(row["path"])
+        if row["kind"] == "backup" or not path.is_file():
+            continue
+        if file_digest(path) != row["digest"]:
+            yield f"file {path}: was changed after it was written"
+
+
+def _search_rows(now: Snapshot) -> Iterator[str]:
+    for row in now.rows(
+        "SELECT turn_id FROM turns WHERE status NOT IN ('pending', 'streaming') "
+        "AND turn_seq NOT IN (SELECT id FROM turn_search_docsize) ORDER BY turn_seq"
+    ):
+        yield f"turn {row['turn_id']}: is not in the search index"
+    for row in now.rows("SELECT id FROM turn_search_docsize WHERE id NOT IN (SELECT turn_seq FROM turn_words) ORDER BY id"):
+        yield f"search row {row['id']}: no finished turn has this number"
 
 
 def statistics(record: Record) -> Statistics:
@@ -77,21 +224,9 @@ def statistics(record: Record) -> Statistics:
         by_release=counts(
             "SELECT release_id AS name, COUNT(*) AS n FROM turns WHERE release_id IS NOT NULL GROUP BY 1 ORDER BY 1"
         ),
+        by_language=counts(
+            "SELECT CASE language WHEN '' THEN 'unknown' ELSE language END AS name, COUNT(*) AS n "
+            "FROM conversations GROUP BY language ORDER BY language"
+        ),
         bytes=sum(path.stat().st_size for path in files if path.exists()),
     )
-
-
-def _check_search(record: Record, problems: list[str]) -> int:
-    """Compare the index with the turns it was made from; return how many rows it has."""
-    indexed = int((record.one("SELECT COUNT(*) AS n FROM turn_search_docsize") or {}).get("n") or 0)
-    turns = int((record.one("SELECT COUNT(*) AS n FROM turns") or {}).get("n") or 0)
-    if indexed != turns:
-        problems.append(f"search index: {indexed} rows for {turns} turns")
-    fault = record.search_index_fault()
-    if fault:
-        problems.append(f"search index: {fault}")
-    return indexed
-
-
-def _unsound(row: object) -> bool:
-    return isinstance(row, dict) and row.get("integrity_check") != "ok"

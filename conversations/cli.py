@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from conversations import checks, erasure, imports, search, turns
+from conversations import backup, checks, erasure, imports, search, tags, turns
 from conversations.errors import OperatorError, run_command
-from conversations.messages import Json, TurnStatus, Vote
+from conversations.messages import ConversationState, Json, TurnStatus, Vote
 from conversations.settings import RecordSettings, read_settings
 from conversations.store import Record, open_existing
 
@@ -72,40 +75,84 @@ def export_command(
 @app.command("stats")
 def stats_command(record: RecordOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Count what the record holds."""
-    with _open(record, settings) as opened:
+    with _open(record, settings, to_read=True) as opened:
         found = checks.statistics(opened)
     if as_json:
         _print_json(dataclasses.asdict(found))
         return
     _say(f"{found.conversations} conversations, {found.turns} turns, {found.bytes / 1e6:.1f} MB")
-    for title, counts in (("status", found.by_status), ("release", found.by_release)):
+    for title, counts in (("status", found.by_status), ("release", found.by_release), ("language", found.by_language)):
         for name, count in counts.items():
             _say(f"  {title} {name}: {count}")
 
 
 @app.command("search")
 def search_command(
-    query: Annotated[str, typer.Argument(help="Words that must all be said; may be empty.")] = "",
+    query: Annotated[str, typer.Argument(help="Words that one message must say; may be empty.")] = "",
     status: Annotated[TurnStatus | None, typer.Option(help="Only with a turn of this status.")] = None,
     release: Annotated[str | None, typer.Option(help="Only with a turn of this release.")] = None,
     vote: Annotated[Vote | None, typer.Option(help="Only with this thumb.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    channel: Annotated[str | None, typer.Option(help="Only from this channel, such as `chat` or `import`.")] = None,
+    state: Annotated[ConversationState | None, typer.Option(help="Only where this one answers.")] = None,
+    language: Annotated[str | None, typer.Option(help="Only where the customer writes this language (ISO 639-1).")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Begun on this day (UTC) or later.")] = None,
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Begun on this day (UTC) or before.")] = None,
+    disagreement: Annotated[
+        bool, typer.Option("--disagreement", help="Only where answers given for one decision differ.")
+    ] = False,
+    after: Annotated[str, typer.Option(help="The `cursor` of the last one shown, for what follows.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
     record: RecordOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find conversations, the latest changed first."""
-    with _open(record, settings) as opened:
-        found = search.find(opened, query, search.Filters(status, release, vote), limit=limit)
+    """Find conversations: with words the newest first, without words the latest changed. All filters combine."""
+    filters = search.Filters(
+        status,
+        release,
+        vote,
+        channel,
+        state,
+        language,
+        tag,
+        since.date() if since else None,
+        until.date() if until else None,
+        disagreement,
+    )
+    with _open(record, settings, to_read=True) as opened:
+        found = search.find(opened, query, filters, after=after, limit=limit)
     if as_json:
         _print_json({"found": [dataclasses.asdict(each) for each in found]})
         return
-    table = Table(Column("conversation", no_wrap=True), "customer", "turns", "changed", "begins with")
+    table = Table(Column("conversation", no_wrap=True), "customer", "turns", "changed", "says")
     for each in found:
         table.add_row(
-            each.conversation_id, each.customer_id, str(each.turns), each.updated_at_utc, _plain(each.snippet[:60])
+            each.conversation_id, _plain(each.customer_id), str(each.turns), each.updated_at_utc, _plain(each.snippet[:60])
         )
-    Console(emoji=False).print(table if found else "nothing found")
+    Console(emoji=False, markup=False).print(table if found else "nothing found")
+    if len(found) == limit:
+        _say(f"more may follow: --after {shlex.quote(found[-1].cursor)}")
+
+
+@app.command("tag")
+def tag_command(
+    conversation_id: Annotated[str, typer.Argument(help="A conversation, as `search` lists it.")],
+    tag: Annotated[list[str] | None, typer.Argument(help="Tags to give it.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="A tag to take from it; may be given again.")] = None,
+    record: RecordOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a conversation tags, or take them from it, to find it again with `search --tag`."""
+    with _open(record, settings) as opened:
+        tags.tag(opened, conversation_id, tag or [], tagged_by="conversations tag")
+        tags.untag(opened, conversation_id, remove or [])
+        now = tags.tags_of(opened, conversation_id)
+    if as_json:
+        _print_json({"conversation_id": conversation_id, "tags": list(now)})
+        return
+    _say(f"{conversation_id}: {', '.join(now) or 'no tags'}")
 
 
 @app.command("show")
@@ -116,14 +163,23 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show a conversation with who said what, when, and which student it was."""
-    with _open(record, settings) as opened:
+    with _open(record, settings, to_read=True) as opened:
         head = turns.conversation(opened, conversation_id)
         every = turns.all_turns(opened, conversation_id)
+        called = tags.tags_of(opened, conversation_id)
     if as_json:
-        _print_json({**dataclasses.asdict(head), "turns": [dataclasses.asdict(turn) for turn in every]})
+        _print_json(
+            {**dataclasses.asdict(head), "tags": list(called), "turns": [dataclasses.asdict(turn) for turn in every]}
+        )
         return
     console = Console(emoji=False, highlight=False, soft_wrap=True)
-    console.print(f"{head.conversation_id} of {head.customer_id}, {head.channel}, {head.state}, consent {head.consent}")
+    console.print(
+        _plain(
+            f"{head.conversation_id} of {head.customer_id}, {head.channel}, {head.state}, consent {head.consent}, "
+            f"language {head.language or 'unknown'}, {', '.join(called) or 'no tags'}"
+        ),
+        markup=False,
+    )
     for turn in every:
         by = f"{turn.author.value}{' ' + turn.release_id if turn.release_id else ''}"
         vote = f", thumb {turn.vote.value}" if turn.vote else ""
@@ -134,7 +190,7 @@ def show_command(
 @app.command("verify")
 def verify_command(record: RecordOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Check every hash, reference, search row and audit entry of the record. Exits with 2 where one disagrees."""
-    with _open(record, settings) as opened:
+    with _open(record, settings, to_read=True) as opened:
         result = checks.verify(opened)
     if as_json:
         _print_json({"ok": not result.problems, "checked": dict(result.checked), "problems": list(result.problems)})
@@ -151,23 +207,77 @@ def erase_command(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a person from the record, the answers, the data sets and the files of runs. There is no way back."""
+    """Remove a person from the record, answers, data sets, runs' files, exports and backups. There is no way back."""
     with _open(record, settings) as opened:
         erased = erasure.erase_customer(opened, customer, actor="conversations erase")
+    _tell_erased(erased, "removed", as_json)
+
+
+@app.command("expire")
+def expire_command(
+    older_than: Annotated[str, typer.Option("--older-than", help="The age, such as 400d, 18w or 2y, of the last word.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would go, and change nothing.")] = False,
+    record: RecordOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the conversations in which nothing was said for so long, as `erase` removes a person."""
+    age = _age(older_than)
+    with _open(record, settings) as opened:
+        erased = erasure.expire(opened, age, actor="conversations expire", dry_run=dry_run)
+    _tell_erased(erased, "would remove" if dry_run else "removed", as_json)
+
+
+@app.command("backup")
+def backup_command(
+    path: Annotated[Path, typer.Argument(help="The file to write; it must not be there yet.")],
+    record: RecordOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a consistent copy of the record while it is in use. To restore it, stop every process and put it in its place."""
+    with _open(record, settings) as opened:
+        done = backup.back_up(opened, path)
     if as_json:
-        _print_json({**dataclasses.asdict(erased), "releases": list(erased.releases)})
+        _print_json({**dataclasses.asdict(done), "path": str(done.path)})
+        return
+    _say(f"{done.path}: {done.conversations} conversations, {done.turns} turns, {done.bytes / 1e6:.1f} MB, {done.digest}")
+
+
+def _tell_erased(erased: erasure.Erased, verb: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(
+            {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(erased).items()}
+        )
         return
     _say(
-        f"removed {erased.conversations} conversations, {erased.turns} turns, {erased.answers} answers; "
+        f"{verb} {erased.conversations} conversations, {erased.turns} turns, {erased.answers} answers; "
         f"{erased.files} files changed"
     )
     if erased.releases:
-        _say(f"these releases learned from the person: {', '.join(erased.releases)}; retrain and promote to replace them")
+        _say(f"these releases learned from it: {', '.join(erased.releases)}; retrain and promote to replace them")
+    if erased.runs:
+        _say(f"these runs used it: {', '.join(erased.runs)}")
+    for path in erased.unreached_backups:
+        _say(f"the backup {path} is not where it was written; if it still exists, run the same with --record on it")
 
 
-def _open(record: Path | None, settings: Path | None, *, may_be_new: bool = False) -> Record:
+_AGE = re.compile(r"(\d{1,6})([dwy])")
+_DAYS = {"d": 1, "w": 7, "y": 365}
+
+
+def _age(text: str) -> timedelta:
+    found = _AGE.fullmatch(text.strip())
+    days = int(found.group(1)) * _DAYS[found.group(2)] if found else 0
+    # Before the year 1 there is no date to compare with.
+    if not 1 <= days <= 700_000:
+        raise OperatorError(f"--older-than {text!r}: expected a number of days, weeks or years, such as 400d, 18w or 2y")
+    return timedelta(days=days)
+
+
+def _open(record: Path | None, settings: Path | None, *, may_be_new: bool = False, to_read: bool = False) -> Record:
     path = record if record is not None else read_settings(RecordSettings, settings).record.path
-    return Record(path) if may_be_new else open_existing(path)
+    return Record(path) if may_be_new else open_existing(path, to_read=to_read)
 
 
 def _print_json(value: dict[str, Json]) -> None:

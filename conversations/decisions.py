@@ -261,13 +261,13 @@ def calls_made(record: Record, run_id: str) -> int:
     return int((row or {}).get("calls") or 0)
 
 
-def usual_completion_tokens(record: Record, teacher: str) -> float | None:
-    """Return the mean length in tokens of a teacher's replies in the record, or None where there are none."""
+def usual_completion(record: Record, teacher: str) -> tuple[int, float]:
+    """Return how many replies of a teacher the record has, and their mean length in tokens (0.0 where there are none)."""
     row = record.one(
-        "SELECT AVG(completion_tokens) AS tokens FROM teacher_replies WHERE teacher = ? AND completion_tokens > 0", [teacher]
+        "SELECT COUNT(*) AS replies, AVG(completion_tokens) AS tokens FROM teacher_replies WHERE teacher = ?", [teacher]
     )
-    found = (row or {}).get("tokens")
-    return None if found is None else float(found)
+    found = row or {}
+    return int(found.get("replies") or 0), float(found.get("tokens") or 0.0)
 
 
 def newest_edition(record: Record) -> tuple[int, dict[str, Mapping[str, Json]]]:

@@ -1,137 +1,223 @@
-"""Forgetting a person: out of the record, the answers, the search index and every file that a run wrote.
+"""Forgetting: a person, or conversations that are too old, out of the record, the search index and every file that holds them.
 
-In: a customer's name. Out: what was removed, and the releases that learned from the person. Leaves a tombstone, a hash,
-which later imports and data sets honour.
+In: a customer's name, or an age. Out: what was removed, and the runs and releases that learned from it. Leaves tombstones,
+hashes that later imports and data sets honour. The rows go first, in one transaction; then the files; then the freed bytes. An
+erasure that was killed in between is finished by the next one, and `verify` tells of it.
 """
 
-import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from conversations import audit
-from conversations.messages import utc_now
-from conversations.store import Cell, Record, Row, Transaction
+from conversations import artefacts, audit
+from conversations.artefacts import ArtefactKind
+from conversations.decisions import note_edition_rows
+from conversations.errors import OutsideError
+from conversations.exports import forget
+from conversations.messages import utc_text
+from conversations.store import Record, Transaction, open_existing
+from conversations.tombstones import bury, bury_again, name_hash
 
-_UNFINISHED = "unfinished_erasure"
-_TEXT_SUFFIXES = (".jsonl", ".json", ".html", ".half")
+UNFINISHED = "unfinished_erasure"
+# Numbers only: no word of a customer can be read out of these.
+_WITHOUT_TEXT = (".safetensors", ".bin", ".pt", ".npy", ".npz", ".gguf")
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What an erasure removed; `releases` learned from the person and still serve what they learned."""
+    """What an erasure removed.
+
+    `releases` and `runs` learned from it and still know what they learned; `unreached_backups` are noted and not where they
+    were, so they may still hold it.
+    """
 
     conversations: int
     turns: int
     answers: int
     files: int
+    runs: tuple[str, ...]
     releases: tuple[str, ...]
+    unreached_backups: tuple[str, ...]
 
 
-def name_hash(kind: str, name: str) -> str:
-    """Return the hash under which an erased customer or conversation is remembered."""
-    return "sha256:" + hashlib.sha256(f"{kind}:{name}".encode("utf-8", "replace")).hexdigest()
+@dataclass
+class _Removed:
+    """What went out of the rows, and the names under which files may hold it.
+
+    `names` are of our own making, so that a file with one of them surely speaks of it; `source_ids` may be as short as "1".
+    """
+
+    conversations: int = 0
+    turns: int = 0
+    answers: int = 0
+    names: set[str] = field(default_factory=set)
+    source_ids: set[str] = field(default_factory=set)
 
 
 def erase_customer(record: Record, customer_id: str, *, actor: str) -> Erased:
-    """Remove a customer: first every row, in one transaction, then the lines of the files, then the freed bytes.
+    """Remove a customer everywhere. One who is not there is remembered all the same, so that no import brings them in.
 
-    A customer who is not there is remembered all the same, so that a later import does not bring them in. An erasure that
-    was killed between the rows and the files is finished by the next one.
     Raises OutsideError, with the rows gone and some bytes still on the disk, when another process holds the record.
     """
     with record.write() as transaction:
-        conversations = _names(transaction, "SELECT conversation_id FROM conversations WHERE customer_id = ?", customer_id)
-        decisions = [
-            name
-            for conversation_id in conversations
-            for name in _names(transaction, "SELECT decision_id FROM decisions WHERE conversation_id = ?", conversation_id)
-        ]
-        answers = sum(_delete_decision(transaction, decision_id) for decision_id in decisions)
-        turns = sum(_delete_conversation(transaction, conversation_id) for conversation_id in conversations)
+        removed = _remove(
+            transaction, _names(transaction, "SELECT conversation_id FROM conversations WHERE customer_id = ?", customer_id)
+        )
         transaction.execute("DELETE FROM feedback WHERE customer_id = ?", [customer_id])
         transaction.execute("DELETE FROM customers WHERE customer_id = ?", [customer_id])
-        _bury(transaction, "customer", customer_id)
+        bury(transaction, "customer", customer_id)
         # The audit tells that somebody was erased, never who.
-        audit.note(transaction, actor, "customer erased", name_hash("customer", customer_id), {"turns": turns})
-        names = {*_unfinished(transaction), *decisions, *conversations}
-        transaction.execute("INSERT OR REPLACE INTO record_facts VALUES (?, ?)", [_UNFINISHED, json.dumps(sorted(names))])
-        releases = _releases_that_learned(transaction, sorted(names))
-        files = _files_with_text(transaction)
-    changed = [path for path in files if names and _erase_lines(path, names)]
+        audit.note(transaction, actor, "customer erased", name_hash("customer", customer_id), {"turns": removed.turns})
+        _leave_to_do(transaction, removed)
+    return _finish(record, removed)
+
+
+def expire(record: Record, older_than: timedelta, *, actor: str, dry_run: bool = False) -> Erased:
+    """Remove the conversations in which nothing was said for so long, and the customers of whom nothing is left.
+
+    With `dry_run` counts what would go and changes nothing.
+    """
+    before = utc_text(datetime.now(UTC) - older_than)
+    if dry_run:
+        row = record.one(
+            "SELECT COUNT(*) AS n, COALESCE(SUM(turn_count), 0) AS turns, (SELECT COUNT(*) FROM answers JOIN decisions "
+            "USING (decision_id) JOIN conversations USING (conversation_id) WHERE updated_at_utc < :before) AS answers "
+            "FROM conversations WHERE updated_at_utc < :before",
+            {"before": before},
+        )
+        counted = {name: int((row or {}).get(name) or 0) for name in ("n", "turns", "answers")}
+        return _told(record, _Removed(counted["n"], counted["turns"], counted["answers"]), files=0)
     with record.write() as transaction:
-        for path in changed:
-            _renew_artefact(transaction, path)
-        transaction.execute("DELETE FROM record_facts WHERE name = ?", [_UNFINISHED])
+        old = _names(transaction, "SELECT conversation_id FROM conversations WHERE updated_at_utc < ?", before)
+        removed = _remove(transaction, old)
+        transaction.execute(
+            "DELETE FROM customers WHERE created_at_utc < ? AND NOT EXISTS "
+            "(SELECT 1 FROM conversations c WHERE c.customer_id = customers.customer_id) "
+            "AND NOT EXISTS (SELECT 1 FROM feedback f WHERE f.customer_id = customers.customer_id)",
+            [before],
+        )
+        if removed.conversations:
+            audit.note(transaction, actor, "conversations expired", before, {"conversations": removed.conversations})
+        _leave_to_do(transaction, removed)
+    return _finish(record, removed)
+
+
+def _remove(transaction: Transaction, conversation_ids: Sequence[str]) -> _Removed:
+    """Remove conversations and all that hangs on them from the rows, children before their parents."""
+    removed = _Removed(names=set(conversation_ids))
+    editions: dict[int, int] = {}
+    for conversation_id in conversation_ids:
+        for decision_id in _names(
+            transaction, "SELECT decision_id FROM decisions WHERE conversation_id = ?", conversation_id
+        ):
+            removed.names.add(decision_id)
+            for row in transaction.query("SELECT edition FROM edition_decisions WHERE decision_id = ?", [decision_id]):
+                editions[int(row["edition"] or 0)] = editions.get(int(row["edition"] or 0), 0) + 1
+            transaction.execute("DELETE FROM edition_decisions WHERE decision_id = ?", [decision_id])
+            removed.answers += transaction.execute("DELETE FROM answers WHERE decision_id = ?", [decision_id])
+            transaction.execute("DELETE FROM teacher_replies WHERE decision_id = ?", [decision_id])
+            transaction.execute("DELETE FROM decisions WHERE decision_id = ?", [decision_id])
+        removed.turns += _remove_conversation(transaction, conversation_id, removed.source_ids)
+        removed.conversations += 1
+    for edition, rows in sorted(editions.items()):
+        note_edition_rows(transaction, edition, erased=rows)
+    return removed
+
+
+def _remove_conversation(transaction: Transaction, conversation_id: str, source_ids: set[str]) -> int:
+    for source_id in _names(transaction, "SELECT source_id FROM conversations WHERE conversation_id = ?", conversation_id):
+        if source_id:
+            bury(transaction, "conversation", source_id)
+            source_ids.add(source_id)
+    bury(transaction, "conversation", conversation_id)
+    transaction.execute(
+        "DELETE FROM feedback WHERE turn_id IN (SELECT turn_id FROM turns WHERE conversation_id = ?)", [conversation_id]
+    )
+    transaction.execute("DELETE FROM conversation_tags WHERE conversation_id = ?", [conversation_id])
+    turn_ids = _names(
+        transaction, "SELECT turn_id FROM turns WHERE conversation_id = ? ORDER BY turn_seq DESC", conversation_id
+    )
+    removed = sum(transaction.execute("DELETE FROM turns WHERE turn_id = ?", [turn_id]) for turn_id in turn_ids)
+    transaction.execute("DELETE FROM conversations WHERE conversation_id = ?", [conversation_id])
+    return removed
+
+
+def _leave_to_do(transaction: Transaction, removed: _Removed) -> None:
+    """Note what the files still hold, beside what an erasure that was killed has left."""
+    names, source_ids = unfinished(transaction)
+    left = {"names": sorted(names | removed.names), "source_ids": sorted(source_ids | removed.source_ids)}
+    transaction.execute("INSERT OR REPLACE INTO record_facts VALUES (?, ?)", [UNFINISHED, json.dumps(left)])
+
+
+def unfinished(transaction: Transaction | Record) -> tuple[set[str], set[str]]:
+    """Return the names and the source ids that an erasure which was killed has left in files."""
+    found = transaction.query("SELECT value FROM record_facts WHERE name = ?", [UNFINISHED])
+    left = json.loads(str(found[0]["value"])) if found else {"names": [], "source_ids": []}
+    return set(left["names"]), set(left["source_ids"])
+
+
+def _finish(record: Record, removed: _Removed) -> Erased:
+    """Take the names out of the files, then give back the freed space."""
+    with record.write() as transaction:
+        names, source_ids = unfinished(transaction)
+        run_files = _run_files(transaction)
+        exports = artefacts.paths(transaction, ArtefactKind.EXPORT)
+        backups = artefacts.paths(transaction, ArtefactKind.BACKUP)
+    changed = [path for path in run_files if names and _erase_lines(path, names)]
+    changed += [path for path in exports if names and path.is_file() and forget(path, names, source_ids)]
+    changed += [path for path in backups if path.is_file() and _forget_in_backup(record, path, names)]
+    unreached = [path for path in backups if not path.is_file()]
+    told = _told(record, removed, names=names, files=len(changed), unreached=unreached)
+    with record.write() as transaction:
+        for path in {*changed, *(path for path in exports if not path.exists())}:
+            artefacts.renew(transaction, path)
+        transaction.execute("DELETE FROM record_facts WHERE name = ?", [UNFINISHED])
     record.compact()
-    return Erased(len(conversations), turns, answers, len(changed), tuple(releases))
+    return told
 
 
-def is_erased(record: Record, kind: str, name: str) -> bool:
-    """Tell whether a customer or conversation was erased."""
-    return record.one("SELECT 1 AS found FROM tombstones WHERE name_hash = ?", [name_hash(kind, name)]) is not None
+def _told(
+    record: Record, removed: _Removed, *, files: int, names: Iterable[str] = (), unreached: Iterable[Path] = ()
+) -> Erased:
+    wanted = json.dumps(sorted(names))
+    used = record.query(
+        "SELECT DISTINCT run_id FROM run_decisions WHERE used_as <> 'test' "
+        "AND decision_id IN (SELECT value FROM json_each(?)) ORDER BY run_id",
+        [wanted],
+    )
+    runs = [str(row["run_id"]) for row in used]
+    learned = record.query(
+        "SELECT release_id FROM releases WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY release_id",
+        [json.dumps(runs)],
+    )
+    return Erased(
+        conversations=removed.conversations,
+        turns=removed.turns,
+        answers=removed.answers,
+        files=files,
+        runs=tuple(runs),
+        releases=tuple(str(row["release_id"]) for row in learned),
+        unreached_backups=tuple(str(path) for path in unreached),
+    )
 
 
 def _names(transaction: Transaction, sql: str, name: str) -> list[str]:
-    return [str(next(iter(row.values()))) for row in transaction.query(sql, [name])]
+    return [str(cell) for row in transaction.query(sql, [name]) for cell in row.values() if cell is not None]
 
 
-def _releases_that_learned(transaction: Transaction, decisions: list[str]) -> list[str]:
-    marks = ", ".join("?" for _ in decisions)
-    rows: list[Row] = transaction.query(
-        f"SELECT DISTINCT release_id FROM releases JOIN run_decisions USING (run_id) "
-        f"WHERE used_as <> 'test' AND decision_id IN ({marks}) ORDER BY release_id",
-        list(decisions),
-    )
-    return [str(row["release_id"]) for row in rows]
-
-
-def _delete_decision(transaction: Transaction, decision_id: str) -> int:
-    transaction.execute("DELETE FROM edition_decisions WHERE decision_id = ?", [decision_id])
-    removed = transaction.execute("DELETE FROM answers WHERE decision_id = ?", [decision_id])
-    transaction.execute("DELETE FROM teacher_replies WHERE decision_id = ?", [decision_id])
-    transaction.execute("DELETE FROM decisions WHERE decision_id = ?", [decision_id])
-    return removed
-
-
-def _delete_conversation(transaction: Transaction, conversation_id: str) -> int:
-    source = transaction.query("SELECT source_id FROM conversations WHERE conversation_id = ?", [conversation_id])
-    if source and source[0]["source_id"]:
-        _bury(transaction, "conversation", str(source[0]["source_id"]))
-    _bury(transaction, "conversation", conversation_id)
-    parameters: list[Cell] = [conversation_id]
-    transaction.execute(
-        "DELETE FROM feedback WHERE turn_id IN (SELECT turn_id FROM turns WHERE conversation_id = ?)", parameters
-    )
-    # Children go before their parents.
-    removed = 0
-    for row in transaction.query("SELECT turn_id FROM turns WHERE conversation_id = ? ORDER BY turn_seq DESC", parameters):
-        removed += transaction.execute("DELETE FROM turns WHERE turn_id = ?", [row["turn_id"]])
-    transaction.execute("DELETE FROM conversations WHERE conversation_id = ?", parameters)
-    return removed
-
-
-def _bury(transaction: Transaction, kind: str, name: str) -> None:
-    transaction.execute("INSERT OR IGNORE INTO tombstones VALUES (?, ?, ?)", [name_hash(kind, name), kind, utc_now()])
-
-
-def _unfinished(transaction: Transaction) -> list[str]:
-    """Return the decisions and conversations of an erasure that was killed before it came to the files."""
-    found = transaction.query("SELECT value FROM record_facts WHERE name = ?", [_UNFINISHED])
-    return [str(name) for name in json.loads(str(found[0]["value"]))] if found else []
-
-
-def _files_with_text(transaction: Transaction) -> list[Path]:
+def _run_files(transaction: Transaction) -> list[Path]:
     """Return the files that may hold customers' words: those that runs noted, and those that a killed stage left."""
-    noted = {Path(str(row["path"])) for row in transaction.query("SELECT path FROM artefacts WHERE holds_text = 1")}
+    noted = set(artefacts.paths(transaction, ArtefactKind.RUN))
     folders = [Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")]
     found = {
         path
         for folder in folders
         if folder.is_dir()
         for path in folder.rglob("*")
-        if path.suffix in _TEXT_SUFFIXES and path.name != "manifest.json"
+        if path.suffix not in _WITHOUT_TEXT and path.name != "manifest.json"
     }
     return sorted(path for path in noted | found if path.is_file())
 
@@ -141,7 +227,7 @@ def _erase_lines(path: Path, names: set[str]) -> bool:
 
     A report page shows single cases and cannot be cut by the line: it is removed when it names one of them.
     """
-    wanted = [name.encode() for name in names]
+    wanted = [name.encode("utf-8", "replace") for name in names]
     content = path.read_bytes()
     if not any(name in content for name in wanted):
         return False
@@ -156,12 +242,23 @@ def _erase_lines(path: Path, names: set[str]) -> bool:
     return True
 
 
-def _renew_artefact(transaction: Transaction, path: Path) -> None:
-    if not path.exists():
-        transaction.execute("DELETE FROM artefacts WHERE path = ?", [str(path)])
-        return
-    content = path.read_bytes()
-    transaction.execute(
-        "UPDATE artefacts SET digest = ?, bytes = ? WHERE path = ?",
-        ["sha256:" + hashlib.sha256(content).hexdigest(), len(content), str(path)],
-    )
+def _forget_in_backup(record: Record, path: Path, names: set[str]) -> bool:
+    """Take conversations out of a backup and give it every tombstone, so that whoever restores it does not undo an erasure."""
+    graves = record.query("SELECT * FROM tombstones")
+    try:
+        with open_existing(path) as backup:
+            with backup.write() as transaction:
+                there = {row["conversation_id"] for row in transaction.query("SELECT conversation_id FROM conversations")}
+                removed = _remove(transaction, sorted(str(name) for name in there & names))
+                customers = [str(row["customer_id"]) for row in transaction.query("SELECT customer_id FROM customers")]
+                buried = {str(row["name_hash"]) for row in graves}
+                gone = [each for each in customers if name_hash("customer", each) in buried]
+                for customer_id in gone:
+                    transaction.execute("DELETE FROM feedback WHERE customer_id = ?", [customer_id])
+                    transaction.execute("DELETE FROM customers WHERE customer_id = ?", [customer_id])
+                bury_again(transaction, graves)
+            if removed.conversations or gone:
+                backup.compact()
+    except OutsideError as error:
+        raise OutsideError(f"the backup {error}") from None
+    return bool(removed.conversations or gone)

@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import NoReturn
 
-from conversations.messages import ChatMessage, Consent, Json, Role, Vote, canonical_json, messages_hash, utc_text
+from conversations.messages import (
+    ChatMessage,
+    Consent,
+    Json,
+    Role,
+    Vote,
+    canonical_json,
+    conversation_hash,
+    messages_hash,
+    utc_text,
+)
 
 MAX_LINE_BYTES = 32 * 1024 * 1024
 _ROLES = {
@@ -62,7 +72,7 @@ class ImportedConversation:
     @property
     def content_hash(self) -> str:
         """The hash of everything that was said, tools included."""
-        return messages_hash([*self.messages, ChatMessage(Role.SYSTEM, "", self.tools_json)])
+        return conversation_hash(self.messages, self.tools_json)
 
 
 def parse_line(line: bytes) -> ImportedConversation:

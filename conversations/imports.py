@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from conversations.erasure import name_hash
 from conversations.errors import OperatorError, OutsideError
 from conversations.formats import ImportedConversation, LineRejected, parse_line
 from conversations.messages import Author, Consent, Json, Role, TurnStatus, utc_now
 from conversations.store import Record, Transaction
+from conversations.tombstones import is_buried
 from conversations.turns import Turn, all_turns, branch_to, insert_conversation, insert_turn
 
 ProblemVerdict = Literal["reject", "repair", "flag"]
@@ -111,7 +111,7 @@ def _enter(record: Record, imported: ImportedConversation) -> tuple[int, int, st
     customer_id = imported.customer_id or f"only-{_short_hash(imported.source_id)}"
     with record.write() as transaction:
         for kind, name in (("customer", customer_id), ("conversation", imported.source_id)):
-            if transaction.query("SELECT 1 FROM tombstones WHERE name_hash = ?", [name_hash(kind, name)]):
+            if is_buried(transaction, kind, name):
                 raise LineRejected(f"this {kind} was erased from the record and must not come back")
         versions = transaction.query(
             "SELECT conversation_id, content_hash FROM conversations WHERE source_id = ? ORDER BY conversation_id",

@@ -126,6 +126,12 @@ def messages_hash(messages: Sequence[ChatMessage]) -> str:
     return content_hash([message.as_openai() for message in messages])
 
 
+def conversation_hash(messages: Sequence[ChatMessage], tools_json: str) -> str:
+    """Return the content hash of what an imported conversation says, its tools included."""
+    tools: Json = {"tools": json.loads(tools_json)} if tools_json else {"role": "system", "content": ""}
+    return content_hash([*(message.as_openai() for message in messages), tools])
+
+
 _names_lock = threading.Lock()
 _last_name_us = 0
 

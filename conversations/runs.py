@@ -5,7 +5,7 @@ The run's own folder holds the rows; this holds the thread that leads there.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,18 +62,6 @@ class RunEvent:
     event: str
     detail: Mapping[str, Json]
     happened_at_utc: str
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """A file that a run wrote. `holds_text` says that it may contain customers' words."""
-
-    path: str
-    run_id: str
-    stage: str
-    holds_text: bool
-    digest: str
-    bytes: int
 
 
 def request_run(record: Record, *, requested_by: str) -> RunRequest:
@@ -232,26 +220,6 @@ def new_conversations(record: Record, run_id: str | None) -> int:
         [run_id],
     )
     return int((row or {}).get("n") or 0)
-
-
-def note_artefacts(record: Record, artefacts: Iterable[Artefact]) -> None:
-    """Enter files that a run wrote, so that an erase finds them."""
-    with record.write() as transaction:
-        for artefact in artefacts:
-            transaction.execute(
-                "INSERT INTO artefacts VALUES (?, 'run', ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
-                "run_id = excluded.run_id, stage = excluded.stage, holds_text = excluded.holds_text, "
-                "digest = excluded.digest, bytes = excluded.bytes, written_at_utc = excluded.written_at_utc",
-                [
-                    artefact.path,
-                    artefact.run_id,
-                    artefact.stage,
-                    int(artefact.holds_text),
-                    artefact.digest,
-                    artefact.bytes,
-                    utc_now(),
-                ],
-            )
 
 
 def note_use(record: Record, run_id: str, used: Mapping[str, Split]) -> None:

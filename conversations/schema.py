@@ -4,7 +4,10 @@ In: an open SQLite connection in WAL mode. Out: the same file at the newest vers
 made stand in one immediate transaction, so several processes may start at once and a killed one leaves nothing half made.
 """
 
+import random
 import sqlite3
+import time
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from sqlite_utils import Database
@@ -12,10 +15,14 @@ from sqlite_utils.migrations import Migrations
 
 from conversations.errors import OperatorError
 from conversations.messages import content_hash
+from conversations.searchable import search_words
 
 record_migrations = Migrations("record")
 # "SBOT", so that other programs can tell what the file is.
 APPLICATION_ID = 0x53424F54
+WAIT_SECONDS = 15
+_SHORTEST_PAUSE_SECONDS = 0.0002
+_LONGEST_PAUSE_SECONDS = 0.005
 
 
 def statements(script: str) -> list[str]:
@@ -69,7 +76,7 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     if is_current(connection):
         return []
     db = Database(connection)
-    connection.execute("BEGIN IMMEDIATE")
+    begin_immediate(connection)
     try:
         refuse_what_is_not_ours(connection)
         made = [step.name for step in record_migrations.pending(db)]
@@ -80,6 +87,26 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
         raise
     connection.commit()
     return made
+
+
+def begin_immediate(connection: sqlite3.Connection) -> None:
+    """Begin a writing transaction, waiting for those of other processes.
+
+    SQLite's own waiting sleeps up to 100 ms at a time, while most transactions here are done in a tenth of one: with eight
+    writers the file would mostly lie idle. Raises sqlite3.OperationalError when the wait is over.
+    """
+    give_up = time.monotonic() + WAIT_SECONDS
+    pause = _SHORTEST_PAUSE_SECONDS
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+        # Chance keeps two writers from asking at the same moments for ever.
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(pause * 1.3, _LONGEST_PAUSE_SECONDS)
 
 
 def unknown_steps(connection: sqlite3.Connection) -> list[str]:
@@ -110,7 +137,16 @@ def refuse_what_is_not_ours(connection: sqlite3.Connection) -> None:
         raise OperatorError("is an SQLite database of something else; give the path of a record, or a new one")
 
 
-def schema_as_made(connection: sqlite3.Connection) -> dict[str, str]:
-    """Return the text of each table, index, view and trigger by its name, the search index's own tables left out."""
-    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-    return {str(name): str(sql) for name, sql in rows if not str(name).startswith(("turn_search_", "_sqlite_", "sqlite_"))}
+def differences_from_made(there: Mapping[str, str]) -> Iterator[str]:
+    """Yield what a record's tables, indexes, views and triggers, as their texts by name, lack or have beside a new record's."""
+    blank = sqlite3.connect(":memory:")
+    blank.create_function("search_words", 1, search_words, deterministic=True)
+    migrate(blank)
+    made = dict(blank.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    blank.close()
+    for name in sorted({*made, *there}):
+        if name.startswith(("_sqlite_", "sqlite_")) or there.get(name) == made.get(name):
+            continue
+        yield f"schema: {name!r} " + (
+            "is missing" if name not in there else "is not ours" if name not in made else "was changed"
+        )

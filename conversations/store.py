@@ -18,13 +18,12 @@ from typing import TypeAlias
 import psutil
 
 from conversations.errors import Failure, OperatorError, OutsideError
-from conversations.schema import is_current, migrate, refuse_what_is_not_ours, unknown_steps
+from conversations.schema import WAIT_SECONDS, begin_immediate, is_current, migrate, refuse_what_is_not_ours, unknown_steps
 from conversations.searchable import search_words
 
 Cell: TypeAlias = str | int | float | None
 Row: TypeAlias = Mapping[str, Cell]
 Parameters: TypeAlias = Sequence[Cell] | Mapping[str, Cell]
-_WAIT_SECONDS = 15
 
 
 class Transaction:
@@ -164,7 +163,7 @@ class Record:
         OperatorError for a record that is damaged or cannot be written to. Nothing of the transaction is kept then.
         """
         with self._alone() as writer:
-            writer.execute("BEGIN IMMEDIATE")
+            begin_immediate(writer)
             try:
                 yield Transaction(writer)
                 writer.execute("COMMIT")
@@ -221,9 +220,11 @@ class Record:
         """
         try:
             with self._alone() as writer:
+                writer.execute(f"PRAGMA busy_timeout = {WAIT_SECONDS * 1000}")
                 writer.execute("INSERT INTO turn_search(turn_search) VALUES ('optimize')")
                 writer.execute("VACUUM")
                 is_busy = bool(writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+                writer.execute("PRAGMA busy_timeout = 0")
         except OutsideError as error:
             raise OutsideError(f"{error}; deleted bytes are still in the file") from None
         if is_busy:
@@ -241,6 +242,27 @@ class Record:
             except sqlite3.DatabaseError as error:
                 return str(error)
         return None
+
+    def first_wrong_search_row(self) -> str | None:
+        """Return the first turn of which the search index holds other words than it says. Builds the index anew: slow."""
+        with self._alone() as writer:
+            writer.execute("DROP TABLE IF EXISTS temp.words_again")
+            writer.execute(
+                "CREATE VIRTUAL TABLE temp.words_again USING fts5(words, tokenize='unicode61 remove_diacritics 2')"
+            )
+            writer.execute("INSERT INTO temp.words_again(rowid, words) SELECT turn_seq, words FROM turn_words")
+            for name, source in (("there", "'main', 'turn_search'"), ("derived", "'temp', 'words_again'")):
+                writer.execute(f"DROP TABLE IF EXISTS temp.{name}")
+                writer.execute(f"CREATE VIRTUAL TABLE temp.{name} USING fts5vocab({source}, 'instance')")
+            both = ["SELECT doc, term, offset FROM temp.there", "SELECT doc, term, offset FROM temp.derived"]
+            lacks, extra = f"{both[0]} EXCEPT {both[1]}", f"{both[1]} EXCEPT {both[0]}"
+            row = writer.execute(
+                f"SELECT t.turn_id, d.doc FROM (SELECT MIN(doc) AS doc FROM (SELECT * FROM ({lacks}) UNION ALL "
+                f"SELECT * FROM ({extra}))) d LEFT JOIN turns t ON t.turn_seq = d.doc WHERE d.doc IS NOT NULL"
+            ).fetchone()
+            for name in ("there", "derived", "words_again"):
+                writer.execute(f"DROP TABLE temp.{name}")
+        return None if row is None else f"turn {row['turn_id'] or row['doc']}: the index holds other words than it says"
 
     def fact(self, name: str) -> str:
         """Return a fact that the record holds about itself, such as the salt of its splits."""
@@ -270,6 +292,8 @@ class Record:
         refuse_what_is_not_ours(writer)
         _switch_to_wal(writer)
         migrate(writer)
+        # From here on `begin_immediate` does the waiting.
+        writer.execute("PRAGMA busy_timeout = 0")
         return writer
 
     def _open_to_read(self) -> None:
@@ -293,7 +317,7 @@ class Record:
     def _connect(self) -> sqlite3.Connection:
         name = f"{self.path.absolute().as_uri()}?{self._uri_options}" if self._uri_options else str(self.path)
         connection = sqlite3.connect(
-            name, uri=bool(self._uri_options), isolation_level=None, timeout=_WAIT_SECONDS, check_same_thread=False
+            name, uri=bool(self._uri_options), isolation_level=None, timeout=WAIT_SECONDS, check_same_thread=False
         )
         with self._connections_lock:
             self._connections.append(connection)
@@ -371,7 +395,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
     """Switch a file to WAL; SQLite does not wait here by itself while another process does the same."""
-    give_up = time.monotonic() + _WAIT_SECONDS
+    give_up = time.monotonic() + WAIT_SECONDS
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")

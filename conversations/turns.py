@@ -38,6 +38,7 @@ class Conversation:
     consent: Consent
     release_id: str | None
     labels: Mapping[str, Json]
+    language: str
     created_at_utc: str
     updated_at_utc: str
 
@@ -162,6 +163,7 @@ def conversation_of(row: Row) -> Conversation:
         consent=Consent(str(row["consent"])),
         release_id=_text(row["release_id"]),
         labels=json.loads(str(row["labels_json"])),
+        language=str(row["language"]),
         created_at_utc=str(row["created_at_utc"]),
         updated_at_utc=str(row["updated_at_utc"]),
     )

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from conversations import runs
+from conversations import artefacts, runs
+from conversations.artefacts import Artefact, ArtefactKind
 from conversations.errors import OperatorError, Refused
 from conversations.messages import Json, new_name, utc_now
 from conversations.settings import settings_digest
@@ -170,11 +171,12 @@ class Run:
         return str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else path.name
 
     def _note_artefacts(self, stage: Stage, outputs: Mapping[str, str]) -> None:
-        runs.note_artefacts(
+        artefacts.note(
             self.record,
             (
-                runs.Artefact(
-                    path=str(self.folder / name),
+                Artefact(
+                    path=self.folder / name,
+                    kind=ArtefactKind.RUN,
                     run_id=self.run_id,
                     stage=stage,
                     holds_text=name.endswith((".jsonl", ".html", ".json")),

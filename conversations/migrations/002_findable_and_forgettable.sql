@@ -154,11 +154,11 @@ CREATE TRIGGER tombstones_are_kept BEFORE DELETE ON tombstones BEGIN
     SELECT RAISE(ABORT, 'a tombstone never changes');
 END;
 
--- The index holds finished turns, cut by search_words so that each sign of a script without spaces is a word.
+-- The index holds finished turns, cut by search_words so that a character of a script without spaces is a word.
 CREATE VIEW turn_words AS
     SELECT turn_seq, search_words(content) AS words FROM turns WHERE status NOT IN ('pending', 'streaming');
 CREATE VIRTUAL TABLE turn_search USING fts5(
-    words, content='turn_words', content_rowid='turn_seq', tokenize="unicode61 remove_diacritics 2 categories 'L* N* Co So'"
+    words, content='turn_words', content_rowid='turn_seq', tokenize='unicode61 remove_diacritics 2'
 );
 CREATE TRIGGER turns_search_insert AFTER INSERT ON turns WHEN new.status NOT IN ('pending', 'streaming') BEGIN
     INSERT INTO turn_search(rowid, words) VALUES (new.turn_seq, search_words(new.content));

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from conversations import runs
 from conversations.decisions import Verdict, freeze_edition, newest_edition
-from conversations.erasure import is_erased
 from conversations.errors import Refused
 from conversations.messages import Json, Role, Split, content_hash
-from conversations.store import Record
+from conversations.tombstones import erased_among
 from distill.dataset.handbook import Handbook
 from distill.dataset.study import Study, study_handbook
 from distill.rows import AnswerRow, ChosenRow, DatasetRow, MessageRow, VerdictRow, read_rows, rows_text
@@ -69,7 +68,7 @@ def _reasons_against(
     """Return why decisions stay out. A held-out one stays in whatever its answer is, once the teacher was asked."""
     against: dict[str, str] = {}
     repeated: Counter[str] = Counter()
-    erased = _erased(run.record, {row.conversation_id for row in chosen})
+    erased = erased_among(run.record, {row.conversation_id for row in chosen})
     refused = run.manifest(Stage.TEACH).details.get("request_refused", [])
     assert isinstance(refused, list)
     for row in chosen:
@@ -89,15 +88,6 @@ def _reasons_against(
             if repeated[answer.text] > run.settings.assemble.max_rows_per_answer:
                 against[row.decision_id] = "answer_repeated"
     return against
-
-
-def _erased(record: Record, conversation_ids: set[str]) -> set[str]:
-    """Return the conversations that the record no longer has, or has a tombstone for."""
-    there = {
-        str(row["conversation_id"]): str(row["customer_id"])
-        for row in record.query("SELECT conversation_id, customer_id FROM conversations")
-    }
-    return {name for name in conversation_ids if name not in there or is_erased(record, "customer", there[name])}
 
 
 def _dataset_row(row: ChosenRow, answer: AnswerRow | None, run: Run) -> DatasetRow:

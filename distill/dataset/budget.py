@@ -141,12 +141,8 @@ def _count(texts: Sequence[str], renderer: Renderer | None) -> int:
 
 def _usual_completion(record: Record, teacher: str) -> float:
     """Return how many tokens this teacher's answers take, by its answers so far."""
-    row = record.one(
-        "SELECT COUNT(*) AS replies, AVG(completion_tokens) AS tokens FROM teacher_replies WHERE teacher = ?", [teacher]
-    )
-    if row is None or int(row["replies"] or 0) < _MIN_REPLIES_TO_LEARN_FROM:
-        return _GUESSED_COMPLETION_TOKENS
-    return float(row["tokens"] or _GUESSED_COMPLETION_TOKENS)
+    replies, tokens = decisions.usual_completion(record, teacher)
+    return tokens if replies >= _MIN_REPLIES_TO_LEARN_FROM and tokens else _GUESSED_COMPLETION_TOKENS
 
 
 def spoken_of(row: ChosenRow) -> list[ChatMessage]:

@@ -306,6 +306,8 @@ def _worst_cases(run: Run, models: Sequence[str]) -> list[dict[str, Json]]:
     questions = {row.decision_id: row for row in read_rows(run.folder / Stage.ASSEMBLE / "test.jsonl", DatasetRow)}
     return [
         {
+            # An erasure finds the page by this name.
+            "decision_id": decision_id,
             "gap": f"{gap:+.2f}",
             "question": [m.content for m in questions[decision_id].messages[:-1] if m.role is Role.USER][-1],
             "expected": [fact.says for fact in questions[decision_id].labels.facts],

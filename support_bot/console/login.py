@@ -92,5 +92,4 @@ def _set_cookie(response: Response, request: Request, token: str, seconds: int) 
 
 
 def _note(record: Record, operator: str, action: str, address: str) -> None:
-    with record.write() as transaction:
-        audit.note(transaction, operator, action, "console", {"address": address})
+    audit.note_alone(record, operator, action, "console", {"address": address})

@@ -1,0 +1,52 @@
+"""Backups: a consistent copy of the record in one file, made while customers chat.
+
+In: a path. Out: a record that opens like any other. A backup is noted, so that a later erasure takes the person out of it too.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from conversations import artefacts
+from conversations.artefacts import ArtefactKind
+from conversations.checks import statistics
+from conversations.errors import OperatorError, OutsideError
+from conversations.store import Record
+
+
+@dataclass(frozen=True)
+class BackedUp:
+    """What a backup holds."""
+
+    path: Path
+    conversations: int
+    turns: int
+    bytes: int
+    digest: str
+
+
+def back_up(record: Record, path: Path) -> BackedUp:
+    """Write a backup to a new file, whole or not at all.
+
+    Raises OperatorError for a file that is there already or is the record itself, OutsideError where nothing can be written.
+    """
+    if path.exists():
+        raise OperatorError(f"{path}: is there already, and a backup overwrites nothing; give a new name")
+    half = path.with_name(f".{path.name}.half")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half.unlink(missing_ok=True)
+        os.close(os.open(half, os.O_CREAT | os.O_WRONLY, 0o600))
+        record.copy_to(half)
+        with half.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(half, path)
+    except OSError as error:
+        raise OutsideError(f"{path}: {error.strerror or error}; give a place that can be written to") from None
+    finally:
+        half.unlink(missing_ok=True)
+    artefact = artefacts.described(path, ArtefactKind.BACKUP)
+    artefacts.note(record, [artefact])
+    with Record(path, to_read=True) as copy:
+        counted = statistics(copy)
+    return BackedUp(path, counted.conversations, counted.turns, artefact.bytes, artefact.digest)
