@@ -12,12 +12,13 @@ from typing import TypeAlias
 
 from conversations.messages import ConversationState, TurnStatus, Vote, storable_text, utc_text
 from conversations.searchable import is_indexed, search_words
-from conversations.store import Cell, Record, Row
+from conversations.store import Cell, Record, Row, Snapshot
 from conversations.turns import TURNS_PER_CONVERSATION
 
 MAX_QUERY_CHARACTERS = 500
 MAX_SNIPPET_CHARACTERS = 160
 _CHARACTERS_BEFORE_FOUND = 40
+_SHORTEST_BEGINNING = 3
 Condition: TypeAlias = tuple[str, list[Cell]]
 
 
@@ -62,54 +63,80 @@ class Found:
 def find(
     record: Record, query: str = "", filters: Filters | None = None, *, after: str = "", limit: int = 50
 ) -> list[Found]:
-    """Return conversations in which one message says every word of the query; a word finds longer ones that begin with it.
+    """Return conversations in which one message says every word of the query.
+
+    A word of three letters or more finds longer ones that begin with it.
 
     With words the newest come first, by their entry into the record; without, the latest changed. What comes in while a person
     turns the pages is neither shown twice nor moves what follows.
     """
     words = _words(query)
-    conditions = _conditions(filters or Filters())
-    if words:
-        return list(_with_words(record, words, conditions, after, limit))
-    rows = _latest_changed(record, conditions, after, limit)
-    return [_found(record, row, [], f"{row['updated_at_utc']}|{row['conversation_seq']}") for row in rows]
+    wanted = filters or Filters()
+    with record.snapshot() as now:
+        if words:
+            return list(_with_words(now, words, wanted, after, limit))
+        return [
+            _found(row, _first_words(now, row), _cursor(row))
+            for row in _latest_changed(now, _conditions(wanted), after, limit)
+        ]
 
 
-def _with_words(record: Record, words: list[str], conditions: list[Condition], after: str, limit: int) -> Iterator[Found]:
+def _with_words(now: Snapshot, words: list[str], filters: Filters, after: str, limit: int) -> Iterator[Found]:
+    """Walk over the messages that say the words, the newest first, until there are enough conversations."""
     match = _match(words)
     signs = [word for word in words if not is_indexed(word)]
-    source = "turn_search s JOIN turns t ON t.turn_seq = s.rowid" if match and signs else "turn_search s"
-    number = "s.rowid"
-    if not match:
-        source, number = "turns t", "t.turn_seq"
-    where: list[Condition] = (
-        [("turn_search MATCH ?", [match])] if match else [("t.status NOT IN ('pending', 'streaming')", [])]
-    )
+    if match:
+        number, source = "s.rowid", "turn_search s" + (" JOIN turns t ON t.turn_seq = s.rowid" if signs else "")
+        where: list[Condition] = [("turn_search MATCH ?", [match])]
+    else:
+        number, source, where = "t.turn_seq", "turns t", [("t.status NOT IN ('pending', 'streaming')", [])]
     where += [("instr(t.content, ?) > 0", [sign]) for sign in signs]
+    conditions = _conditions(filters)
     before = _seq_of(after)
     if before is not None:
         where.append((f"{number} < ?", [before * TURNS_PER_CONVERSATION]))
-    inner, parameters = _joined(where)
-    kept, more = _joined([(f"c.conversation_seq = found.seq AND {each}", values) for each, values in conditions])
-    exists = f"WHERE EXISTS (SELECT 1 FROM conversations c WHERE {kept})" if conditions else ""
-    rows = record.query(
-        f"SELECT DISTINCT found.seq AS seq FROM (SELECT {number} / {TURNS_PER_CONVERSATION} AS seq FROM {source} "
-        f"WHERE {inner} ORDER BY {number} DESC) found {exists} LIMIT ?",
-        [*parameters, *more, limit],
+    if conditions:
+        kept, values = _joined([(f"c.conversation_seq = {number} / {TURNS_PER_CONVERSATION}", []), *conditions])
+        where.append((f"EXISTS (SELECT 1 FROM conversations c WHERE {kept})", values))
+    span = _span(now, filters)
+    if span is not None:
+        where.append(
+            (f"{number} BETWEEN ? AND ?", [span[0] * TURNS_PER_CONVERSATION, (span[1] + 1) * TURNS_PER_CONVERSATION - 1])
+        )
+    inside, parameters = _joined(where)
+    last_seq, found = None, 0
+    for row in now.rows(f"SELECT {number} AS turn_seq FROM {source} WHERE {inside} ORDER BY {number} DESC", parameters):
+        seq = int(row["turn_seq"] or 0) // TURNS_PER_CONVERSATION
+        if seq == last_seq:
+            continue
+        if found == limit:
+            return
+        last_seq, found = seq, found + 1
+        head = next(now.rows("SELECT * FROM conversations WHERE conversation_seq = ?", [seq]))
+        said = next(now.rows("SELECT content FROM turns WHERE turn_seq = ?", [row["turn_seq"]]))
+        yield _found(head, _around(str(said["content"]), words[0]), f"|{seq}")
+
+
+def _span(now: Snapshot, filters: Filters) -> tuple[int, int] | None:
+    """Return the lowest and highest number of the conversations that began on the wanted days, which mostly came in together."""
+    days, values = _joined(_days(filters))
+    if not values:
+        return None
+    row = next(
+        now.rows(
+            f"SELECT MIN(conversation_seq) AS low, MAX(conversation_seq) AS high FROM conversations c WHERE {days}", values
+        )
     )
-    for row in rows:
-        head = record.one("SELECT * FROM conversations c WHERE conversation_seq = ?", [row["seq"]])
-        if head is not None:
-            yield _found(record, head, words, f"|{row['seq']}")
+    return (int(row["low"] or 0), int(row["high"] or 0))
 
 
-def _latest_changed(record: Record, conditions: list[Condition], after: str, limit: int) -> list[Row]:
+def _latest_changed(now: Snapshot, conditions: list[Condition], after: str, limit: int) -> Iterator[Row]:
     seq = _seq_of(after)
     place: list[Condition] = []
     if seq is not None:
         place = [("(c.updated_at_utc, c.conversation_seq) < (?, ?)", [storable_text(after.rpartition("|")[0]), seq])]
     where, parameters = _joined([*conditions, *place])
-    return record.query(
+    return now.rows(
         f"SELECT c.* FROM conversations c WHERE {where} ORDER BY c.updated_at_utc DESC, c.conversation_seq DESC LIMIT ?",
         [*parameters, limit],
     )
@@ -136,12 +163,17 @@ def _conditions(filters: Filters) -> list[Condition]:
             found.append((f"c.{column} = ?", [str(value)]))
     if filters.tag:
         found.append(("c.conversation_id IN (SELECT conversation_id FROM conversation_tags WHERE tag = ?)", [filters.tag]))
+    if filters.has_disagreement:
+        found.append(("c.has_disagreement = 1", []))
+    return [*found, *_days(filters)]
+
+
+def _days(filters: Filters) -> list[Condition]:
+    found: list[Condition] = []
     if filters.since:
         found.append(("c.created_at_utc >= ?", [_midnight(filters.since)]))
     if filters.until and filters.until < date.max:
         found.append(("c.created_at_utc < ?", [_midnight(filters.until + timedelta(days=1))]))
-    if filters.has_disagreement:
-        found.append(("c.has_disagreement = 1", []))
     return found
 
 
@@ -158,8 +190,15 @@ def _words(query: str) -> list[str]:
 
 
 def _match(words: list[str]) -> str:
-    """Return the words as the index takes them: each quoted, so that it is a phrase and never an operator."""
-    return " ".join('"' + search_words(word).strip().replace('"', '""') + '"*' for word in words if is_indexed(word))
+    """Return the words as the index takes them: each quoted, so that it is a phrase and never an operator.
+
+    The star finds longer words too; the two letters of "re" would begin a tenth of all words.
+    """
+    return " ".join(
+        '"' + search_words(word).strip().replace('"', '""') + '"' + "*" * (len(word) >= _SHORTEST_BEGINNING)
+        for word in words
+        if is_indexed(word)
+    )
 
 
 def _seq_of(cursor: str) -> int | None:
@@ -168,7 +207,11 @@ def _seq_of(cursor: str) -> int | None:
     return int(number) if number.isascii() and number.isdecimal() and len(number) < 13 else None
 
 
-def _found(record: Record, row: Row, words: list[str], cursor: str) -> Found:
+def _cursor(row: Row) -> str:
+    return f"{row['updated_at_utc']}|{row['conversation_seq']}"
+
+
+def _found(row: Row, snippet: str, cursor: str) -> Found:
     return Found(
         conversation_id=str(row["conversation_id"]),
         customer_id=str(row["customer_id"]),
@@ -176,7 +219,7 @@ def _found(record: Record, row: Row, words: list[str], cursor: str) -> Found:
         state=str(row["state"]),
         language=str(row["language"]),
         turns=int(row["turn_count"] or 0),
-        snippet=_snippet(record, row, words),
+        snippet=snippet,
         release_id=None if row["release_id"] is None else str(row["release_id"]),
         votes_up=int(row["votes_up"] or 0),
         votes_down=int(row["votes_down"] or 0),
@@ -186,23 +229,18 @@ def _found(record: Record, row: Row, words: list[str], cursor: str) -> Found:
     )
 
 
-def _snippet(record: Record, row: Row, words: list[str]) -> str:
-    """Return the piece around the first word that was found, or what the customer said first."""
-    parameters: list[Cell] = [int(row["conversation_seq"] or 0) * TURNS_PER_CONVERSATION]
-    parameters.append(int(parameters[0] or 0) + TURNS_PER_CONVERSATION - 1)
-    match = _match(words)
-    if match:
-        hit = record.one(
-            "SELECT t.content FROM turn_search s JOIN turns t ON t.turn_seq = s.rowid "
-            "WHERE turn_search MATCH ? AND s.rowid BETWEEN ? AND ? ORDER BY s.rowid DESC LIMIT 1",
-            [match, *parameters],
-        )
-    else:
-        hit = record.one(
-            "SELECT content FROM turns WHERE turn_seq BETWEEN ? AND ? AND role = 'user' ORDER BY turn_seq LIMIT 1",
-            parameters,
-        )
-    content = str(hit["content"]) if hit else ""
-    place = content.casefold().find(words[0].casefold()) if words else -1
+def _first_words(now: Snapshot, row: Row) -> str:
+    """Return what the customer said first."""
+    first = int(row["conversation_seq"] or 0) * TURNS_PER_CONVERSATION
+    said = now.rows(
+        "SELECT substr(content, 1, ?) AS words FROM turns WHERE turn_seq BETWEEN ? AND ? AND role = 'user' ORDER BY turn_seq LIMIT 1",
+        [MAX_SNIPPET_CHARACTERS, first, first + TURNS_PER_CONVERSATION - 1],
+    )
+    return str(next(said, {"words": ""})["words"])
+
+
+def _around(content: str, word: str) -> str:
+    """Return the piece of a message where a word stands."""
+    place = content.casefold().find(word.casefold())
     start = max(0, place - _CHARACTERS_BEFORE_FOUND) if place > MAX_SNIPPET_CHARACTERS // 2 else 0
     return content[start : start + MAX_SNIPPET_CHARACTERS]

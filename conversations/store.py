@@ -175,10 +175,7 @@ class Record:
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return the rows of a query as last committed."""
-        try:
-            reader = self._idle_readers.pop()
-        except IndexError:
-            reader = self._connect_reader()
+        reader = self._reader()
         try:
             with _explained(self.path):
                 return [dict(row) for row in reader.execute(sql, parameters)]
@@ -193,12 +190,13 @@ class Record:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Open the record as it is now, to read much of it. The file beside it grows while this is open, so not for long."""
-        reader = self._connect_reader()
+        reader = self._reader()
         reader.execute("BEGIN")
         try:
             yield Snapshot(reader, self.path)
         finally:
-            self._close_one(reader)
+            reader.execute("ROLLBACK")
+            self._idle_readers.append(reader)
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent copy without free space to a new file, while others read and write.
@@ -332,6 +330,12 @@ class Record:
         reader = self._connect()
         reader.execute("PRAGMA query_only = ON")
         return reader
+
+    def _reader(self) -> sqlite3.Connection:
+        try:
+            return self._idle_readers.pop()
+        except IndexError:
+            return self._connect_reader()
 
     def _close_one(self, connection: sqlite3.Connection) -> None:
         with self._connections_lock:

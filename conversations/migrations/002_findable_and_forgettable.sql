@@ -21,7 +21,7 @@ UPDATE conversations SET
 INSERT INTO counters SELECT 'conversation_seq', COALESCE(MAX(conversation_seq), 0) FROM conversations;
 CREATE UNIQUE INDEX conversations_by_entry ON conversations (conversation_seq);
 CREATE INDEX conversations_by_change ON conversations (updated_at_utc, conversation_seq);
-CREATE INDEX conversations_by_beginning ON conversations (created_at_utc);
+CREATE INDEX conversations_by_beginning ON conversations (created_at_utc, conversation_seq);
 CREATE INDEX conversations_by_language ON conversations (language, updated_at_utc);
 CREATE INDEX conversations_voted_up ON conversations (updated_at_utc) WHERE votes_up > 0;
 CREATE INDEX conversations_voted_down ON conversations (updated_at_utc) WHERE votes_down > 0;
