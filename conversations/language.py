@@ -4,6 +4,7 @@ In: what the customer has said so far. Out: an ISO 639-1 code, or "" where the w
 with the naive Bayes model of the package py3langid; the model is loaded with the first text, in about half a second.
 """
 
+import logging
 from functools import lru_cache
 from typing import Protocol
 
@@ -16,6 +17,8 @@ _LANGUAGES = (
     "ar", "bg", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja", "ko", "lt",
     "lv", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sv", "th", "tr", "uk", "vi", "zh",
 )  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 
 class _Identifier(Protocol):
@@ -30,7 +33,12 @@ def language_of(text: str) -> str:
     dense = sum(character > "\u2e7f" for character in start)
     if letters < MIN_CHARACTERS and dense < 3:
         return ""
-    code, probability = _identifier().classify(start)
+    try:
+        code, probability = _identifier().classify(start)
+    except OSError as error:
+        # The package unpacks its model into a temporary file first. What a customer says is kept all the same.
+        _log.warning("the language of a conversation stays unknown: the model cannot be loaded: %s", error)
+        return ""
     return code if probability >= MIN_PROBABILITY else ""
 
 

@@ -8,6 +8,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.resources import files
 
 from sqlite_utils import Database
@@ -111,13 +112,17 @@ def begin_immediate(connection: sqlite3.Connection) -> None:
 
 def unknown_steps(connection: sqlite3.Connection) -> list[str]:
     """Return the steps that were made by a newer version of this program."""
-    known = {step.name for step in record_migrations.pending(Database(memory=True))}
-    return sorted(_steps_made(connection) - known)
+    return sorted(_steps_made(connection) - _known_steps())
 
 
 def is_current(connection: sqlite3.Connection) -> bool:
     """Tell whether every step was made, which a record that cannot be written to needs."""
-    return _steps_made(connection) == {step.name for step in record_migrations.pending(Database(memory=True))}
+    return _steps_made(connection) == _known_steps()
+
+
+@cache
+def _known_steps() -> frozenset[str]:
+    return frozenset(step.name for step in record_migrations.pending(Database(memory=True)))
 
 
 def _steps_made(connection: sqlite3.Connection) -> set[str]:

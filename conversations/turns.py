@@ -89,7 +89,7 @@ _PLACE = f"""SELECT c.turn_count, c.updated_at_utc, p.turn_id AS parent_turn_id,
     COALESCE(newest.turn_seq + 1, c.conversation_seq * {TURNS_PER_CONVERSATION}) AS next_seq
 FROM conversations c
 LEFT JOIN turns newest ON newest.turn_seq = (SELECT MAX(turn_seq) FROM turns t WHERE t.conversation_id = c.conversation_id)
-LEFT JOIN turns p ON p.turn_id = COALESCE(:parent_turn_id, newest.turn_id)
+LEFT JOIN turns p ON p.turn_id = COALESCE(:parent_turn_id, newest.turn_id) AND p.conversation_id = c.conversation_id
 WHERE c.conversation_id = :conversation_id"""
 _TURN_COLUMNS = """t.turn_id, t.conversation_id, t.parent_turn_id, t.position, t.role, t.author, t.status, t.content,
     t.extra_json, t.release_id, t.prompt_version, t.prompt_tokens, t.completion_tokens, t.first_token_ms, t.latency_ms,
@@ -235,13 +235,18 @@ def insert_turn(
 ) -> None:
     """Insert a turn behind its parent, or behind the newest turn of the conversation.
 
-    Raises OperatorError for a text that the record could not give back as it came.
+    Raises OperatorError for a text that the record could not give back as it came, and where the conversation or the parent
+    is not there.
     """
     check_storable(content)
     found = transaction.query(_PLACE, {"conversation_id": conversation_id, "parent_turn_id": parent_turn_id})
     if not found:
         raise OperatorError(f"no conversation {conversation_id!r}; it may have been erased")
     place = found[0]
+    if parent_turn_id is not None and place["parent_turn_id"] is None:
+        raise OperatorError(
+            f"no turn {parent_turn_id!r} in the conversation {conversation_id!r}; a turn follows one of its own"
+        )
     if int(place["turn_count"] or 0) >= TURNS_PER_CONVERSATION:
         raise OperatorError(f"the conversation {conversation_id!r} has {TURNS_PER_CONVERSATION} turns; begin another")
     transaction.insert(
@@ -406,7 +411,8 @@ def branch_to(turns: Sequence[Turn], turn_id: str | None = None) -> list[Turn]:
     by_id = {each.turn_id: each for each in turns}
     tip = by_id[turn_id] if turn_id else (turns[-1] if turns else None)
     branch: list[Turn] = []
-    while tip is not None:
+    # The record lets no turn follow itself; `verify` names one that was made to.
+    while tip is not None and len(branch) < len(turns):
         branch.append(tip)
         tip = by_id.get(tip.parent_turn_id) if tip.parent_turn_id else None
     return branch[::-1]

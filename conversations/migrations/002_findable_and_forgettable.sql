@@ -158,7 +158,7 @@ END;
 CREATE VIEW turn_words AS
     SELECT turn_seq, search_words(content) AS words FROM turns WHERE status NOT IN ('pending', 'streaming');
 CREATE VIRTUAL TABLE turn_search USING fts5(
-    words, content='turn_words', content_rowid='turn_seq', tokenize='unicode61 remove_diacritics 2'
+    words, content='turn_words', content_rowid='turn_seq', tokenize='unicode61 remove_diacritics 2', prefix='3'
 );
 CREATE TRIGGER turns_search_insert AFTER INSERT ON turns WHEN new.status NOT IN ('pending', 'streaming') BEGIN
     INSERT INTO turn_search(rowid, words) VALUES (new.turn_seq, search_words(new.content));
