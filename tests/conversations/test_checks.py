@@ -1,0 +1,135 @@
+"""What `conversations verify` promises: whatever was changed behind the record's back, the first row of it is named."""
+
+import re
+import sqlite3
+
+import pytest
+from conftest import bring_in, talk_of
+
+from conversations import artefacts, checks, decisions, releases, runs, tags, turns
+from conversations.artefacts import ArtefactKind
+from conversations.decisions import AnswerAuthor, Decision
+from conversations.messages import Split, Vote
+from conversations.searchable import search_words
+from conversations.store import Record
+
+
+def filled(record: Record) -> str:
+    """Fill every table that is checked and return the name of the first conversation."""
+    bring_in(
+        record,
+        {
+            "id": "i-1",
+            "tools": [{"type": "function"}],
+            "messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}],
+        },
+    )
+    talk = talk_of(record, "anna", "my router blinks coral", "and the cat sleeps")
+    turn_id = turns.thread(record, talk)[0].turn_id
+    turns.vote_on(record, turn_id, "anna", Vote.DOWN)
+    tags.tag(record, talk, ["vip"], tagged_by="test")
+    runs.begin_run(record, run_id="run", path="/nowhere", settings_digest="d")
+    decisions.put_decisions(record, [Decision("d1", talk, turn_id, None, "c", Split.TEST, "t", "h", "run", "coverage")])
+    decisions.add_answer(record, "d1", author=AnswerAuthor.TEACHER, author_name="big", content="hold the pin")
+    decisions.freeze_edition(record, "run", {"d1": {"decision_id": "d1"}}, "digest")
+    releases.register_base(record, base="tiny", weights_path="/nowhere", weights_digest="sha256:" + "ab" * 32)
+    path = record.path.with_name("rows.jsonl")
+    path.write_text("one\n", encoding="utf-8")
+    artefacts.note(record, [artefacts.described(path, ArtefactKind.EXPORT)])
+    return talk
+
+
+def test_a_record_as_it_was_written_has_nothing_wrong(record: Record) -> None:
+    filled(record)
+    result = checks.verify(record)
+    assert result.problems == []
+    assert result.checked["turns"] == result.checked["search_rows"] == 4
+    assert (
+        result.checked["conversations"],
+        result.checked["feedback"],
+        result.checked["answers"],
+        result.checked["editions"],
+    ) == (2, 1, 1, 1)
+
+
+_TAKEN_OUT_OF_INDEX = (
+    "INSERT INTO turn_search(turn_search, rowid, words) SELECT 'delete', turn_seq, content FROM turns WHERE content = 'two'"
+)
+_LAST_ENTRY = "DELETE FROM audit WHERE audit_seq = (SELECT MAX(audit_seq) FROM audit)"
+_ANOTHERS_THUMB = "INSERT INTO customers VALUES ('bo', 'n'); UPDATE feedback SET customer_id = 'bo'"
+MEDDLING = {
+    "a word of a turn": (
+        "UPDATE turns SET content = 'cat' WHERE content LIKE '%cat%'",
+        "turn turn_.*: its content does not match its hash",
+    ),
+    "a turn's parent": (
+        "UPDATE turns SET parent_turn_id = NULL WHERE content LIKE '%cat%'",
+        "turn turn_.*: stands at position 1; expected 0",
+    ),
+    "a circle of parents": (
+        "UPDATE turns SET parent_turn_id = (SELECT turn_id FROM turns t WHERE t.content LIKE '%cat%') WHERE content LIKE '%coral'",
+        "turn turn_.*: does not follow an earlier turn",
+    ),
+    "a turn taken out": (
+        "DELETE FROM turns WHERE content LIKE '%cat%'",
+        "conversation conversation_.*: turn_count is 2; its rows give 1",
+    ),
+    "an imported turn taken out": ("DELETE FROM turns WHERE content = 'two'", "what was imported does not match its hash"),
+    "a count": ("UPDATE conversations SET turn_count = 7 WHERE customer_id = 'anna'", "turn_count is 7; its rows give 2"),
+    "a thumb": ("DELETE FROM feedback", "votes_down is 1; its rows give 0"),
+    "a thumb of somebody else": (
+        "INSERT INTO customers VALUES ('bo', 'n'); UPDATE feedback SET customer_id = 'bo'",
+        "is of 'bo', whose conversation it is not",
+    ),
+    "an answer": ("UPDATE answers SET content = 'pull the plug'", "answer answer_.*: its content does not match its hash"),
+    "an edition": ("DELETE FROM edition_decisions", "edition 1: its rows do not match its hash"),
+    "a reference": (
+        "UPDATE turns SET conversation_id = 'gone' WHERE content = 'two'",
+        "turns row .*: refers to a missing row of conversations",
+    ),
+    "an audit entry": (
+        "UPDATE audit SET actor = 'nobody' WHERE audit_seq = 1",
+        "audit entry 1: its content does not match its hash",
+    ),
+    "the last audit entry": (_LAST_ENTRY, "the last one that was written is missing"),
+    "a row of the index": (_TAKEN_OUT_OF_INDEX, "turn turn_.*: is not in the search index"),
+    "words of the index": (
+        f"{_TAKEN_OUT_OF_INDEX}; "
+        "INSERT INTO turn_search(rowid, words) SELECT turn_seq, 'three' FROM turns WHERE content = 'two'",
+        "turn turn_.*: the index holds other words than it says",
+    ),
+    "a trigger": ("DROP TRIGGER tombstones_are_kept", "schema: 'tombstones_are_kept' is missing"),
+    "a table of somebody else": ("CREATE TABLE bookmarks (url TEXT)", "schema: 'bookmarks' is not ours"),
+    "the counter of conversations": ("UPDATE counters SET value = 1", "counter conversation_seq: is 1; 2 is given already"),
+}
+
+
+@pytest.mark.parametrize("what", MEDDLING)
+def test_what_was_changed_behind_the_records_back_is_named(record: Record, what: str) -> None:
+    filled(record)
+    script, told = MEDDLING[what]
+    meddling = sqlite3.connect(record.path)
+    meddling.create_function("search_words", 1, search_words, deterministic=True)
+    guards = meddling.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _ in guards:
+        meddling.execute(f"DROP TRIGGER {name}")
+    for statement in script.split("; "):
+        # A trigger that is gone already cannot be dropped again: that case is its own absence.
+        if not statement.startswith("DROP TRIGGER"):
+            meddling.execute(statement)
+    for name, sql in guards:
+        if f"DROP TRIGGER {name}" != script:
+            meddling.execute(sql)
+    meddling.commit()
+    meddling.close()
+    problems = "\n".join(checks.verify(record).problems)
+    assert re.search(told, problems), problems
+
+
+def test_a_file_that_was_changed_is_named_and_one_that_was_moved_away_is_not(record: Record) -> None:
+    filled(record)
+    path = record.path.with_name("rows.jsonl")
+    path.write_text("two\n", encoding="utf-8")
+    assert [problem for problem in checks.verify(record).problems if "rows.jsonl: was changed" in problem]
+    path.unlink()
+    assert checks.verify(record).problems == []
