@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 
 from conversations import releases, turns
+from conversations.async_record import AsyncRecord
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Author, Consent, Role, TurnStatus, Vote
 from conversations.prompt import (
@@ -134,6 +134,7 @@ class Session:
         Raises OperatorError when the checkpoint folder has none.
         """
         self.record = record
+        self.stored = AsyncRecord(record)
         self.settings = settings
         self._renderer = Renderer.load(settings.student.base)
         self._prompt_version = digest_of_settings(settings.prompt.system, self._renderer)
@@ -154,13 +155,11 @@ class Session:
         ReplyInProgress while the last question is being answered; nothing is written then.
         """
         said = self._checked(text)
-        if await asyncio.to_thread(releases.in_service, self.record) is None:
+        if await self.stored.read(releases.in_service) is None:
             raise NoReleaseYet
         growing = self._reserve(conversation_id)
         try:
-            question = await asyncio.to_thread(
-                turns.append_message, self.record, conversation_id, Role.USER, Author.CUSTOMER, said
-            )
+            question = await self.stored.write(turns.append_message, conversation_id, Role.USER, Author.CUSTOMER, said)
         except BaseException:
             self._release(growing)
             raise
@@ -173,11 +172,11 @@ class Session:
         Raises as `ask`; a message that is not taken leaves no empty conversation.
         """
         self._checked(text)
-        release_id = await asyncio.to_thread(releases.in_service, self.record)
+        release_id = await self.stored.read(releases.in_service)
         if release_id is None:
             raise NoReleaseYet
-        opened = await asyncio.to_thread(
-            partial(turns.create_conversation, self.record, customer_id=customer_id, channel=channel, consent=consent)
+        opened = await self.stored.write(
+            turns.create_conversation, customer_id=customer_id, channel=channel, consent=consent
         )
         await self.ask(opened.conversation_id, text)
         return opened.conversation_id
@@ -189,7 +188,7 @@ class Session:
         """
         growing = self._reserve(conversation_id)
         try:
-            thread = await asyncio.to_thread(turns.thread, self.record, conversation_id)
+            thread = await self.stored.read(turns.thread, conversation_id)
             question = question_without_answer(thread)
         except BaseException:
             self._release(growing)
@@ -255,6 +254,7 @@ class Session:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._students.close()
+        await asyncio.to_thread(self.stored.close)
 
     def _checked(self, text: str) -> str:
         # A NUL byte or a lone surrogate cannot be stored as text.
@@ -307,9 +307,8 @@ class Session:
         if growing.turn_id is None:
             return
         growing.text = growing.text.rstrip()
-        await asyncio.to_thread(
+        await self.stored.write(
             turns.finish_reply,
-            self.record,
             growing.turn_id,
             status=status,
             content=growing.text,
@@ -319,16 +318,16 @@ class Session:
 
     async def _answer(self, growing: _Growing) -> None:
         # A pending turn that is half begun when the cancellation comes must still be found and closed.
-        beginning = asyncio.create_task(asyncio.to_thread(self._begin, growing))
+        beginning = asyncio.create_task(self.stored.write(self._begin, growing))
         try:
             release_id = await asyncio.shield(beginning)
         except asyncio.CancelledError:
             await asyncio.wait([beginning])
             raise
-        prompt, placeholders = await asyncio.to_thread(self._prompt, growing)
+        prompt, placeholders = await self.stored.read(self._prompt, growing)
         growing.prompt_tokens = len(prompt.token_ids)
         try:
-            server = await asyncio.to_thread(choose_server, self.record, release_id)
+            server = await self.stored.read(choose_server, release_id)
         except OutsideError as error:
             _log.warning("%s", error)
             raise AnswerFailed(FailureCode.NO_SERVER) from None
@@ -339,25 +338,21 @@ class Session:
                 growing.take(piece, restorer.feed(piece.text))
                 if growing.text and time.monotonic() - last_saved >= SECONDS_BETWEEN_SAVES:
                     last_saved = time.monotonic()
-                    await asyncio.to_thread(self._save, growing)
+                    await self.stored.write(_save, growing)
         growing.grow(restorer.finish())
         if not growing.text.strip():
             raise AnswerFailed(FailureCode.EMPTY)
 
-    def _save(self, growing: _Growing) -> None:
-        if growing.turn_id is not None:
-            turns.save_partial(self.record, growing.turn_id, growing.text, first_token_ms=growing.first_token_ms)
-
-    def _begin(self, growing: _Growing) -> str:
+    def _begin(self, record: Record, growing: _Growing) -> str:
         """Write the pending turn, and return the release that answers."""
-        conversation = turns.conversation(self.record, growing.conversation_id)
-        release_id = releases.release_for(self.record, conversation.release_id)
+        conversation = turns.conversation(record, growing.conversation_id)
+        release_id = releases.release_for(record, conversation.release_id)
         if release_id is None:
             raise AnswerFailed(FailureCode.NO_SERVER)
         if release_id != conversation.release_id:
-            turns.hold_release(self.record, growing.conversation_id, release_id)
+            turns.hold_release(record, growing.conversation_id, release_id)
         growing.turn_id = turns.begin_reply(
-            self.record,
+            record,
             growing.conversation_id,
             question_turn_id=growing.question_turn_id,
             release_id=release_id,
@@ -366,9 +361,9 @@ class Session:
         ).turn_id
         return release_id
 
-    def _prompt(self, growing: _Growing) -> tuple[Prompt, Placeholders]:
+    def _prompt(self, record: Record, growing: _Growing) -> tuple[Prompt, Placeholders]:
         """Return what the student reads, redacted, and the table that puts the customer's own data back."""
-        thread = turns.branch_to(turns.all_turns(self.record, growing.conversation_id), growing.question_turn_id)
+        thread = turns.branch_to(turns.all_turns(record, growing.conversation_id), growing.question_turn_id)
         spoken = [SpokenTurn(each.role, each.status, each.content, each.extra_json) for each in thread]
         messages = spoken_messages(spoken, system_prompt=self.settings.prompt.system)
         redacted, placeholders = redact_messages(messages, self.settings.redaction.rules)
@@ -391,6 +386,11 @@ def question_without_answer(thread: list[Turn]) -> Turn | None:
     if (gave_up or (last.status is TurnStatus.STOPPED and not last.content)) and len(thread) > 1:
         return thread[-2]
     return None
+
+
+def _save(record: Record, growing: _Growing) -> None:
+    if growing.turn_id is not None:
+        turns.save_partial(record, growing.turn_id, growing.text, first_token_ms=growing.first_token_ms)
 
 
 async def _closed(growing: _Growing) -> None:

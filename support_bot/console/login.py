@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from conversations import audit
-from conversations.store import Record
+from conversations.async_record import AsyncRecord
 from support_bot.access import OPERATOR_COOKIE, SESSION_SECONDS, Operators, TooManyTries, cookie_header
 
 _WRONG = "That name and password do not fit together."
@@ -45,7 +45,7 @@ p {{ margin: 0 0 14px; color: var(--bad); font-weight: 550 }}
 <button>Log in</button></form></main></body></html>"""
 
 
-def add_login(application: FastAPI, operators: Operators, record: Record, brand: str) -> None:
+def add_login(application: FastAPI, operators: Operators, record: AsyncRecord, brand: str) -> None:
     """Give an application its login page and the ways in and out."""
 
     async def show(request: Request) -> Response:
@@ -59,7 +59,9 @@ def add_login(application: FastAPI, operators: Operators, record: Record, brand:
             token = await asyncio.to_thread(lambda: operators.log_in(operator, password, address=address))
         except TooManyTries:
             return _page(brand, _TOO_MANY, 429)
-        await asyncio.to_thread(_note, record, operators.operator, "logged in" if token else "login refused", address)
+        await record.write(
+            audit.note_alone, operators.operator, "logged in" if token else "login refused", "console", {"address": address}
+        )
         if token is None:
             return _page(brand, _WRONG, 401)
         response = RedirectResponse("/", status_code=303)
@@ -89,7 +91,3 @@ def _page(brand: str, problem: str, status: int) -> HTMLResponse:
 def _set_cookie(response: Response, request: Request, token: str, seconds: int) -> None:
     cookie = cookie_header(OPERATOR_COOKIE, token, request.scope, same_site="Strict", max_age_seconds=seconds)
     response.headers.append("Set-Cookie", cookie)
-
-
-def _note(record: Record, operator: str, action: str, address: str) -> None:
-    audit.note_alone(record, operator, action, "console", {"address": address})

@@ -30,7 +30,7 @@ def console_application(session: Session, operators: Operators) -> FastAPI:
     application.add_middleware(CORSMiddleware, allow_origins=[])
     application.add_middleware(OperatorDoor, operators=operators)
     application.add_middleware(Door)
-    add_login(application, operators, session.record, table.brand)
+    add_login(application, operators, session.stored, table.brand)
     gr.mount_gradio_app(
         application,
         _page(Desk(session.record, operators), table),

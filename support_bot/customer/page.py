@@ -5,7 +5,6 @@ brings a text and a conversation's name, and the name counts only if the cookie'
 answer and never makes one, so it may be reloaded or closed at any time.
 """
 
-import asyncio
 import html
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from conversations import turns
 from conversations.messages import Consent, Vote
+from conversations.store import Record
 from conversations.turns import ReplyInProgress
 from support_bot.access import CustomerDoor, Door, customer_of, own_conversation
 from support_bot.customer.view import COULD_NOT_ANSWER, EMPTY, Bubble, View, answer_bubble, view_of
@@ -174,7 +174,7 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
     window = gr.State(_Window())
 
     async def show(window: _Window, request: gr.Request) -> AsyncIterator[Updates]:
-        conversation_id = await asyncio.to_thread(_newest, session, customer_of(request.cookies))
+        conversation_id = await session.stored.read(_newest, customer_of(request.cookies))
         if conversation_id is None:
             yield _updates(parts, EMPTY)
             return
@@ -185,7 +185,7 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
         text: str, conversation_id: str, agrees: bool, window: _Window, request: gr.Request
     ) -> AsyncIterator[Updates]:
         customer_id = customer_of(request.cookies)
-        own = await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_id)
+        own = await session.stored.read(own_conversation, conversation_id, customer_id)
         trouble = ""
         try:
             if customer_id is None:
@@ -209,7 +209,7 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
             yield updates
 
     async def retry(conversation_id: str, window: _Window, request: gr.Request) -> AsyncIterator[Updates]:
-        own = await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies))
+        own = await session.stored.read(own_conversation, conversation_id, customer_of(request.cookies))
         if own is None:
             return
         with suppress(NothingToRetry, ReplyInProgress):
@@ -218,23 +218,23 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
             yield updates
 
     async def stop(conversation_id: str, request: gr.Request) -> None:
-        if await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies)):
+        if await session.stored.read(own_conversation, conversation_id, customer_of(request.cookies)):
             await session.stop(conversation_id)
 
     async def like(conversation_id: str, thumb: gr.LikeData, request: gr.Request) -> None:
-        await asyncio.to_thread(_vote, session, conversation_id, customer_of(request.cookies), thumb.index, thumb.liked)
+        await session.stored.write(_vote, session, conversation_id, customer_of(request.cookies), thumb.index, thumb.liked)
 
     async def agree(agrees: bool, conversation_id: str, request: gr.Request) -> None:
         consent = Consent.YES if agrees else Consent.NO
-        if await asyncio.to_thread(own_conversation, session.record, conversation_id, customer_of(request.cookies)):
-            await asyncio.to_thread(turns.set_consent, session.record, conversation_id, consent)
+        if await session.stored.read(own_conversation, conversation_id, customer_of(request.cookies)):
+            await session.stored.write(turns.set_consent, conversation_id, consent)
 
     def begin_anew(window: _Window) -> Updates:
         window.conversations_left += 1
         return _updates(parts, EMPTY)
 
     async def check() -> Updates:
-        return _presence(parts, await asyncio.to_thread(session.availability))
+        return _presence(parts, await session.stored.read(lambda _: session.availability()))
 
     outputs = parts.all()
     page = gr.context.Context.root_block
@@ -267,17 +267,17 @@ async def _watch(session: Session, parts: _Parts, window: _Window, conversation_
     """
     left_before = window.conversations_left
     if session.is_answering(conversation_id):
-        before = await asyncio.to_thread(view_of, session.record, conversation_id)
+        before = await session.stored.read(view_of, conversation_id)
         yield _updates(parts, before, is_answering=True)
         async for glimpse in session.follow(conversation_id):
             if window.conversations_left != left_before:
                 return
             if glimpse.is_open and glimpse.text:
                 yield {parts.chat: [*before.bubbles, answer_bubble(glimpse.text)]}
-    view = await asyncio.to_thread(view_of, session.record, conversation_id)
+    view = await session.stored.read(view_of, conversation_id)
     updates = _updates(parts, view)
     if view.notice == COULD_NOT_ANSWER:
-        updates |= _presence(parts, await asyncio.to_thread(session.availability))
+        updates |= _presence(parts, await session.stored.read(lambda _: session.availability()))
     if window.conversations_left == left_before:
         yield updates
 
@@ -314,15 +314,17 @@ def _sentence(text: str, tone: Tone, *, is_busy: bool = False) -> str:
     return f'<p role="status" class="{tone}">{html.escape(text)}{dots}</p>' if text else '<p role="status"></p>'
 
 
-def _newest(session: Session, customer_id: str | None) -> str | None:
-    own = turns.conversations_of(session.record, customer_id) if customer_id else []
+def _newest(record: Record, customer_id: str | None) -> str | None:
+    own = turns.conversations_of(record, customer_id) if customer_id else []
     return own[0].conversation_id if own else None
 
 
-def _vote(session: Session, conversation_id: str, customer_id: str | None, index: object, liked: bool | str | None) -> None:
-    if customer_id is None or own_conversation(session.record, conversation_id, customer_id) is None:
+def _vote(
+    record: Record, session: Session, conversation_id: str, customer_id: str | None, index: object, liked: bool | str | None
+) -> None:
+    if customer_id is None or own_conversation(record, conversation_id, customer_id) is None:
         return
-    shown = view_of(session.record, conversation_id).shown_turn_ids
+    shown = view_of(record, conversation_id).shown_turn_ids
     if not isinstance(index, int) or not 0 <= index < len(shown):
         return
     vote = {True: Vote.UP, "Like": Vote.UP, False: Vote.DOWN, "Dislike": Vote.DOWN}.get(liked or False)
