@@ -20,6 +20,7 @@ from conversations.store import Record, Row, Snapshot
 from conversations.turns import TURNS_PER_CONVERSATION, turn_hash
 
 MAX_PROBLEMS = 50
+UNKNOWN_LANGUAGE = "unknown"
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def statistics(record: Record) -> Statistics:
             "SELECT release_id AS name, COUNT(*) AS n FROM turns WHERE release_id IS NOT NULL GROUP BY 1 ORDER BY 1"
         ),
         by_language=counts(
-            "SELECT CASE language WHEN '' THEN 'unknown' ELSE language END AS name, COUNT(*) AS n "
+            f"SELECT CASE language WHEN '' THEN '{UNKNOWN_LANGUAGE}' ELSE language END AS name, COUNT(*) AS n "
             "FROM conversations GROUP BY language ORDER BY language"
         ),
         bytes=sum(path.stat().st_size for path in files if path.exists()),

@@ -1,14 +1,16 @@
-"""The tab Conversations: find one by its words, status, release or thumb, and read it turn by turn.
+"""The tab Conversations: find one by its words and by what is known of it, and read it turn by turn.
 
 In: what an operator types. Out: a list, page by page, and one conversation with every branch of it. Reads only.
 """
 
 import html
-from typing import TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
 
 import gradio as gr
 
-from conversations import releases, search, turns
+from conversations import checks, releases, search, tags, turns
 from conversations.errors import OperatorError
 from conversations.messages import OPEN_STATUSES, TurnStatus, Vote
 from conversations.store import Record
@@ -20,8 +22,42 @@ PAGE_SIZE = 25
 ANY = "any"
 _THUMBS = {Vote.UP: ("thumb up", "good"), Vote.DOWN: ("thumb down", "bad")}
 
-# The words, the status, the release and the thumb that the operator chose.
-Wishes: TypeAlias = tuple[str, str, str, str]
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the operator typed and chose, in the order of the fields on the page."""
+
+    words: str = ""
+    status: str = ANY
+    release: str = ANY
+    thumb: str = ANY
+    language: str = ANY
+    tag: str = ANY
+    since: str = ""
+    until: str = ""
+    disagreement: bool = False
+
+    @classmethod
+    def of(cls, fields: Sequence[str | bool]) -> "Wishes":
+        """Read the values of the fields; an emptied one comes as None."""
+        words, status, release, thumb, language, tag, since, until = (str(each or "") for each in fields[:-1])
+        return cls(words, status, release, thumb, language, tag, since, until, bool(fields[-1]))
+
+    def filters(self) -> search.Filters:
+        """Return them as the search takes them.
+
+        Raises OperatorError for a day that is none.
+        """
+        return search.Filters(
+            status=TurnStatus(self.status) if self.status != ANY else None,
+            release_id=self.release if self.release != ANY else None,
+            vote=Vote(self.thumb) if self.thumb != ANY else None,
+            language=self.language if self.language != ANY else None,
+            tag=self.tag if self.tag != ANY else None,
+            since=_day(self.since),
+            until=_day(self.until),
+            has_disagreement=self.disagreement,
+        )
 
 
 def tab(desk: Desk) -> Drawing:
@@ -33,6 +69,12 @@ def tab(desk: Desk) -> Drawing:
         status = gr.Dropdown([ANY, *TurnStatus], value=ANY, label="Status of a turn", scale=1, filterable=False)
         release = gr.Dropdown([ANY], value=ANY, label="Release", scale=1, filterable=False)
         vote = gr.Dropdown([ANY, *Vote], value=ANY, label="Thumb", scale=1, filterable=False)
+    with gr.Row(elem_classes="tools"):
+        language = gr.Dropdown([ANY], value=ANY, label="Language", scale=1, filterable=False)
+        tag = gr.Dropdown([ANY], value=ANY, label="Tag", scale=1)
+        since = gr.Textbox(label="Begun from (UTC)", placeholder="2026-03-01", max_length=10, scale=1, elem_id="since")
+        until = gr.Textbox(label="to", placeholder="2026-03-31", max_length=10, scale=1, elem_id="until")
+        disagreement = gr.Checkbox(label="Answers disagree", scale=1, elem_id="disagreement")
     with gr.Row(elem_classes="two"):
         with gr.Column(scale=2, min_width=300):
             found = gr.HTML(js_on_load=markup.CHOICES_SCRIPT, apply_default_css=False, elem_id="found")
@@ -41,30 +83,45 @@ def tab(desk: Desk) -> Drawing:
                 on = gr.Button("Older", size="sm", interactive=False)
         with gr.Column(scale=3, min_width=320):
             reader = gr.HTML(markup.note("Choose a conversation to read it."), apply_default_css=False, elem_id="reader")
-    wishes = [query, status, release, vote]
+    wishes = [query, status, release, vote, language, tag, since, until, disagreement]
     listed = [found, cursors, back, on]
 
-    def first(*wished: str) -> tuple[object, ...]:
-        return _listing(record, _as_wishes(wished), [""])
+    def first(*wished: str | bool) -> tuple[object, ...]:
+        return _listing(record, Wishes.of(wished), [""])
 
-    def older(seen: list[str], *wished: str) -> tuple[object, ...]:
-        return _listing(record, _as_wishes(wished), seen)
+    def older(seen: list[str], *wished: str | bool) -> tuple[object, ...]:
+        return _listing(record, Wishes.of(wished), seen)
 
-    def newer(seen: list[str], *wished: str) -> tuple[object, ...]:
-        return _listing(record, _as_wishes(wished), seen[:-2] or [""])
+    def newer(seen: list[str], *wished: str | bool) -> tuple[object, ...]:
+        return _listing(record, Wishes.of(wished), seen[:-2] or [""])
 
     def read(event: gr.EventData) -> str:
         return read_conversation(record, str(event.key))
 
     def draw() -> tuple[object, ...]:
-        known = [ANY, *(each.release_id for each in releases.releases(record))]
-        return (*_listing(record, ("", ANY, ANY, ANY), [""]), gr.Dropdown(choices=known, value=ANY), "", ANY, ANY)
+        choices = (
+            [each.release_id for each in releases.releases(record)],
+            [code for code in checks.statistics(record).by_language if code != checks.UNKNOWN_LANGUAGE],
+            tags.every_tag(record),
+        )
+        anew = [gr.Dropdown(choices=[ANY, *known], value=ANY) for known in choices]
+        return (*_listing(record, Wishes(), [""]), *anew, "", ANY, ANY, "", "", False)
 
-    gr.on([query.submit, *(each.input for each in (status, release, vote))], first, wishes, listed, **QUIETLY)
+    gr.on([each.submit for each in (query, since, until)], first, wishes, listed, **QUIETLY)
+    gr.on([each.input for each in (status, release, vote, language, tag, disagreement)], first, wishes, listed, **QUIETLY)
     on.click(older, [cursors, *wishes], listed, **QUIETLY)
     back.click(newer, [cursors, *wishes], listed, **QUIETLY)
     found.click(read, None, reader, **QUIETLY)
-    return draw, [*listed, release, query, status, vote]
+    return draw, [*listed, release, language, tag, query, status, vote, since, until, disagreement]
+
+
+def _day(text: str) -> date | None:
+    if not text.strip():
+        return None
+    try:
+        return date.fromisoformat(text.strip())
+    except ValueError:
+        raise OperatorError(f"{text!r} is no day; write it as 2026-03-01") from None
 
 
 def read_conversation(record: Record, conversation_id: str) -> str:
@@ -76,13 +133,15 @@ def read_conversation(record: Record, conversation_id: str) -> str:
     every = turns.all_turns(record, conversation_id)
     seen = {turn.turn_id for turn in turns.branch_to(every)}
     facts = markup.table(
-        ("customer", "channel", "answered by", "consent", "release held", "begun (UTC)"),
+        ("customer", "channel", "answered by", "language", "consent", "tags", "release held", "begun (UTC)"),
         [
             (
                 markup.code(conversation.customer_id),
                 conversation.channel,
                 conversation.state,
+                conversation.language or "unknown",
                 conversation.consent,
+                ", ".join(tags.tags_of(record, conversation_id)) or "none",
                 markup.code(conversation.release_id),
                 markup.moment(conversation.created_at_utc),
             )
@@ -123,13 +182,11 @@ def _turn(turn: Turn, *, is_branch: bool) -> str:
 
 def _listing(record: Record, wishes: Wishes, cursors: list[str]) -> tuple[object, ...]:
     """Return the updates of the list and its pager; the last of the cursors says where the page begins."""
-    query, status, release_id, vote = wishes
-    filters = search.Filters(
-        status=TurnStatus(status) if status != ANY else None,
-        release_id=release_id if release_id != ANY else None,
-        vote=Vote(vote) if vote != ANY else None,
-    )
-    found = search.find(record, query, filters, after=cursors[-1], limit=PAGE_SIZE + 1)
+    try:
+        filters = wishes.filters()
+    except OperatorError as error:
+        return markup.note(str(error)), [""], gr.Button(interactive=False), gr.Button(interactive=False)
+    found = search.find(record, wishes.words, filters, after=cursors[-1], limit=PAGE_SIZE + 1)
     page = found[:PAGE_SIZE]
     items = [(each.conversation_id, each.snippet or "(no words)", _second_line(each)) for each in page]
     has_more = len(found) > PAGE_SIZE
@@ -148,9 +205,5 @@ def _second_line(each: search.Found) -> str:
         if count
     ]
     count = f"{each.turns} turn{'' if each.turns == 1 else 's'}"
-    return " ".join([markup.moment(each.updated_at_utc).html, html.escape(f"· {count} · {each.channel}"), *thumbs])
-
-
-def _as_wishes(wished: tuple[str, ...]) -> Wishes:
-    query, status, release_id, vote = wished
-    return query, status, release_id, vote
+    facts = " · ".join(["", count, each.channel, *([each.language] if each.language else [])])
+    return " ".join([markup.moment(each.updated_at_utc).html, html.escape(facts.strip()), *thumbs])

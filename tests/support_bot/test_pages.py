@@ -13,7 +13,7 @@ from chat_world import PASSWORD, ChatWorld, start_pages
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from conversations import decisions, releases, runs, turns
+from conversations import decisions, releases, runs, tags, turns
 from conversations.decisions import AnswerAuthor, Decision, Verdict
 from conversations.messages import Author, Role, Split, TurnStatus
 
@@ -324,6 +324,33 @@ def test_runs_tab_asks_for_one_run_however_often_it_is_clicked(visitor, world):
     runs.begin_run(world.record, run_id="run-1", path="run", settings_digest="x")
     runs.show_progress(world.record, "run-1", stage="train", progress=0.42)
     expect(page.locator("#runs")).to_contain_text("42 %")
+
+
+def test_conversations_are_found_by_words_and_filters_together(visitor, world):
+    record = world.record
+    for name, said in (
+        ("uma", "Після оновлення роутер блимає фіолетовим"),
+        ("vic", "my router blinks violet since the update"),
+    ):
+        talk = turns.create_conversation(record, customer_id=name, channel="chat").conversation_id
+        turns.append_message(record, talk, Role.USER, Author.CUSTOMER, said)
+        tags.tag(record, talk, ["vip"], tagged_by="test")
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Conversations").click()
+    found = page.locator("#found")
+    page.get_by_label("Tag").click()
+    page.get_by_role("option", name="vip").click()
+    expect(found.locator("button")).to_have_count(2)
+    page.get_by_label("Language").click()
+    page.get_by_role("option", name="uk").click()
+    expect(found.locator("button")).to_have_count(1)
+    expect(found).to_contain_text("роутер")
+    page.locator("#find").get_by_role("textbox").fill("violet")
+    page.locator("#find").get_by_role("textbox").press("Enter")
+    expect(found).to_contain_text("No conversation fits")
+    page.locator("#since").get_by_role("textbox").fill("soon")
+    page.locator("#since").get_by_role("textbox").press("Enter")
+    expect(found).to_contain_text("'soon' is no day; write it as 2026-03-01")
 
 
 def test_compare_shows_logged_teacher_and_student_answers_side_by_side(visitor, world):
