@@ -50,6 +50,8 @@ _VERSION_AFTER = re.compile(
 # A package or a user agent: `libfoo-1.2.3.4`, `Chrome/1.2.3.4`, `1.2.3.4.tar.gz`, `1.2.3.4-1ubuntu2`.
 _PACKAGE_BEFORE = re.compile(r"[^\W\d_][\w+]*[-_/~]\Z")
 _PACKAGE_AFTER = re.compile(r"[a-z_]|\.[a-z]|[~+]\w|-\d+[a-z]|-\w+\.[a-z]")
+_STUCK_BEFORE = re.compile(r"[^\W\d_]\Z")
+_STUCK_ADDRESS_BEFORE = re.compile(r"(?:ip|ipv4|host|addr|address|адреса?)\Z", re.IGNORECASE)
 _ADDRESS_BEFORE = re.compile(r"(?:ip|host|addr|address|server|client|node|https?:/|ftp:/|ssh)[-_/]\Z", re.IGNORECASE)
 _JOINS_VERSIONS = re.compile(r"\s?(?:to|and|or|,|/|-+>?|→|then|до|на|і|та|або)?\s?", re.IGNORECASE)
 _VERSION_REACH = 40
@@ -98,7 +100,14 @@ def is_version(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - _VERSION_REACH) : start]
     after = text[end : end + _VERSION_REACH]
     is_package = _PACKAGE_BEFORE.search(before) and not _ADDRESS_BEFORE.search(before)
-    return bool(_VERSION_BEFORE.search(before) or _VERSION_AFTER.match(after) or is_package or _PACKAGE_AFTER.match(after))
+    is_stuck = _STUCK_BEFORE.search(before) and not _STUCK_ADDRESS_BEFORE.search(before)
+    return bool(
+        is_stuck
+        or is_package
+        or _PACKAGE_AFTER.match(after)
+        or _VERSION_BEFORE.search(before)
+        or _VERSION_AFTER.match(after)
+    )
 
 
 def _ip_v6_span(text: str, start: int, end: int) -> tuple[int, int] | None:

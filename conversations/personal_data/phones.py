@@ -61,12 +61,12 @@ def phone_spans(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
             yield found.span()
     for region in regions:
         for start, end in _matches(text, region, Leniency.VALID):
-            if not _is_something_else(text, start) and not _BARE_DATE.fullmatch(text[start:end]):
+            if not is_something_else(text, start) and not _BARE_DATE.fullmatch(text[start:end]):
                 yield start, end
     for region in _USUAL_REGIONS:
         for start, end in _matches(text, region, Leniency.STRICT_GROUPING):
             is_grouped = len(re.findall(r"\d+", text[start:end])) > 2
-            if is_grouped and not _is_something_else(text, start):
+            if is_grouped and not is_something_else(text, start):
                 yield start, end
     for found in _NUMBER.finditer(text):
         if _is_called_so(text, *found.span()):
@@ -86,7 +86,7 @@ def _is_international(written: str) -> bool:
         return False
 
 
-def _is_something_else(text: str, start: int) -> bool:
+def is_something_else(text: str, start: int) -> bool:
     """Tell whether a word just before a number says that it is an order's, an invoice's or the like, and none that it is a phone's."""
     before = text[max(0, start - _WORD_REACH) : start]
     other = _last_end(_OTHER_WORDS, before)
@@ -97,7 +97,7 @@ def _is_called_so(text: str, start: int, end: int) -> bool:
     """Tell whether a word for a telephone stands just before a number, with no other number and no other thing's word between."""
     before = text[max(0, start - _WORD_REACH) : start]
     called = _last_end(_CALL_WORDS, before)
-    if called is None or _is_something_else(text, start) or _DATE_OR_AMOUNT.match(text, start):
+    if called is None or is_something_else(text, start) or _DATE_OR_AMOUNT.match(text, start):
         return False
     gap = before[called:]
     digits = sum(character.isdigit() for character in text[start:end])

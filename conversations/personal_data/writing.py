@@ -14,7 +14,7 @@ TAKEN = "\x00"
 # Variation selectors and the frame of a keycap, which turn a digit into a picture of it.
 _DECORATION = frozenset("\ufe0e\ufe0f\u20e3")
 # Cyrillic letters in the place of Latin ones, as a Ukrainian keyboard puts them into a code: УА for UA.
-LOOKALIKES: Mapping[int, str] = str.maketrans("АВСЕНІКМОРТХУасеіорху", "ABCEHIKMOPTXUaceiopxu")
+LOOKALIKES: Mapping[int, int] = str.maketrans("АВСЕНІКМОРТХУасеіорху", "ABCEHIKMOPTXUaceiopxu")
 
 
 @dataclass(frozen=True)
