@@ -19,7 +19,7 @@ _LONGEST_LOCAL = 320
 # The user of a code host's address is no person.
 _NO_PERSON = frozenset({"git"})
 
-_AT = r"(?:\s{0,2}[\[({<]\s?(?:at|@|ат|ет|собака|равлик)\s?[\])}>]\s{0,2})"
+_AT = r"(?:%40|&#0?64;|&commat;|\s{0,2}[\[({<]\s?(?:at|@|ат|ет|собака|равлик)\s?[\])}>]\s{0,2})"
 _DOT = r"(?:\s{0,2}[\[({<]\s?(?:dot|\.|крапка|точка)\s?[\])}>]\s{0,2}|\s(?:dot|крапка|точка)\s)"
 _PART = r"[^\W_][\w-]{0,62}"
 _HIDDEN = re.compile(
@@ -41,7 +41,7 @@ _VERSION_WORD = (
     r"paragraph|oid|верс\w*|прошив\w*|реліз\w*|збірк\w*|оновл\w*|оновив|оновила|драйвер\w*|розділ\w*|пункт\w*|застосун\w*|додат\w*)"
 )
 _VERSION_BEFORE = re.compile(
-    rf"(?<!\w){_VERSION_WORD}(?:[\s.:=#№/\"'(-]|\b(?:number|no|is|was|to|from|of|the|it|номер|до|з|на|це)\b){{0,4}}(?:\d{{1,2}}:)?\Z",
+    rf"(?<!\w){_VERSION_WORD}(?:[\s.:=#№/\"'(-]|\b(?:number|no|is|was|to|from|of|the|it|номер|до|з|на|це)\b|\d+(?:\.\d+)+\s?(?:to\b|and\b|до\b|і\b|та\b|->|→|,)){{0,6}}(?:\d{{1,2}}:)?\Z",
     re.IGNORECASE,
 )
 _VERSION_AFTER = re.compile(

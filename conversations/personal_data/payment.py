@@ -101,7 +101,7 @@ def _is_card_shaped(text: str, groups: list[tuple[int, int]], first: int, last: 
     is_even = (len(set(sizes[:-1])) == 1 and (len(sizes) > 2 or sizes[0] == sizes[1])) or sizes[:-1] == [4, 6]
     is_decimal = last == first + 1 and gaps == {"."}
     is_apart = not gaps & around and not is_decimal and (is_even or all(len(gap) == 1 for gap in gaps))
-    return (is_apart or is_even) if is_issued else is_apart and not _DATE.match(digits)
+    return (is_apart or is_even) if is_issued else is_apart and is_even and not _DATE.match(digits)
 
 
 def _cards_inside(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -42,7 +42,10 @@ _DATE_OR_AMOUNT = re.compile(
     r"\d{1,2}[./-]\d{1,2}[./-](?:19|20)?\d\d(?!\d)|(?:19|20)\d\d[./-]\d{1,2}[./-]\d{1,2}(?!\d)|\d{1,3}(?:[ .]\d{3}){2,}[.,]\d\d(?!\d)"
     r"|\d{1,3}(?:\.\d{1,3}){3}(?!\d)|(?:19|20)\d\d ?- ?(?:19|20)\d\d(?!\d)"
 )
+_DECIMAL = re.compile(r"\d{1,3}[.,]\d+")
 _BARE_DATE = re.compile(r"(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|[12]\d|3[01])(?:19|20)\d\d|(?:19|20)\d\d[01]\d[0-3]\d")
+# A number without any gap that is shorter than this is a phone's only where a word says so.
+_FEWEST_BARE_DIGITS = 9
 # Some countries have shorter ones, which cannot be told from a house number.
 _FEWEST_DIGITS = 7
 _WORD_REACH = 40
@@ -61,12 +64,12 @@ def phone_spans(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
             yield found.span()
     for region in regions:
         for start, end in _matches(text, region, Leniency.VALID):
-            if not is_something_else(text, start) and not _BARE_DATE.fullmatch(text[start:end]):
+            if not _reads_otherwise(text, start, end):
                 yield start, end
     for region in _USUAL_REGIONS:
         for start, end in _matches(text, region, Leniency.STRICT_GROUPING):
             is_grouped = len(re.findall(r"\d+", text[start:end])) > 2
-            if is_grouped and not is_something_else(text, start):
+            if is_grouped and not _reads_otherwise(text, start, end):
                 yield start, end
     for found in _NUMBER.finditer(text):
         if _is_called_so(text, *found.span()):
@@ -91,6 +94,14 @@ def is_something_else(text: str, start: int) -> bool:
     before = text[max(0, start - _WORD_REACH) : start]
     other = _last_end(_OTHER_WORDS, before)
     return other is not None and other > (_last_end(_CALL_WORDS, before) or -1)
+
+
+def _reads_otherwise(text: str, start: int, end: int) -> bool:
+    """Tell whether a number that could be a country's phone number is more likely a date, an amount, a decimal or an order number."""
+    written = text[start:end]
+    is_short = written.isdigit() and len(written) < _FEWEST_BARE_DIGITS
+    is_other_number = _BARE_DATE.fullmatch(written) or _DECIMAL.fullmatch(written) or _DATE_OR_AMOUNT.match(text, start)
+    return bool(is_short or is_other_number or is_something_else(text, start))
 
 
 def _is_called_so(text: str, start: int, end: int) -> bool:

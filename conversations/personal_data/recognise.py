@@ -19,8 +19,7 @@ from conversations.personal_data.writing import read, without
 
 BUILT_IN_KINDS = ("KEY", "EMAIL", "IBAN", "CARD", "IP", "PHONE")
 NAME = "NAME"
-_PLUS_NUMBER = re.compile(r"\+\d")
-_HAS_DIGIT = re.compile(r"\d")
+_INTERNATIONAL = re.compile(r"\+|00[1-9]")
 
 
 class Span(NamedTuple):
@@ -75,7 +74,7 @@ class RedactionRules:
             ("", checksum_spans),
             ("IBAN", iban_spans),
             *patterns,
-            ("PHONE", _plus_phone_spans),
+            ("PHONE", _international_spans),
             ("CARD", card_spans),
             ("IP", address_spans),
             ("PHONE", partial(phone_spans, regions=self.regions)),
@@ -95,10 +94,10 @@ def _pattern_spans(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, i
             yield start, end
 
 
-def _plus_phone_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield international numbers: a plus makes them certain, although some have as many digits as a card."""
-    if _PLUS_NUMBER.search(text):
-        yield from (span for span in phone_spans(text, ()) if text[span[0]] == "+")
+def _international_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield international numbers: plus or 00 makes them certain, although some have as many digits as a card."""
+    if _INTERNATIONAL.search(text):
+        yield from (span for span in phone_spans(text, ()) if _INTERNATIONAL.match(text, span[0]))
 
 
 def _apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
