@@ -133,6 +133,11 @@ class RedactionTable(Table):
             _names_in(names_file)
         return names_file
 
+    @field_validator("spacy_model")
+    @classmethod
+    def _is_beside_settings(cls, spacy_model: str) -> str:
+        return str(_beside_settings(Path(spacy_model))) if "/" in spacy_model else spacy_model
+
     @cached_property
     def rules(self) -> RedactionRules:
         """The rules as the redactor takes them."""

@@ -26,7 +26,7 @@ _HIDDEN = re.compile(
     rf"(?<![\w.+-])[\w+][\w.+-]{{0,63}}(?:{_AT}{_PART}(?:(?:{_DOT}|\.){_PART}){{0,4}}(?:{_DOT}|\.){_TLD}"
     rf"|\s(?:at|собака|равлик)\s{_PART}(?:(?:{_DOT}|\.){_PART}){{0,4}}{_DOT}{_TLD}"
     rf"|\s?@{_PART}(?:(?:{_DOT}|\.){_PART}){{0,4}}{_DOT}{_TLD}"
-    rf"|(?:\s@\s?|@\s){_PART}(?:\.{_PART}){{0,4}}\.{_TLD})(?![^\W_])",
+    rf"|(?:\s@\s?|@\s){_PART}(?:(?:\.|\s\.\s){_PART}){{0,4}}(?:\.|\s\.\s){_TLD})(?![^\W_])",
     re.IGNORECASE,
 )
 
@@ -37,7 +37,7 @@ _BYTES = re.compile(r"(?:[0-9a-f]{2}:){7}[0-9a-f]{2}", re.IGNORECASE)
 # What may stand between such a word and the number: "version number is: 4.12.7.1", "upgraded from".
 _VERSION_WORD = (
     r"(?:versions?|ver|v|firmware|fw|releases?|build|revision|rev|drivers?|updated?|upgraded?|downgraded?|patch(?:ed)?|software|sw|"
-    r"kernel|bios|uefi|app|client|sdk|api|android|ios|windows|chrome|chromium|firefox|safari|edge|section|sections|chapter|clause|"
+    r"kernel|bios|uefi|app|sdk|android|ios|windows|chrome|chromium|firefox|safari|section|sections|chapter|clause|"
     r"paragraph|oid|верс\w*|прошив\w*|реліз\w*|збірк\w*|оновл\w*|оновив|оновила|драйвер\w*|розділ\w*|пункт\w*|застосун\w*|додат\w*)"
 )
 _VERSION_BEFORE = re.compile(
@@ -115,7 +115,10 @@ def _ip_v6_span(text: str, start: int, end: int) -> tuple[int, int] | None:
     if text.startswith(":", start) and not text.startswith("::", start):
         start += 1
     elif start and (text[start - 1].isalnum() or text[start - 1] == "_"):
-        return None
+        # The "6:" of "IPv6:" reads like a part of the address.
+        start = text.find(":", start, end) + 1
+        if text.startswith(":", start):
+            return None
     if end < len(text) and (text[end].isalnum() or text[end] == "_"):
         return None
     while end > start and (text[end - 1] in ".-" or (text[end - 1] == ":" and text[end - 2 : end] != "::")):

@@ -36,12 +36,16 @@ _CLEAR_LABEL = (
     r"ключ\w{0,2} (?:api|апі|доступу))"
 )
 _LABELLED = re.compile(
-    rf"(?<![^\W_])(?P<label>{_CLEAR_LABEL}|key|ключ|pass|auth)[\"'`]?(?P<says>(?:\s{{0,2}}(?::=|=>|->|[:=]|-)|\s(?:is|was|це|є))\s{{0,2}})"
+    rf"(?<![^\W_])(?P<label>{_CLEAR_LABEL}|key|ключ|pass|auth)[\"'`]?(?P<says>(?:\s{{0,2}}(?::=|=>|->|[:=]|-)|\s(?:is|was|це|є)|\s)\s{{0,2}})"
     r"(?P<quote>[\"'`«“]?)(?P<secret>[^\s\"'`«»“”\x00]{6,512})",
     re.IGNORECASE,
 )
 _VAGUE_LABELS = frozenset({"key", "ключ", "pass", "auth"})
 _LABEL_BEFORE = re.compile(rf"(?<![^\W_])(?:{_CLEAR_LABEL})(?![^\W_])", re.IGNORECASE)
+_KEY_BEFORE = re.compile(r"(?<![^\W_])(?:key|ключ)\W{1,3}\Z", re.IGNORECASE)
+_LABEL_AFTER = re.compile(
+    rf"[\s,]{{1,2}}(?:(?:is|was|this|that|it|it's|my|the|our|your|це|мій|наш|ваш|-|—)\s){{1,4}}{_CLEAR_LABEL}", re.IGNORECASE
+)
 _CHECKSUM_BEFORE = re.compile(r"sha-?\d|md5|checksum|hash|digest|commit|хеш|контрольн", re.IGNORECASE)
 _LABEL_REACH = 48
 _LONG_HEX = re.compile(r"(?<![\w-])(?:0x)?[0-9a-f]{32,512}(?![\w-])", re.IGNORECASE)
@@ -72,7 +76,8 @@ def key_spans(text: str) -> Iterator[tuple[int, int]]:
     yield from _labelled_spans(text)
     for found in _LONG_HEX.finditer(text):
         before = text[max(0, found.start() - _LABEL_REACH) : found.start()]
-        if _LABEL_BEFORE.search(before) and not _CHECKSUM_BEFORE.search(before):
+        is_called_key = _LABEL_BEFORE.search(before) or _KEY_BEFORE.search(before) or _LABEL_AFTER.match(text, found.end())
+        if is_called_key and not _CHECKSUM_BEFORE.search(before):
             yield found.span()
     for found in _LONG.finditer(text):
         if _is_random(found.group()):
@@ -95,6 +100,8 @@ def _labelled_spans(text: str) -> Iterator[tuple[int, int]]:
         is_assigned = any(sign in found["says"] for sign in ":=")
         if is_vague and not (is_assigned and len(secret) >= 12 and _is_mixed(secret)):
             continue
+        if not found["says"].strip() and not _is_letters_and_digits(secret):
+            continue
         if len(secret) >= 6 and _reads_as_secret(secret, is_assigned=is_assigned, is_quoted=bool(found["quote"])):
             yield found.start("secret"), found.start("secret") + len(secret)
 
@@ -108,6 +115,11 @@ def _reads_as_secret(secret: str, *, is_assigned: bool, is_quoted: bool) -> bool
         return is_assigned and sum(character.isdigit() for character in secret) >= 6
     is_capital_inside = any(character.isupper() for character in secret[1:]) and not secret.isupper()
     return is_quoted or (is_assigned and is_capital_inside)
+
+
+def _is_letters_and_digits(secret: str) -> bool:
+    """Tell whether a word holds two letters and two digits at least, which no word of a sentence does."""
+    return sum(each.isalpha() for each in secret) > 1 and sum(each.isdigit() for each in secret) > 1
 
 
 def _is_mixed(text: str) -> bool:

@@ -14,7 +14,7 @@ from stdnum.iso7064 import mod_97_10
 from conversations.personal_data.writing import LOOKALIKES
 
 # Digits with up to three separators between two of them, newlines among these.
-_SEQUENCE = re.compile(r"\d(?:[ \t\r\n._/|·•-]{0,3}\d){12,}")
+_SEQUENCE = re.compile(r"\d(?:[ \t\r\n._/|·•,:*()-]{0,3}\d){12,}")
 _GROUP = re.compile(r"\d+")
 _CARD_LENGTHS = range(13, 20)
 # Numbers that the card schemes give out, by their first digits and length.
@@ -101,7 +101,9 @@ def _is_card_shaped(text: str, groups: list[tuple[int, int]], first: int, last: 
     is_even = (len(set(sizes[:-1])) == 1 and (len(sizes) > 2 or sizes[0] == sizes[1])) or sizes[:-1] == [4, 6]
     is_decimal = last == first + 1 and gaps == {"."}
     is_apart = not gaps & around and not is_decimal and (is_even or all(len(gap) == 1 for gap in gaps))
-    return (is_apart or is_even) if is_issued else is_apart and is_even and not _DATE.match(digits)
+    if is_issued:
+        return is_apart or is_even
+    return is_apart and is_even and sizes[0] > 2 and not _DATE.match(digits)
 
 
 def _cards_inside(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

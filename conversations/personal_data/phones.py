@@ -3,9 +3,9 @@
 In: a text in plain characters. Out: spans. phonenumbers decides. A number in a country's own form cannot be told from an order
 number by itself, so how sure a number must be depends on how it is written and on the words before it:
 
-- with a plus or 00 and a country code: any valid number of the world;
+- with a plus or 00 and a country code: any possible number of the world;
 - in a configured country's form: valid there, and no word such as "order" before it;
-- written in groups, in a form of a usual country: valid there in exactly this grouping;
+- grouped as Americans, Britons and Ukrainians do: that grouping, or a valid number of theirs in its own grouping;
 - after a word such as "tel" or "моб": seven to fifteen digits that are no date and no amount.
 """
 
@@ -21,6 +21,14 @@ _NUMBER = re.compile(r"(?<![\w+])[+(]{0,2}\d(?:[ ()./-]{0,3}\d){6,18}(?!\w)")
 _LONG_RUN = re.compile(r"\d(?:[ ().\t/-]{0,4}\d){6}")
 _WITHOUT_PLUS = re.compile(r"(?<![\w+.-])00[1-9](?:[ ()./-]{0,3}\d){7,14}(?!\d)")
 _STUCK_PLUS = re.compile(r"\+[ (]{0,2}\d(?:[ ()./-]{0,3}\d){6,14}(?!\d)")
+# As it was dialled in Ukraine: an eight before the zero.
+_WITH_EIGHT = re.compile(r"(?<![\w+.-])8[ -]?\(?0(?:[ ()-]{0,2}\d){9}(?!\d)")
+# How Americans, Britons and Ukrainians group their numbers, also those that nobody was given, as in films: (555) 123-4567.
+_USUAL_SHAPE = re.compile(
+    r"(?<![\w+.-])(?:(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}|\(?0\d{2}\)?[ -]\d{3}[ -]?\d{2}[ -]?\d{2}"
+    r"|\(?0\d{2}\)?[ -]\d{4}[ -]\d{4}"
+    r"|\(?0\d{3}\)?[ -]\d{3}[ -]\d{4}|\(?0\d{4}\)?[ -]\d{6}|\(?0\d{4}\)?[ -]\d{3}[ -]\d{3}|07\d{9})(?![\w]|[.-]\d)"
+)
 _CALL_WORDS = re.compile(
     r"(?<![^\W_])(?:(?:tele|cell|i|smart)?phones?|mobiles?|cell|tel|telephone|fax|call(?:ed|ing|s|back)?|ring|dial(?:ing)?|text(?:ed)?|sms|"
     r"whats ?app|viber|telegram|signal|reach(?:ed)? (?:me|us|him|her)|hotline|landline|contact number|"
@@ -32,14 +40,15 @@ _OTHER_WORDS = re.compile(
     r"(?<![^\W_])(?:orders?|invoices?|tickets?|case|cases|ref|reference|account|accounts|tracking|parcel|shipment|serial|sn|s/n|imei|"
     r"confirmation|booking|reservation|contract|policy|customer|client|member(?:ship)?|id|code|errors?|models?|versions?|sku|part|item|"
     r"isbn|ean|article|no\.? of|transaction|payment|amount|total|meter|reading|vin|build|№|"
-    r"замовлен\w{1,3}|рахун\w{1,4}|накладн\w{1,3}|ттн|договор\w{0,3}|квитанц\w{1,3}|заявк\w{1,3}|звернен\w{1,3}|код\w{0,3}|"
+    r"замовлен\w{1,3}|рахун\w{1,4}|накладн\w{1,3}|посилк\w{1,3}|ттн|договор\w{0,3}|квитанц\w{1,3}|заявк\w{1,3}|звернен\w{1,3}|код\w{0,3}|"
     r"помилк\w{1,3}|модел\w{1,3}|верс\w{1,3}|артикул\w{0,3}|серійн\w{1,3}|номер (?:замовлення|рахунку|договору)|"
     r"сум\w{1,3}|оплат\w{1,3})"
     r"(?![^\W_])",
     re.IGNORECASE,
 )
 _DATE_OR_AMOUNT = re.compile(
-    r"\d{1,2}[./-]\d{1,2}[./-](?:19|20)?\d\d(?!\d)|(?:19|20)\d\d[./-]\d{1,2}[./-]\d{1,2}(?!\d)|\d{1,3}(?:[ .]\d{3}){2,}[.,]\d\d(?!\d)"
+    r"\d{1,2}[./-]\d{1,2}[./-](?:19|20)?\d\d(?![./-]?\d)|(?:19|20)\d\d[./-]\d{1,2}[./-]\d{1,2}(?![./-]?\d)"
+    r"|\d{1,3}(?:[ .]\d{3}){2,}[.,]\d\d(?!\d)"
     r"|\d{1,3}(?:\.\d{1,3}){3}(?!\d)|(?:19|20)\d\d ?- ?(?:19|20)\d\d(?!\d)"
 )
 _DECIMAL = re.compile(r"\d{1,3}[.,]\d+")
@@ -57,11 +66,16 @@ def phone_spans(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
     if not _LONG_RUN.search(text):
         return
     if "+" in text:
-        yield from _matches(text, None, Leniency.VALID)
+        # A plus makes it a phone number although nobody was given it: people make numbers up, and mistype them.
+        yield from _matches(text, None, Leniency.POSSIBLE)
         yield from (found.span() for found in _STUCK_PLUS.finditer(text) if _is_international(found.group()))
     for found in _WITHOUT_PLUS.finditer(text):
         if _is_international("+" + found.group()[2:]):
             yield found.span()
+    for found in _WITH_EIGHT.finditer(text):
+        if _is_international("+3" + found.group()) and not is_something_else(text, found.start()):
+            yield found.span()
+    yield from (found.span() for found in _USUAL_SHAPE.finditer(text) if not _reads_otherwise(text, *found.span()))
     for region in regions:
         for start, end in _matches(text, region, Leniency.VALID):
             if not _reads_otherwise(text, start, end):

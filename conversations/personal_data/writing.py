@@ -63,5 +63,7 @@ def _plain(character: str) -> str:
         return "-"
     if category in ("Zs", "Zl", "Zp"):
         return " "
+    if character in "。｡":
+        return "."
     folded = unicodedata.normalize("NFKC", character)
     return folded if len(folded) == 1 else character

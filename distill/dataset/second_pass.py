@@ -63,7 +63,8 @@ def check_second_pass(table: RedactionTable) -> None:
             "second_pass = false to send what the first pass leaves"
         )
     model = table.spacy_model
-    if model and not Path(model).is_dir() and (not model.isidentifier() or importlib.util.find_spec(model) is None):
+    is_there = Path(model).is_dir() if "/" in model else model.isidentifier() and importlib.util.find_spec(model) is not None
+    if model and not is_there:
         raise OperatorError(
             f"[redaction] spacy_model = {model!r}: no such spaCy model is installed; install its package on this machine "
             "(spaCy's documentation lists them), name a folder that holds one, or leave the key out to look for no names"
