@@ -11,11 +11,12 @@ from functools import lru_cache
 from stdnum import iban, luhn, numdb
 from stdnum.iso7064 import mod_97_10
 
-from conversations.personal_data.writing import LOOKALIKES
+from conversations.personal_data.writing import LOOKALIKES, without
 
 # Digits with up to three separators between two of them, newlines among these.
 _SEQUENCE = re.compile(r"\d(?:[ \t\r\n._/|·•,:*()-]{0,3}\d){12,}")
 _GROUP = re.compile(r"\d+")
+_LONG_RUN = re.compile(r"\d{20,}")
 _CARD_LENGTHS = range(13, 20)
 # Numbers that the card schemes give out, by their first digits and length.
 _ISSUED = re.compile(
@@ -38,6 +39,10 @@ _MOST_SEPARATORS = 3
 
 def card_spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield the card numbers of 13 to 19 digits."""
+    for run in _LONG_RUN.finditer(text):
+        for start, end in _cards_inside(text, *run.span()):
+            text = without(text, start, end)
+            yield start, end
     for found in _SEQUENCE.finditer(text):
         groups = [group.span() for group in _GROUP.finditer(text, *found.span())]
         first = 0
@@ -62,7 +67,7 @@ def iban_spans(text: str) -> Iterator[tuple[int, int]]:
         if found.start() < end_of_last or length is None or not iban.is_valid(code[:length], check_country=False):
             continue
         end = places[length - 1] + 1
-        is_stuck = found.start() > 0 and text[found.start() - 1].isalnum()
+        is_stuck = found.start() > 0 and text[found.start() - 1].isalpha()
         if not is_stuck or not re.search(r"[.-]", text[found.start() : end]):
             end_of_last = end
             yield found.start(), end_of_last
