@@ -51,8 +51,14 @@ def card_spans(text: str) -> Iterator[tuple[int, int]]:
             if last is not None:
                 yield groups[first][0], groups[last][1]
                 first = last + 1
+                continue
+            inside = list(_cards_inside(text, *groups[first]))
+            yield from inside
+            rest = (inside[-1][1] if inside else groups[first][1], groups[first][1])
+            if rest[0] < rest[1]:
+                # What another card's first group may be.
+                groups[first] = rest
             else:
-                yield from _cards_inside(text, *groups[first])
                 first += 1
 
 
