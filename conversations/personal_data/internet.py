@@ -23,7 +23,7 @@ _AT = r"(?:%40|&#0?64;|&commat;|\s{0,2}[\[({<]\s?(?:at|@|ат|ет|собака|
 _DOT = r"(?:\s{0,2}[\[({<]\s?(?:dot|\.|крапка|точка)\s?[\])}>]\s{0,2}|\s(?:dot|крапка|точка)\s)"
 _PART = r"[^\W_][\w-]{0,62}"
 _HIDDEN = re.compile(
-    rf"(?<![\w.+-])[\w+][\w.+-]{{0,63}}(?:{_AT}{_PART}(?:(?:{_DOT}|\.){_PART}){{0,4}}(?:{_DOT}|\.){_TLD}"
+    rf"(?<![\w.+%-])[\w+][\w.+%-]{{0,63}}(?:{_AT}{_PART}(?:(?:{_DOT}|\.){_PART}){{0,4}}(?:{_DOT}|\.){_TLD}"
     rf"|\s(?:at|собака|равлик)\s{_PART}(?:(?:{_DOT}|\.){_PART}){{0,4}}{_DOT}{_TLD}"
     rf"|\s?@{_PART}(?:(?:{_DOT}|\.){_PART}){{0,4}}{_DOT}{_TLD}"
     rf"|(?:\s@\s?|@\s){_PART}(?:(?:\.|\s\.\s){_PART}){{0,4}}(?:\.|\s\.\s){_TLD})(?![^\W_])",
@@ -78,12 +78,16 @@ def email_spans(text: str) -> Iterator[tuple[int, int]]:
     yield from (found.span() for found in _HIDDEN.finditer(text))
 
 
-def address_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the IPv4 and IPv6 addresses, without their port or prefix length."""
+def ip_v6_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the IPv6 addresses, without their port or prefix length."""
     for found in _IP_V6.finditer(text):
         span = _ip_v6_span(text, *found.span())
         if span:
             yield span
+
+
+def ip_v4_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the IPv4 addresses, without their port or prefix length."""
     version_end: int | None = None
     for found in _IP_V4.finditer(text):
         if any(int(octet) > 255 for octet in re.findall(r"\d+", found.group())):
@@ -117,7 +121,7 @@ def _ip_v6_span(text: str, start: int, end: int) -> tuple[int, int] | None:
     elif start and (text[start - 1].isalnum() or text[start - 1] == "_"):
         # The "6:" of "IPv6:" reads like a part of the address.
         start = text.find(":", start, end) + 1
-        if text.startswith(":", start):
+        if text.startswith(":", start) and not text.startswith("::", start):
             return None
     if end < len(text) and (text[end].isalnum() or text[end] == "_"):
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import NamedTuple
 
-from conversations.personal_data.internet import address_spans, email_spans
+from conversations.personal_data.internet import email_spans, ip_v4_spans, ip_v6_spans
 from conversations.personal_data.keys import checksum_spans, key_spans
 from conversations.personal_data.names import NameList
 from conversations.personal_data.payment import card_spans, iban_spans
@@ -75,29 +75,36 @@ class RedactionRules:
             ("IBAN", iban_spans),
             *patterns,
             ("PHONE", _international_spans),
+            ("IP", ip_v6_spans),
             ("CARD", card_spans),
-            ("IP", address_spans),
+            ("IP", ip_v4_spans),
             ("PHONE", partial(phone_spans, regions=self.regions)),
             (NAME, NameList(self.names).spans),
         )
 
 
 def _pattern_spans(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
-    """Yield an operator's pattern, but not inside a card's number, which it would tear apart."""
-    cards = list(card_spans(text))
-    for found in pattern.finditer(text):
-        start, end = found.span()
-        if start < end and not any(
-            start < card_end and card_start < end and (start > card_start or end < card_end)
-            for card_start, card_end in cards
-        ):
-            yield start, end
+    """Yield an operator's pattern."""
+    return _tearing_no_card(text, (found.span() for found in pattern.finditer(text) if found.group()))
 
 
 def _international_spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield international numbers: plus or 00 makes them certain, although some have as many digits as a card."""
     if _INTERNATIONAL.search(text):
-        yield from (span for span in phone_spans(text, ()) if _INTERNATIONAL.match(text, span[0]))
+        spans = phone_spans(text, ())
+        yield from _tearing_no_card(text, (span for span in spans if _INTERNATIONAL.match(text, span[0])))
+
+
+def _tearing_no_card(text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans but those that hold a part of a card's number and leave the rest of it."""
+    cards = list(card_spans(text))
+    for start, end in spans:
+        torn = (
+            card_start < end and start < card_end and (start > card_start or end < card_end)
+            for card_start, card_end in cards
+        )
+        if not any(torn):
+            yield start, end
 
 
 def _apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -82,6 +82,9 @@ def test_phone_numbers_of_a_country_are_found_where_it_is_configured_or_the_word
     assert redacted("erreichbar unter 030 901820") == "erreichbar unter 030 901820"
     assert redacted("erreichbar unter 030 901820", RedactionRules(regions=("DE",))) == "erreichbar unter <PHONE_1>"
     assert redacted("tel. 030 901820, order 2125550123") == "tel. <PHONE_1>, order 2125550123"
+    america = RedactionRules(regions=("US",))
+    assert redacted("it is 2125550123", america) == "it is <PHONE_1>"
+    assert redacted("order number 2125550123", america) == "order number 2125550123"
 
 
 def test_order_and_account_numbers_are_found_by_the_operators_patterns_but_never_tear_a_card() -> None:
@@ -116,6 +119,13 @@ def test_the_same_value_has_one_placeholder_throughout_a_conversation() -> None:
     told, placeholders = redact_messages(messages, RedactionRules(patterns={"ORDER": r"\bTW-\d{6}\b"}))
     assert [message.content for message in told] == ["<EMAIL_1> and <EMAIL_2>", "Thank you, <EMAIL_1>"]
     assert placeholders.restore("Dear <EMAIL_2>, <EMAIL_9>") == "Dear b@example.com, <EMAIL_9>"
+
+
+def test_two_writings_of_one_value_come_back_each_as_it_was_written() -> None:
+    redactor = Redactor()
+    text = "Jo@Example.com or jo@example.com, 4111 1111 1111 1111 or 4111-1111-1111-1111"
+    assert redactor.redact(text) == "<EMAIL_1> or <EMAIL_2>, <CARD_1> or <CARD_2>"
+    assert redactor.placeholders.restore(redactor.redact(text)) == text
 
 
 pieces = st.one_of(
