@@ -1,58 +1,38 @@
 """Personal data out of a conversation and back in: typed, stable placeholders such as `<EMAIL_1>`.
 
 In: the texts of one conversation, in order. Out: the same texts with placeholders, and the table that puts them back.
-The same value gets the same placeholder throughout the conversation. Checksums and parsers decide (Luhn, mod 97,
-phonenumbers, ipaddress), so that order numbers and version numbers are not eaten. Light enough for the chat process;
-works without a network. What it removes from texts that go to a teacher or into training never leaves this machine.
+The same writing gets the same placeholder throughout the conversation, and comes back to the letter. What is personal,
+`personal_data` says. Light enough for the chat process; works without a network. What it removes from texts that go to a teacher
+or into training never leaves this machine.
 """
 
-import ipaddress
 import json
 import re
-from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-
-import phonenumbers
-from stdnum import iban, luhn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from conversations.messages import ChatMessage, Json
+from conversations.personal_data.recognise import RedactionRules, Span
 
-# Each pattern looks behind itself, so that it starts once in a run of its own characters and stays linear on long texts.
-# Begins at a boundary and is bounded, so that a long run of letters costs no more than its length.
-_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,6}\.[^\W\d_]{2,24}", re.UNICODE)
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{2,4}){3,8}\b", re.IGNORECASE)
-_CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d.,]*\d)")
-_IP_V4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
-_IP_V6 = re.compile(r"(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{1,4}(?![\w:])", re.IGNORECASE)
-_KEY = re.compile(
-    r"(?<![\w-])(?:(?:sk|pk|rk|ghp|gho|xox[bp]|hf|glpat)[-_][\w-]{16,}|AKIA[0-9A-Z]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)\b"
-)
-# "version 4.12.7.1" and "firmware 10.2.0.4" look like addresses and are not.
-_VERSION_BEFORE = re.compile(
-    r"(?:version|firmware|release|build|\bv\.?|\bver\.?|верс\w*|прошивк\w*)\s*:?\s*$", re.IGNORECASE
-)
-_VERSION_REACH = 24
+__all__ = [
+    "KIND",
+    "PLACEHOLDER",
+    "Placeholders",
+    "RedactionRules",
+    "Redactor",
+    "SecondPass",
+    "StreamRestorer",
+    "redact_messages",
+]
+
 # The name of a kind; short, so that a stream holds little back.
 KIND = re.compile(r"[A-Z][A-Z0-9]{0,19}")
 PLACEHOLDER = re.compile(rf"<{KIND.pattern}_\d{{1,9}}>")
 # The kind of a placeholder that stands in the text already.
 _TYPED = "typed"
-# Ways of writing that do not make another value of it.
-_SPACING = re.compile(r"[\s().-]")
 
-
-@dataclass(frozen=True)
-class RedactionRules:
-    """What counts as personal beyond the built-in kinds.
-
-    `regions` are the ISO codes of countries whose national phone formats customers use; `patterns` maps a kind such as
-    `ORDER` (capital letters and digits, 20 at most) to a regular expression.
-    """
-
-    regions: tuple[str, ...] = ()
-    patterns: Mapping[str, str] = field(default_factory=dict)
+# Finds what is personal in a text and was overlooked, by heavier means than the chat has.
+SecondPass = Callable[[str], Iterable[Span]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +49,9 @@ class Placeholders:
 class Redactor:
     """Redacts the texts of one conversation, in order, with one table of placeholders."""
 
-    def __init__(self, rules: RedactionRules | None = None) -> None:
+    def __init__(self, rules: RedactionRules | None = None, second_pass: SecondPass | None = None) -> None:
         self._rules = rules or RedactionRules()
-        self._patterns = {kind: re.compile(pattern) for kind, pattern in self._rules.patterns.items()}
+        self._second_pass = second_pass
         self._names: dict[tuple[str, str], str] = {}
         self._originals: dict[str, str] = {}
         self._counts: dict[str, int] = {}
@@ -91,7 +71,8 @@ class Redactor:
         return Placeholders(dict(self._originals))
 
     def _name(self, kind: str, original: str) -> str:
-        key = (kind, _value(kind, original))
+        # Another writing of the same value has a placeholder of its own: what is put back must be what was written.
+        key = (kind, original)
         if key not in self._names:
             # A customer who types a placeholder gets it back: it stands for itself, or for its text where it is taken.
             is_free = kind == _TYPED and original not in self._originals
@@ -106,87 +87,33 @@ class Redactor:
             if name not in self._originals:
                 return name
 
-    def _spans(self, text: str) -> list[tuple[int, int, str]]:
-        """Return the spans to replace, left to right, the first and longest one where several overlap."""
-        found: list[tuple[int, int, str]] = []
-        for kind, spans in self._recognisers():
-            for start, end in spans(text):
-                place = bisect(found, (start, end, kind))
-                is_clear_before = place == 0 or found[place - 1][1] <= start
-                if is_clear_before and (place == len(found) or end <= found[place][0]):
-                    found.insert(place, (start, end, kind))
-        return found
-
-    def _recognisers(self) -> Iterator[tuple[str, Callable[[str], Iterator[tuple[int, int]]]]]:
-        """Yield each kind with its recogniser, the most certain kind first."""
-        yield _TYPED, partial(_spans_of, PLACEHOLDER)
-        yield "EMAIL", partial(_spans_of, _EMAIL)
-        yield "KEY", partial(_spans_of, _KEY)
-        for kind, pattern in self._patterns.items():
-            yield kind, partial(_spans_of, pattern)
-        yield "IBAN", _iban_spans
-        yield "CARD", lambda text: (found.span() for found in _CARD.finditer(text) if _is_card(found.group()))
-        yield "IP", _address_spans
-        yield "PHONE", self._phone_spans
-
-    def _phone_spans(self, text: str) -> Iterator[tuple[int, int]]:
-        # Without a region only numbers with a country code can be told, and those begin with a plus.
-        international = (None,) if "+" in text else ()
-        for region in (*international, *self._rules.regions):
-            for match in phonenumbers.PhoneNumberMatcher(text, region):
-                yield match.start, match.end
+    def _spans(self, text: str) -> list[Span]:
+        """Return the spans to replace, left to right: what stands there as a placeholder, what the rules find, and the rest."""
+        found = [Span(*typed.span(), _TYPED) for typed in PLACEHOLDER.finditer(text)]
+        found += self._rules.spans(text, [(span.start, span.end) for span in found])
+        if self._second_pass:
+            found += _outside(sorted(found), self._second_pass(text))
+        return sorted(found)
 
 
-def _spans_of(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
-    return (found.span() for found in pattern.finditer(text))
-
-
-def _value(kind: str, original: str) -> str:
-    """Return what two writings of the same value share."""
-    match kind:
-        case "EMAIL" | "IP":
-            return original.casefold()
-        case "PHONE" | "CARD" | "IBAN":
-            return _SPACING.sub("", original).upper()
-        case _:
-            return original
-
-
-def _iban_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield account numbers; words may follow in the same breath, so the longest beginning that checks is taken."""
-    for found in _IBAN.finditer(text):
-        ends = [found.end(), *(found.start() + gap.start() for gap in reversed(list(re.finditer(" ", found.group()))))]
-        for end in ends:
-            if iban.is_valid(text[found.start() : end]):
-                yield found.start(), end
-                break
-
-
-def _is_card(digits_text: str) -> bool:
-    digits = re.sub(r"[ -]", "", digits_text)
-    return 13 <= len(digits) <= 19 and digits[0] in "23456" and luhn.is_valid(digits)
-
-
-def _address_spans(text: str) -> Iterator[tuple[int, int]]:
-    for pattern in (_IP_V4, _IP_V6):
-        for found in pattern.finditer(text):
-            if _VERSION_BEFORE.search(text[max(0, found.start() - _VERSION_REACH) : found.start()]):
-                continue
-            try:
-                ipaddress.ip_address(found.group())
-            except ValueError:
-                continue
-            yield found.span()
+def _outside(found: Sequence[Span], further: Iterable[Span]) -> list[Span]:
+    """Return those of the further spans that no found one touches and that do not overlap one another."""
+    kept = list(found)
+    for span in sorted(further, key=lambda each: (each.start, -each.end)):
+        if not any(span.start < other.end and other.start < span.end for other in kept):
+            kept.append(span)
+    return kept[len(found) :]
 
 
 def redact_messages(
-    messages: Sequence[ChatMessage], rules: RedactionRules | None = None
+    messages: Sequence[ChatMessage], rules: RedactionRules | None = None, second_pass: SecondPass | None = None
 ) -> tuple[tuple[ChatMessage, ...], Placeholders]:
     """Return the messages of one conversation redacted, with the table that puts the originals back.
 
-    The system prompt is the operator's own text and stays as it is.
+    The system prompt is the operator's own text and stays as it is. A second pass runs where its costs are borne, which is
+    never the chat.
     """
-    redactor = Redactor(rules)
+    redactor = Redactor(rules, second_pass)
     redacted = tuple(
         message
         if message.role == "system"

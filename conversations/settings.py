@@ -14,6 +14,7 @@ import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -85,10 +86,23 @@ class PromptTable(Table):
 
 
 class RedactionTable(Table):
-    """What counts as personal beyond the built-in kinds."""
+    """What counts as personal beyond the built-in kinds.
 
-    regions: tuple[str, ...] = ()
-    patterns: dict[str, str] = Field(default_factory=dict)
+    The chat and `distill` both read the first three; what only the second pass finds, the chat leaves as it is.
+    """
+
+    regions: tuple[str, ...] = Field(default=(), description="countries whose own telephone numbers customers write")
+    patterns: dict[str, str] = Field(
+        default_factory=dict, description="a regular expression by kind, for order and account numbers: ORDER = '...'"
+    )
+    names_file: SettingsPath | None = Field(
+        default=None, description="people's names, one a line, in UTF-8; read once, when a command starts"
+    )
+    second_pass: bool = Field(default=True, description="whether Presidio looks too, in `distill` alone")
+    spacy_model: str = Field(
+        default="",
+        description="an installed spaCy model that finds people's names in the second pass; empty: none are looked for",
+    )
 
     @field_validator("regions")
     @classmethod
@@ -112,10 +126,34 @@ class RedactionTable(Table):
                 raise ValueError(f"{kind}: the pattern matches where there is nothing")
         return patterns
 
-    @property
+    @field_validator("names_file")
+    @classmethod
+    def _can_be_read(cls, names_file: Path | None) -> Path | None:
+        if names_file is not None:
+            _names_in(names_file)
+        return names_file
+
+    @field_validator("spacy_model")
+    @classmethod
+    def _is_beside_settings(cls, spacy_model: str) -> str:
+        return str(_beside_settings(Path(spacy_model))) if "/" in spacy_model else spacy_model
+
+    @cached_property
     def rules(self) -> RedactionRules:
         """The rules as the redactor takes them."""
-        return RedactionRules(self.regions, dict(self.patterns))
+        return RedactionRules(self.regions, dict(self.patterns), _names_in(self.names_file) if self.names_file else ())
+
+
+def _names_in(names_file: Path) -> tuple[str, ...]:
+    """Return the names of a file, one a line; empty lines and those that begin with # are none.
+
+    Raises ValueError when the file cannot be read.
+    """
+    try:
+        lines = names_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{names_file} cannot be read: {error}") from None
+    return tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
 class _RoomSettings(BaseSettings):

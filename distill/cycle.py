@@ -73,9 +73,10 @@ def check_before(settings: DistillSettings) -> None:
     """Look for what would stop a cycle after its teacher was paid.
 
     Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
-    and a teacher that must not be used or whose key is missing.
+    a teacher that must not be used or whose key is missing, and a second pass of redaction that is not installed.
     """
     from distill.dataset.budget import chosen_teacher
+    from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teacher import key_of
     from distill.evaluation.metrics import Metric
 
@@ -98,6 +99,7 @@ def check_before(settings: DistillSettings) -> None:
         raise OperatorError(
             f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
         )
+    check_second_pass(settings.redaction)
     key_of(settings.teach.teacher, chosen_teacher(settings))
 
 

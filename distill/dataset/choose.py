@@ -27,9 +27,10 @@ from conversations.messages import (
     messages_hash,
 )
 from conversations.prompt import SpokenTurn, spoken_messages
-from conversations.redaction import redact_messages
+from conversations.redaction import SecondPass, redact_messages
 from conversations.store import Record
 from distill.dataset.handbook import Handbook
+from distill.dataset.second_pass import second_pass
 from distill.dataset.similarity import Groups, near_duplicate_pairs, words
 from distill.dataset.topics import topics_of
 from distill.rows import ChosenRow, FactRow, LabelsRow, MessageRow
@@ -98,7 +99,8 @@ def choose(run: Run) -> Outcome:
 
     Raises Refused when there is none.
     """
-    choice = plan_decisions(run.record, run.settings, with_topics=True)
+    further = second_pass(run.settings.redaction)
+    choice = plan_decisions(run.record, run.settings, with_topics=True, second_pass=further)
     if not choice.rows:
         told = ", ".join(f"{count} {name}" for name, count in sorted(choice.left_out.items())) or "the record holds none"
         raise Refused(
@@ -141,13 +143,16 @@ def choose(run: Run) -> Outcome:
     )
 
 
-def plan_decisions(record: Record, settings: DistillSettings, *, with_topics: bool) -> Choice:
+def plan_decisions(
+    record: Record, settings: DistillSettings, *, with_topics: bool, second_pass: SecondPass | None = None
+) -> Choice:
     """Return what a run chooses from the record as it is now, writing nothing.
 
-    Without topics no embedding model is loaded, which a dry run has no use for.
+    Without topics no embedding model is loaded, and without a second pass no Presidio; a dry run has no use for either, because
+    it sends nothing.
     """
     left_out: Counter[str] = Counter()
-    every = list(_candidates(record, settings))
+    every = list(_candidates(record, settings, second_pass))
     wanted = list(_worth_teaching(every, settings, left_out))
     placed = list(_place(record, settings, every, wanted, left_out))
     placed = _without_twins(settings, placed, left_out)
@@ -160,14 +165,14 @@ def plan_decisions(record: Record, settings: DistillSettings, *, with_topics: bo
     return Choice(rows, tuple(placed), dict(left_out))
 
 
-def _candidates(record: Record, settings: DistillSettings) -> Iterator[Candidate]:
+def _candidates(record: Record, settings: DistillSettings, second_pass: SecondPass | None) -> Iterator[Candidate]:
     """Yield every customer question of the record that was the last word before an answer, or still waits for one."""
     for conversation in log.every_conversation(record):
         branch = [turn for turn in log.thread(record, conversation.conversation_id) if turn.content or turn.extra_json]
         every = log.all_turns(record, conversation.conversation_id)
         spoken = [SpokenTurn(turn.role, turn.status, turn.content, turn.extra_json) for turn in branch]
         whole = spoken_messages(spoken, system_prompt=settings.prompt.system)
-        redacted, _ = redact_messages(whole, settings.redaction.rules)
+        redacted, _ = redact_messages(whole, settings.redaction.rules, second_pass)
         heard = [turn for turn in branch if turn.status is not TurnStatus.FAILED]
         # Where the conversation brought no system prompt, the configured one stands before its first turn.
         shift = len(redacted) - len(heard)

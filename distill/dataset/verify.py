@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from conversations.decisions import Verdict, give_verdict
 from conversations.messages import Role, Split
-from conversations.redaction import RedactionRules, Redactor
+from conversations.redaction import RedactionRules, Redactor, SecondPass
 from distill.dataset.handbook import Handbook, sentences
+from distill.dataset.second_pass import is_known_to_chat, second_pass
 from distill.dataset.similarity import words
 from distill.rows import AnswerRow, ChosenRow, VerdictRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage
@@ -45,6 +46,7 @@ class Evidence:
     allowed: str | None
     table: VerifyTable
     rules: RedactionRules
+    second_pass: SecondPass | None = None
 
     @property
     def asked(self) -> str:
@@ -58,13 +60,14 @@ def verify(run: Run) -> Outcome:
     rows = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
     answers = {each.decision_id: each for each in read_rows(run.stage_folder(Stage.TEACH) / "answers.jsonl", AnswerRow)}
     handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
+    further = second_pass(settings.redaction)
     verdicts: dict[str, VerdictRow] = {}
     for place, row in enumerate(rows):
         answer = answers.get(row.decision_id)
         if answer is None:
             verdicts[row.decision_id] = _verdict(row, None, Verdict.UNSCORED, "no_answer")
         else:
-            evidence = Evidence(row, answer, _allowed(answer, handbook), settings.verify, settings.redaction.rules)
+            evidence = Evidence(row, answer, _allowed(answer, handbook), settings.verify, settings.redaction.rules, further)
             reason, detail = judge(evidence)
             verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
             verdicts[row.decision_id] = _verdict(row, answer, verdict, reason or _accepted_as(evidence), detail)
@@ -135,9 +138,15 @@ def _placeholder_not_in_question(evidence: Evidence) -> str | None:
     return next((found for found in _PLACEHOLDER.findall(evidence.answer.text) if found not in known), None)
 
 
+def _placeholder_unknown_to_chat(evidence: Evidence) -> str | None:
+    """Look for a placeholder that only the second pass gives: the chat has no such one, and would show it to the customer."""
+    placeholders = _PLACEHOLDER.findall(evidence.answer.text)
+    return next((each for each in placeholders if not is_known_to_chat(each[1:].split("_")[0], evidence.rules)), None)
+
+
 def _personal_data(evidence: Evidence) -> str | None:
     """Look for personal data that the handbook does not print; the question's own is a placeholder by now."""
-    redactor = Redactor(evidence.rules)
+    redactor = Redactor(evidence.rules, evidence.second_pass)
     redactor.redact(evidence.answer.text)
     allowed = evidence.allowed or ""
     found = redactor.placeholders.originals.items()
@@ -169,6 +178,7 @@ _CHECKS: Mapping[str, Callable[[Evidence], str | None]] = {
     "control_tokens": _control_tokens,
     "system_prompt_leaked": _system_prompt_leaked,
     "placeholder_not_in_question": _placeholder_not_in_question,
+    "placeholder_unknown_to_chat": _placeholder_unknown_to_chat,
     "personal_data": _personal_data,
     "repeats_itself": _repeats,
     "unsupported_number": _unsupported_number,

@@ -401,3 +401,36 @@ def test_thumb_on_a_turn_of_another_conversation_is_refused(world):
 
     in_session(world, act)
     assert world.record.query("SELECT * FROM feedback") == []
+
+
+AFTER_A_MESSAGE = """
+import asyncio, sys
+from pathlib import Path
+from chat_world import ChatWorld
+import support_bot.app
+from conversations import turns
+from support_bot.session import Session
+
+world = ChatWorld(Path(sys.argv[1]))
+
+async def chat():
+    session = Session(world.record, world.settings)
+    name = turns.create_conversation(world.record, customer_id="ann", channel="web").conversation_id
+    await session.ask(name, "I am jo@example.com, card 4111 1111 1111 1111, call +44 20 7946 0123 from 10.0.0.7")
+    shown = [glimpse async for glimpse in session.follow(name)]
+    await session.close()
+    return shown
+
+shown = asyncio.run(chat())
+print(bool(shown), sorted(name for name in ("torch", "transformers", "presidio_analyzer", "spacy", "thinc") if name in sys.modules))
+world.close()
+"""
+
+
+def test_the_chat_process_loads_no_model_library_even_after_a_message_full_of_personal_data(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_A_MESSAGE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split("\n")[0] == "True []", done.stderr

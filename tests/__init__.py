@@ -1,0 +1,1 @@
+"""Promises about the product, as sentences; `tests.bench` measures."""
