@@ -114,7 +114,7 @@ def parse_line(line: bytes) -> ImportedConversation:
             read = [first, *read]
             taken.add("system")
     # Positions that the line names are those of its own list.
-    added = len(read) - len(element_starts(text, fields[key].start))
+    added = len(read) - _count(fields[key])
     kept = [place for place, message in enumerate(read) if not is_empty(message)]
     if len(kept) < len(read):
         repairs.append(f"{len(read) - len(kept)} empty messages left out")
@@ -286,3 +286,7 @@ def _order_repairs(messages: tuple[ChatMessage, ...]) -> list[str]:
     if any(one is two and one is not Role.TOOL for one, two in pairwise(talk)):
         found.append("one speaker twice in a row")
     return found
+
+
+def _count(told: Member) -> int:
+    return len(told.value) if isinstance(told.value, list) else 0

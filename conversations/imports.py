@@ -24,7 +24,8 @@ MAX_PROBLEMS = 10_000
 # About 20 milliseconds of writing.
 _BATCH_TURNS = 400
 _BATCH_BYTES = 1024 * 1024
-_LANGUAGE_CHARACTERS = 600
+# Enough to tell, and twice as fast as all that `language` would read.
+_LANGUAGE_CHARACTERS = 250
 _REASONS = 20
 
 
@@ -126,7 +127,7 @@ def _customer_words(imported: ImportedConversation) -> str:
             words += message.content[:_LANGUAGE_CHARACTERS] + "\n"
         if len(words) > _LANGUAGE_CHARACTERS:
             break
-    return words
+    return words[:_LANGUAGE_CHARACTERS]
 
 
 def _enter_batch(record: Record, counts: ImportCounts, batch: Sequence[_ReadLine]) -> None:
