@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,6 +39,13 @@ def index_path(path: Path) -> Path:
 def index_line(conversation_id: str, line: bytes) -> bytes:
     """Return the line of the index for an example: the hashes of the conversation's name and of the example."""
     return f"{_hash(conversation_id.encode('utf-8', 'replace'))} {_hash(line)}\n".encode()
+
+
+def csv_text(rows: Iterable[list[str]]) -> bytes:
+    """Return rows as they stand in a spreadsheet's file."""
+    out = io.StringIO(newline="")
+    csv.writer(out, quoting=csv.QUOTE_ALL).writerows(rows)
+    return out.getvalue().encode("utf-8", "replace")
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Json]) -> None:
@@ -133,8 +140,6 @@ def _copy_csv(file: BinaryIO, out: BinaryIO, names: Set[str]) -> list[int]:
     csv.field_size_limit(MAX_MESSAGE_CHARACTERS * 8)
     removed: Counter[str] = Counter()
     out.write(CSV_START)
-    text = io.TextIOWrapper(out, encoding="utf-8", newline="")
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     for number, row in enumerate(_csv_rows(file)):
         if number == 0 and tuple(row) != CSV_COLUMNS:
             raise _CannotTell
@@ -143,14 +148,14 @@ def _copy_csv(file: BinaryIO, out: BinaryIO, names: Set[str]) -> list[int]:
         if number and (row[0] in names or row[1] in names):
             removed[row[0]] += 1
         else:
-            writer.writerow(row)
-    text.detach()
+            out.write(csv_text([row]))
     return list(removed.values())
 
 
 def _csv_rows(file: BinaryIO) -> Iterator[list[str]]:
     try:
-        yield from csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        # The reader puts a cell together again that was split at the line ends in it.
+        yield from csv.reader((line.decode("utf-8").removeprefix("\ufeff") for line in file), strict=True)
     except (csv.Error, UnicodeDecodeError):
         raise _CannotTell from None
 

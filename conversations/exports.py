@@ -5,19 +5,17 @@ Every file is noted in the record before its first byte is written, so that an e
 out of it.
 """
 
-import csv
 import hashlib
-import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
 from conversations.errors import OperatorError, OutsideError
-from conversations.exported_files import CSV_START, forget, index_line, index_path, write_manifest
+from conversations.exported_files import CSV_START, csv_text, forget, index_line, index_path, write_manifest
 from conversations.formats import is_empty
 from conversations.lines_out import (
     CSV_COLUMNS,
@@ -94,9 +92,12 @@ def export_file(
         raise OperatorError(f"{path}: is a folder; expected the name of a file to write; add one")
     path = path.absolute()
     half, half_index = (each.with_name(f".{each.name}.half") for each in (path, index_path(path)))
-    _note(record, path, "", 0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    _note(record, path, "", 0)
+    try:
         with half.open("wb") as out, half_index.open("wb") as index:
             os.fchmod(out.fileno(), 0o600)
             writing = _Writing(out, index if export_format is ExportFormat.FINE_TUNING else None)
@@ -114,7 +115,7 @@ def export_file(
         os.replace(half, path)
         write_manifest(path, _manifest(exported))
     except OSError as error:
-        raise OutsideError(f"{path}: {error.strerror or error}; give a place that can be written to") from None
+        raise _unwritable(path, error) from None
     finally:
         half.unlink(missing_ok=True)
         half_index.unlink(missing_ok=True)
@@ -122,6 +123,10 @@ def export_file(
             with record.write() as transaction:
                 transaction.execute("DELETE FROM artefacts WHERE path = ? AND kind = 'export'", [str(path)])
     return exported
+
+
+def _unwritable(path: Path, error: OSError) -> OutsideError:
+    return OutsideError(f"{path}: {error.strerror or error}; give a place that can be written to")
 
 
 def _manifest(exported: Exported) -> dict[str, Json]:
@@ -150,7 +155,7 @@ def _note(record: Record, path: Path, digest: str, size: int) -> None:
 def _write_all(snapshot: Snapshot, writing: _Writing, export_format: ExportFormat, redaction: RedactionRules | None) -> None:
     salt = str(next(snapshot.rows("SELECT value FROM record_facts WHERE name = 'split_salt'"))["value"])
     if export_format is ExportFormat.CSV:
-        writing.write(CSV_START + _csv_text([list(CSV_COLUMNS)]))
+        writing.write(CSV_START + csv_text([list(CSV_COLUMNS)]))
     # Versions under one id follow each other as they came, so that an import names them the same.
     for head in snapshot.rows("SELECT * FROM conversations ORDER BY created_at_utc, conversation_seq"):
         told = _conversation(snapshot, head, writing.left_out)
@@ -184,13 +189,7 @@ def _line(told: WrittenConversation, export_format: ExportFormat) -> tuple[bytes
             example = example_of(told)
             return fine_tuning_line(example).encode("utf-8", "replace"), len(example.turns)
         case ExportFormat.CSV:
-            return _csv_text(csv_rows(told)), len(told.turns)
-
-
-def _csv_text(rows: Iterable[list[str]]) -> bytes:
-    out = io.StringIO(newline="")
-    csv.writer(out, quoting=csv.QUOTE_ALL).writerows(rows)
-    return out.getvalue().encode("utf-8", "replace")
+            return csv_text(csv_rows(told)), len(told.turns)
 
 
 _TURNS = """SELECT t.turn_id, t.parent_turn_id, t.role, t.author, t.status, t.content, t.extra_json, t.release_id, t.created_at_utc,

@@ -23,9 +23,26 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public conve
 WHOLE = "kept whole: the record cuts nothing, the prompt has a rule for what does not fit"
 WHOLE_ODD = f"{WHOLE}; flagged, because the customer says no word in it or it looks like encoded data"
 COUNT = "any number of turns is one conversation; nothing was repaired"
-CHOOSE = "found by `distill choose`, which clusters near-duplicates, leaves out turned round and empty talk, and flags none here"
-VERIFY = "the quality of answers is judged by `distill verify`; the record keeps what was said"
+CHOOSE = "`distill choose` puts near-duplicates and all of one customer into one cluster, which is capped and never split"
+PERSON = "which speaker is which is for a person to see"
+VERIFY = "no import can judge an answer; `distill verify` checks every answer that would be learnt, of whichever author"
+TEACHER = "the student never learns a logged answer as it stands: the teacher answers anew, and `distill verify` checks that"
 PAGES = "plain words for a record; the pages show text as text, and CSV cells are neutralised"
+WORDS_ALONE = (
+    "code_fence open_code_fence nested_quotes sql ssti_jinja format_string shell path yaml log_forge json_in_text latex "
+    "url_zoo"
+)
+NEAR_COPIES = (
+    "other_id_same_content case_only space_only one_word same_question_other_answer id_case id_nfc prefix_of_another "
+    "template"
+)
+JUDGED_BY_VERIFY = "truncated_answer loop template_left other_customer stack_trace_answer"
+ANSWERED_ANEW = (
+    "refusal apology_only null_text undefined_text wrong_language language_switch contradiction hallucinated_link "
+    "abusive_user rude_agent off_topic dangerous self_harm minor legal_threat customer_wants_human no_resolution sarcasm "
+    "answer_before_question attachment_only voice_transcript keyboard_mash wrong_layout html_entities "
+    "quoted_mail_thread"
+)
 DECIDED: dict[str, tuple[str, str]] = {
     "extra_fields": ("repair", "kept, but its created_at is no time, which is said"),
     "zero_width_turn": ("reject", "the customer's only message shows nothing, so nobody said anything"),
@@ -35,9 +52,7 @@ DECIDED: dict[str, tuple[str, str]] = {
         ["text_50k", "assistant_50k", "cjk_50k", "newlines_50k", "spaces_50k", "stack_trace_50k", "log_dump_50k"],
         ("accept", WHOLE),
     ),
-    **dict.fromkeys(
-        ["no_spaces_50k", "emoji_50k", "redos_email", "redos_digits", "redos_markdown"], ("flag", WHOLE_ODD)
-    ),
+    **dict.fromkeys(["no_spaces_50k", "emoji_50k", "redos_email", "redos_digits", "redos_markdown"], ("flag", WHOLE_ODD)),
     "message_300k": ("accept", WHOLE),
     "nul_and_controls": ("flag", "NULs are left out, which is said; the other control characters stay and are flagged"),
     "noncharacters": ("flag", "kept as they came, so that an export gives them back, and flagged"),
@@ -45,26 +60,21 @@ DECIDED: dict[str, tuple[str, str]] = {
         ["lone_high_surrogate", "lone_low_surrogate", "reversed_pair"],
         ("flag", "repaired, and flagged because what the customer said is lost"),
     ),
-    "assistant_is_the_customer": ("accept", CHOOSE),
+    "assistant_is_the_customer": ("accept", PERSON),
     **dict.fromkeys(
-        ["code_fence", "open_code_fence", "nested_quotes", "sql", "ssti_jinja", "format_string", "shell", "path", "yaml"]
-        + ["log_forge", "json_in_text", "latex", "url_zoo"],
+        WORDS_ALONE.split(),
         ("accept", PAGES),
     ),
     **dict.fromkeys(
-        ["other_id_same_content", "case_only", "space_only", "one_word", "same_question_other_answer", "id_case", "id_nfc"]
-        + ["prefix_of_another", "template"],
+        NEAR_COPIES.split(),
         ("accept", CHOOSE),
     ),
-    "answers_swapped": ("repair", CHOOSE),
+    "answers_swapped": ("repair", f"said to begin with the assistant; {PERSON}"),
     "id_int": ("repair", "the number 1 and the text '1' name the same conversation; the second one is compared with it"),
+    **dict.fromkeys(JUDGED_BY_VERIFY.split(), ("accept", VERIFY)),
     **dict.fromkeys(
-        ["truncated_answer", "loop", "refusal", "apology_only", "stack_trace_answer", "template_left", "null_text"]
-        + ["undefined_text", "wrong_language", "language_switch", "contradiction", "hallucinated_link", "other_customer"]
-        + ["abusive_user", "rude_agent", "off_topic", "dangerous", "self_harm", "minor", "legal_threat"]
-        + ["customer_wants_human", "no_resolution", "sarcasm", "answer_before_question", "attachment_only"]
-        + ["voice_transcript", "keyboard_mash", "wrong_layout", "html_entities", "quoted_mail_thread"],
-        ("accept", VERIFY),
+        ANSWERED_ANEW.split(),
+        ("accept", TEACHER),
     ),
 }
 
