@@ -62,6 +62,7 @@ def forget(path: Path, conversation_ids: Set[str], source_ids: Set[str]) -> bool
     half_written = path.with_name(f".{path.name}.half")
     found_half = half_written.exists()
     half_written.unlink(missing_ok=True)
+    index_path(path).with_name(f".{index_path(path).name}.half").unlink(missing_ok=True)
     if not path.is_file():
         return found_half
     names = {*conversation_ids, *source_ids}

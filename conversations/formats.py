@@ -23,7 +23,6 @@ from conversations.messages import (
     Role,
     TurnStatus,
     content_hash,
-    messages_hash,
 )
 from conversations.oddities import oddities
 from conversations.raw_json import (
@@ -136,7 +135,7 @@ def parse_line(line: bytes) -> ImportedConversation:
     if has_repeats:
         flags.insert(0, "a key stands twice; the last one counts")
     return ImportedConversation(
-        source_id=source_id or messages_hash(messages),
+        source_id=source_id or content_hash([said_in(message) for message in messages]),
         customer_id=line_facts.name(about, "customer_id", repairs),
         created_at_utc=line_facts.created_at(about, repairs),
         consent=line_facts.consent(about),

@@ -105,12 +105,15 @@ class ChatMessage:
         return {"role": self.role.value, "content": self.content, **extra}
 
 
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def canonical_json(value: Json | Sequence[Json]) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, no NaN.
 
     Raises ValueError for a number that JSON has no name for.
     """
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _canonical(value)
 
 
 def content_hash(value: Json | Sequence[Json]) -> str:

@@ -121,7 +121,7 @@ def test_every_version_and_every_earlier_state_is_known_again(record: Record, tm
 
 
 def test_a_conversation_that_went_on_here_is_not_imported_again(record: Record, tmp_path: Path) -> None:
-    bring_in(record, tmp_path / "in.jsonl", LINE)
+    bring_in(record, tmp_path / "in.jsonl", {**LINE, "messages": [USER, ANSWER, USER]})
     conversation_id = str(record.query("SELECT conversation_id FROM conversations")[0]["conversation_id"])
     turns.append_message(record, conversation_id, Role.USER, Author.CUSTOMER, "and now it is off")
     first = turns.all_turns(record, conversation_id)[0]
