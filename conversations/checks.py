@@ -14,7 +14,8 @@ from conversations import audit
 from conversations.artefacts import file_digest
 from conversations.decisions import edition_hash
 from conversations.erasure import UNFINISHED
-from conversations.messages import ChatMessage, Role, content_hash, conversation_hash
+from conversations.formats import conversation_hash, is_said
+from conversations.messages import ChatMessage, Role, TurnStatus, content_hash
 from conversations.schema import differences_from_made
 from conversations.store import Record, Row, Snapshot
 from conversations.turns import TURNS_PER_CONVERSATION, turn_hash
@@ -150,15 +151,31 @@ def _conversations(now: Snapshot) -> Iterator[str]:
 
 
 def _says_what_was_imported(now: Snapshot, conversation: Row) -> bool:
-    """Tell whether the first turns, all or those before the chat went on here, have the hash of what came."""
-    rows = now.rows(
-        "SELECT role, content, extra_json FROM turns WHERE conversation_id = ? ORDER BY turn_seq",
-        [conversation["conversation_id"]],
+    """Tell whether the turns up to some place have the hash of what came; what was said here later stands behind it."""
+    rows = list(
+        now.rows(
+            "SELECT turn_id, parent_turn_id, role, content, extra_json, status FROM turns WHERE conversation_id = ? "
+            "ORDER BY turn_seq",
+            [conversation["conversation_id"]],
+        )
     )
-    said = [ChatMessage(Role(str(row["role"])), str(row["content"]), str(row["extra_json"])) for row in rows]
-    tools_json = str(conversation["tools_json"])
+    by_id = {str(row["turn_id"]): row for row in rows}
+
+    def said_up_to(row: Row | None) -> list[ChatMessage]:
+        said: list[ChatMessage] = []
+        for _ in rows:
+            if row is None:
+                break
+            message = ChatMessage(Role(str(row["role"])), str(row["content"]), str(row["extra_json"]))
+            if is_said(TurnStatus(str(row["status"])), message):
+                said.append(message)
+            row = by_id.get(str(row["parent_turn_id"]))
+        return said[::-1]
+
+    # Mostly the newest turn is the last one that came.
     return any(
-        conversation_hash(said[:length], tools_json) == conversation["content_hash"] for length in range(len(said), 0, -1)
+        conversation_hash(said_up_to(row), str(conversation["tools_json"])) == conversation["content_hash"]
+        for row in reversed(rows)
     )
 
 

@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from conversations import backup, checks, erasure, imports, search, tags, turns
+from conversations import backup, checks, erasure, exports, imports, search, tags, turns
 from conversations.errors import OperatorError, run_command
 from conversations.messages import ConversationState, Json, TurnStatus, Vote
-from conversations.settings import RecordSettings, read_settings
+from conversations.redaction import RedactionRules
+from conversations.settings import RecordSettings, read_settings, settings_path
 from conversations.store import Record, open_existing
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -48,6 +49,8 @@ def import_command(
     for problem in counts.problems:
         if problem.verdict != "repair":
             errors.print(f"{problem.file}:{problem.line}: {problem.verdict}: {problem.reason}", markup=False)
+    if counts.problems_left_out:
+        errors.print(f"and {counts.problems_left_out} more that are counted and not listed")
     _say(
         f"{counts.lines} lines of {counts.files} files: "
         f"{counts.conversations} conversations and {counts.turns} turns added, "
@@ -59,17 +62,24 @@ def import_command(
 @app.command("export")
 def export_command(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    export_format: Annotated[
+        exports.ExportFormat, typer.Option("--format", help="chat is the whole record; the others are for other programs.")
+    ] = exports.ExportFormat.CHAT,
+    redacted: Annotated[bool, typer.Option("--redacted", help="With placeholders for personal data.")] = False,
     record: RecordOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the whole record as JSON Lines, unredacted, with a manifest beside it."""
+    """Write the record into a file, unredacted unless asked, with a manifest beside it."""
+    rules = _redaction_rules(record, settings) if redacted else None
     with _open(record, settings) as opened:
-        exported = imports.export_file(opened, out)
+        exported = exports.export_file(opened, out, export_format, redaction=rules)
     if as_json:
         _print_json({**dataclasses.asdict(exported), "path": str(exported.path)})
         return
     _say(f"{exported.path}: {exported.conversations} conversations, {exported.turns} turns, {exported.digest}")
+    for reason, count in exported.left_out.items():
+        _say(f"  left out, {reason}: {count}")
 
 
 @app.command("stats")
@@ -278,6 +288,13 @@ def _age(text: str) -> timedelta:
 def _open(record: Path | None, settings: Path | None, *, may_be_new: bool = False, to_read: bool = False) -> Record:
     path = record if record is not None else read_settings(RecordSettings, settings).record.path
     return Record(path) if may_be_new else open_existing(path, to_read=to_read)
+
+
+def _redaction_rules(record: Path | None, settings: Path | None) -> RedactionRules:
+    """Return the rules of the settings; the built-in ones for a record that is used with no settings at all."""
+    if record is not None and settings is None and not settings_path(None).is_file():
+        return RedactionRules()
+    return read_settings(RecordSettings, settings).redaction.rules
 
 
 def _print_json(value: dict[str, Json]) -> None:

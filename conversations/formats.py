@@ -1,29 +1,42 @@
 """One line of a conversation log, read strictly: OpenAI chat `messages` or ShareGPT `conversations`.
 
 In: the bytes of a line. Out: a frozen conversation with what had to be repaired or was noticed, or `LineRejected` with the
-reason. Knows no database. What can be kept is kept as it came; the rest is said.
+reason. Knows no database. What can be kept is kept as it came, byte for byte in tools, tool calls and every key that is not
+ours; the rest is said.
 """
 
 import json
-import math
-import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import cached_property
 from itertools import pairwise
-from typing import NoReturn
 
+from conversations import line_facts, sharegpt
+from conversations.line_facts import LineRejected, Thumb, TurnDetail
 from conversations.messages import (
+    MAX_MESSAGE_CHARACTERS,
+    OPEN_STATUSES,
     ChatMessage,
     Consent,
     Json,
     Role,
-    Vote,
-    canonical_json,
-    conversation_hash,
-    messages_hash,
-    utc_text,
+    TurnStatus,
+    content_hash,
+)
+from conversations.oddities import oddities
+from conversations.raw_json import (
+    Member,
+    Refused,
+    element_starts,
+    has_repeated_key,
+    may_be_broken,
+    members,
+    object_text,
+    on_one_line,
+    parse,
+    sound_raw,
+    sound_text,
 )
 
 MAX_LINE_BYTES = 32 * 1024 * 1024
@@ -35,43 +48,44 @@ _ROLES = {
     "customer": Role.USER,
     "assistant": Role.ASSISTANT,
     "gpt": Role.ASSISTANT,
+    "chatgpt": Role.ASSISTANT,
+    "model": Role.ASSISTANT,
     "bot": Role.ASSISTANT,
     "agent": Role.ASSISTANT,
+    "function_call": Role.ASSISTANT,
     "tool": Role.TOOL,
     "function": Role.TOOL,
+    "observation": Role.TOOL,
 }
-_KNOWN_KEYS = {"role", "content", "from", "value"}
-MAX_LEVELS = 64
-# Control characters that no message needs; line breaks and tabs of each kind stay.
-_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
-_SURROGATES = re.compile("[\ud800-\udfff]")
-_MARKUP = re.compile(r"<\s*/?\s*[a-zA-Z!][^>]*>|javascript:|data:text/html|!\[[^\]]*\]\(", re.IGNORECASE)
-_CONTROL_TOKENS = re.compile(r"<\|[a-z_0-9]+\|>|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>")
-_HIDDEN = re.compile("[\u202a-\u202e\u2060-\u2064\u200b\u00ad\ufeff\U000e0000-\U000e007f]")
-
-
-class LineRejected(Exception):
-    """The line cannot become a conversation; the text says why."""
+_OWN_KEYS = ("id", "customer_id", "created_at", "labels", "feedback", "consent", "language", "tags", "turns")
+_PLAIN_KEYS = {"role", "content"}
 
 
 @dataclass(frozen=True)
 class ImportedConversation:
-    """A conversation as a line tells it. `votes` maps the position of a message to a thumb."""
+    """A conversation as a line tells it. `thumbs` and `details` are by the position of a message.
+
+    `tools_json` and `extra_json` are texts as they came: the tools, and an object of every key of the line that is not ours.
+    """
 
     source_id: str
     customer_id: str | None
     created_at_utc: str | None
     consent: Consent
     labels: Mapping[str, Json]
+    language: str
+    tags: tuple[str, ...]
     tools_json: str
+    extra_json: str
     messages: tuple[ChatMessage, ...]
-    votes: Mapping[int, Vote]
+    thumbs: Mapping[int, Thumb]
+    details: Mapping[int, TurnDetail]
     repairs: tuple[str, ...]
     flags: tuple[str, ...]
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
-        """The hash of everything that was said, tools included."""
+        """The hash of everything that was said, tools included, however it was spelled."""
         return conversation_hash(self.messages, self.tools_json)
 
 
@@ -81,241 +95,202 @@ def parse_line(line: bytes) -> ImportedConversation:
     Raises LineRejected with the reason when it cannot be read.
     """
     repairs: list[str] = []
-    fields = _object(line, repairs)
-    raw_messages = fields.get("messages")
-    if raw_messages is None and isinstance(fields.get("conversations"), list):
-        raw_messages = fields["conversations"]
-        repairs.append("ShareGPT form")
-    if not isinstance(raw_messages, list) or not raw_messages:
-        raise LineRejected("expected `messages`, a list of objects with `role` and `content`, with at least one in it")
-    read = [_message(position, raw, repairs) for position, raw in enumerate(raw_messages)]
-    kept = [position for position, message in enumerate(read) if not _is_empty(message)]
+    try:
+        text, fields, has_repeats = _fields(line, repairs)
+        key = _messages_key(fields, repairs)
+        read = _messages(text, fields[key], repairs)
+        tools_json = _tools(fields)
+    except Refused as error:
+        raise LineRejected(str(error)) from None
+    taken = {key, "messages", *(["tools"] if tools_json else [])}
+    if key == "conversations":
+        read = sharegpt.with_call_ids(read)
+        system = fields.get("system")
+        if system is not None and isinstance(system.value, str) and read[0].role is not Role.SYSTEM:
+            first = ChatMessage(Role.SYSTEM, _sound_content("`system`", system.value, repairs))
+            read = [first, *read]
+            taken.add("system")
+    # Positions that the line names are those of its own list.
+    added = len(read) - _count(fields[key])
+    kept = [place for place, message in enumerate(read) if not is_empty(message)]
     if len(kept) < len(read):
         repairs.append(f"{len(read) - len(kept)} empty messages left out")
-    messages = tuple(read[position] for position in kept)
+    messages = tuple(read[place] for place in kept)
     if not any(message.role is Role.USER for message in messages):
         raise LineRejected("no message of a customer (role user) with any text")
-    labels = fields.get("labels")
-    if labels is not None and not isinstance(labels, dict):
-        repairs.append("labels that are no object left out")
-        labels = None
-    moved = {old: new for new, old in enumerate(kept)}
+    about = {name: fields[name].value for name in _OWN_KEYS if name in fields and fields[name].value is not None}
+    moved = {old - added: new for new, old in enumerate(kept) if old >= added}
+    details = line_facts.turn_details(about, moved, messages, repairs)
+    extra = {name: on_one_line(sound_raw(member)) for name, member in fields.items() if name not in (*_OWN_KEYS, *taken)}
+    releases = [{"message": place, "release_id": each.release_id} for place, each in details.items() if each.release_id]
+    if releases:
+        # Told again by an export, also where this record does not know the release.
+        extra["turns"] = json.dumps(releases)
+    source_id = line_facts.name(about, "id", repairs)
+    if source_id is None:
+        repairs.append("no id: made from the content")
+    flags = oddities(source_id or "", messages)
+    if has_repeats:
+        flags.insert(0, "a key stands twice; the last one counts")
     return ImportedConversation(
-        source_id=_source_id(fields, messages, repairs),
-        customer_id=_optional_name(fields, "customer_id"),
-        created_at_utc=_moment(fields, repairs),
-        consent=_consent(fields),
-        labels=labels or {},
-        tools_json=canonical_json(fields["tools"]) if fields.get("tools") is not None else "",
+        source_id=source_id or content_hash([said_in(message) for message in messages]),
+        customer_id=line_facts.name(about, "customer_id", repairs),
+        created_at_utc=line_facts.created_at(about, repairs),
+        consent=line_facts.consent(about),
+        labels=line_facts.labels(about, repairs),
+        language=line_facts.language(about, repairs),
+        tags=line_facts.tags(about, repairs),
+        tools_json=tools_json,
+        extra_json=object_text(extra),
         messages=messages,
-        votes=_votes(fields, moved, repairs),
+        thumbs=line_facts.thumbs(about, moved, repairs),
+        details=details,
         repairs=(*repairs, *_order_repairs(messages)),
-        flags=tuple(_flags(fields, messages)),
+        flags=tuple(flags),
     )
 
 
-def _object(line: bytes, repairs: list[str]) -> Mapping[str, Json]:
+def conversation_hash(messages: Sequence[ChatMessage], tools_json: str) -> str:
+    """Return the content hash of what a conversation says, tools included, however it was spelled."""
+    tools: dict[str, Json] = {"tools": parse(tools_json)} if tools_json else {}
+    said: list[Json] = [said_in(message) for message in messages]
+    return content_hash([*said, {"role": "system", "content": "", **tools}])
+
+
+def said_in(message: ChatMessage) -> dict[str, Json]:
+    """Return what counts when two messages are compared: no content is as good as an empty one."""
+    said = message.as_openai()
+    return {**said, "content": ""} if said["content"] is None else said
+
+
+def is_empty(message: ChatMessage) -> bool:
+    """Tell whether a message shows nothing and does nothing."""
+    if message.extra_json:
+        return False
+    return all(unicodedata.category(each) in ("Cf", "Zs", "Zl", "Zp", "Cc") for each in message.content)
+
+
+def is_said(status: TurnStatus, message: ChatMessage) -> bool:
+    """Tell whether a turn is part of what was said: not open, not failed, not empty."""
+    return status not in (*OPEN_STATUSES, TurnStatus.FAILED) and not is_empty(message)
+
+
+def _fields(line: bytes, repairs: list[str]) -> tuple[str, dict[str, Member], bool]:
     if len(line) > MAX_LINE_BYTES:
         raise LineRejected(f"the line has {len(line)} bytes; {MAX_LINE_BYTES} are allowed")
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise LineRejected(f"not UTF-8 at byte {error.start}") from None
+        raise LineRejected(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     if text.startswith("\ufeff"):
         repairs.append("byte order mark removed")
         text = text.lstrip("\ufeff")
-    try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_pairs)
-    except json.JSONDecodeError as error:
-        raise LineRejected(f"not JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise LineRejected("nested too deeply") from None
-    except ValueError as error:
-        raise LineRejected(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise LineRejected(f"expected an object, found {type(value).__name__}")
-    for key, each in value.items():
-        # A broken name would name somebody else once repaired.
-        value[key] = each if key in ("id", "customer_id") else _sound(each, 1, repairs)
-    return value
-
-
-def _sound(value: Json, level: int, repairs: list[str]) -> Json:
-    """Return the value with broken surrogates, which no database takes, replaced in every text of it."""
-    if level > MAX_LEVELS:
-        raise LineRejected(f"nested deeper than {MAX_LEVELS} levels")
-    if isinstance(value, dict):
-        return {_sound_text(key, repairs): _sound(each, level + 1, repairs) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_sound(each, level + 1, repairs) for each in value]
-    return _sound_text(value, repairs) if isinstance(value, str) else value
-
-
-def _sound_text(text: str, repairs: list[str]) -> str:
-    if not _SURROGATES.search(text):
-        return text
-    if "broken surrogates replaced" not in repairs:
+    text = text.strip(" \t\r\n")
+    if not text.startswith("{"):
+        found = type(parse(text)).__name__
+        hint = "; a JSON array is no JSON Lines: write each element on a line of its own" if found == "list" else ""
+        raise LineRejected(f"expected an object, found {found}{hint}")
+    fields, end, is_repeated = members(text)
+    if end != len(text):
+        raise LineRejected(f"not JSON: something follows the object at character {end}")
+    if may_be_broken(text) and any(sound_raw(each) != each.raw for each in fields.values()):
         repairs.append("broken surrogates replaced")
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+    return text, fields, has_repeated_key(each.value for each in fields.values()) or is_repeated
 
 
-class _Repeated(dict[str, Json]):
-    """An object in which a key stood twice; the last one counts."""
+def _messages_key(fields: Mapping[str, Member], repairs: list[str]) -> str:
+    for key in ("messages", "conversations"):
+        if key in fields and isinstance(fields[key].value, list) and fields[key].value:
+            if key == "conversations":
+                repairs.append("ShareGPT form")
+            return key
+    raise LineRejected("expected `messages`, a list of objects with `role` and `content`, with at least one in it")
 
 
-def _pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    value = dict(pairs)
-    return value if len(value) == len(pairs) else _Repeated(value)
+def _tools(fields: Mapping[str, Member]) -> str:
+    """Return the text of the tools as it came. ShareGPT files often hold it as a text in a text."""
+    tools = fields.get("tools")
+    if tools is None or tools.value in (None, ""):
+        return ""
+    if isinstance(tools.value, str):
+        try:
+            inner = parse(tools.value)
+        except Refused:
+            return sound_raw(tools)
+        if isinstance(inner, list | dict) and not may_be_broken(tools.value):
+            return on_one_line(sound_text(tools.value).strip())
+    return on_one_line(sound_raw(tools))
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _messages(text: str, told: Member, repairs: list[str]) -> list[ChatMessage]:
+    raws = told.value if isinstance(told.value, list) else []
+    # Only what has keys beside role and content needs a second look at its text.
+    plain = all(isinstance(each, dict) and each.keys() == _PLAIN_KEYS and isinstance(each["content"], str) for each in raws)
+    starts = [] if plain else element_starts(text, told.start)
+    return [_message(place, raw, text, starts, repairs) for place, raw in enumerate(raws)]
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return number
-
-
-def _message(position: int, raw: Json, repairs: list[str]) -> ChatMessage:
-    where = f"message {position}"
+def _message(place: int, raw: Json, text: str, starts: list[int], repairs: list[str]) -> ChatMessage:
+    where = f"message {place}"
     if not isinstance(raw, dict):
         raise LineRejected(f"{where}: expected an object with `role` and `content`, found {type(raw).__name__}")
-    role_name = raw.get("role", raw.get("from"))
+    role_key = "role" if "role" in raw else "from"
+    content_key = "content" if "content" in raw else "value"
+    role_name = raw.get(role_key)
     if not isinstance(role_name, str):
         raise LineRejected(f"{where}: `role` is {role_name!r}; expected one of {', '.join(Role)}")
     role = _ROLES.get(role_name.strip().lower())
     if role is None:
         raise LineRejected(f"{where}: unknown role {role_name[:40]!r}; expected one of {', '.join(Role)}")
-    if role_name != role.value:
+    if role_name != role.value and role_key == "role":
         repairs.append(f"{where}: role {role_name[:40]!r} read as {role.value!r}")
-    extra = {key: value for key, value in raw.items() if key not in _KNOWN_KEYS}
-    content = _content(where, raw, bool(extra.get("tool_calls")), repairs)
-    return ChatMessage(role, content, json.dumps(extra, ensure_ascii=False) if extra else "")
+    taken = {role_key, content_key}
+    if raw.keys() <= taken and isinstance(raw.get(content_key), str):
+        plain = _sound_content(where, str(raw[content_key]), repairs)
+        return sharegpt.call_message(plain, place) if role_name == "function_call" else ChatMessage(role, plain)
+    parts = members(text, starts[place])[0] if starts else {}
+    extra = {key: on_one_line(sound_raw(member)) for key, member in parts.items() if key not in taken}
+    content = raw.get(content_key)
+    if not isinstance(content, str):
+        # Written back as it came: null beside a tool call, or parts with pictures among them.
+        if content_key in parts:
+            extra = {"content": on_one_line(sound_raw(parts[content_key])), **extra}
+        content = _text_of_parts(where, content, bool(raw.get("tool_calls") or raw.get("function_call")), repairs)
+    return ChatMessage(role, _sound_content(where, content, repairs), object_text(extra))
 
 
-def _content(where: str, raw: Mapping[str, Json], has_tool_calls: bool, repairs: list[str]) -> str:
-    content = raw.get("content", raw.get("value"))
-    if content is None and has_tool_calls:
+def _text_of_parts(where: str, content: Json, has_call: bool, repairs: list[str]) -> str:
+    if content is None and has_call:
         repairs.append(f"{where}: a tool call without content")
-        content = ""
+        return ""
     if isinstance(content, list) and content and all(isinstance(part, dict) and "type" in part for part in content):
         texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        repairs.append(f"{where}: {len(content)} content parts joined")
-        content = "\n".join(text for text in texts if isinstance(text, str))
-    if not isinstance(content, str):
-        raise LineRejected(f"{where}: `content` is {type(content).__name__}; expected text")
-    sound = "".join(character for character in _CONTROLS.sub("", content) if not _is_noncharacter(character))
-    if sound != content:
-        repairs.append(f"{where}: control characters left out")
-    return sound
+        repairs.append(f"{where}: the text of {len(content)} content parts joined")
+        return "\n".join(text for text in texts if isinstance(text, str))
+    raise LineRejected(f"{where}: `content` is {type(content).__name__}; expected text")
 
 
-def _is_noncharacter(character: str) -> bool:
-    code = ord(character)
-    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
-
-
-def _is_empty(message: ChatMessage) -> bool:
-    visible = "".join(c for c in message.content if unicodedata.category(c) not in ("Cf", "Zs", "Zl", "Zp", "Cc"))
-    return not visible and not message.extra_json
-
-
-def _source_id(fields: Mapping[str, Json], messages: tuple[ChatMessage, ...], repairs: list[str]) -> str:
-    name = fields.get("id")
-    if isinstance(name, bool | list | dict | float):
-        raise LineRejected(f"`id` is {type(name).__name__}; expected text")
-    if isinstance(name, str) and _SURROGATES.search(name):
-        raise LineRejected("`id` has a broken surrogate")
-    if name is None or name == "":
-        repairs.append("no id: made from the content")
-        return messages_hash(messages)
-    if isinstance(name, int):
-        repairs.append("id given as a number")
-    return str(name)
-
-
-def _optional_name(fields: Mapping[str, Json], key: str) -> str | None:
-    value = fields.get(key)
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise LineRejected(f"`{key}` is {type(value).__name__}; expected text")
-    if _SURROGATES.search(str(value)):
-        raise LineRejected(f"`{key}` has a broken surrogate")
-    return str(value)
-
-
-def _moment(fields: Mapping[str, Json], repairs: list[str]) -> str | None:
-    value = fields.get("created_at")
-    if value is None:
-        return None
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return utc_text(datetime.fromtimestamp(value, UTC))
-        moment = datetime.fromisoformat(str(value))
-        return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    except (ValueError, OverflowError, OSError):
-        repairs.append("created_at that is no ISO 8601 time left out")
-        return None
-
-
-def _consent(fields: Mapping[str, Json]) -> Consent:
-    value = fields.get("consent")
-    if value is None:
-        return Consent.UNKNOWN
-    if value is True or value == "yes":
-        return Consent.YES
-    if value is False or value == "no":
-        return Consent.NO
-    raise LineRejected(f"`consent` is {value!r}; expected true or false")
-
-
-def _votes(fields: Mapping[str, Json], moved: Mapping[int, int], repairs: list[str]) -> dict[int, Vote]:
-    votes: dict[int, Vote] = {}
-    given = fields.get("feedback")
-    for each in given if isinstance(given, list) else []:
-        position = each.get("message") if isinstance(each, dict) else None
-        value = each.get("value") if isinstance(each, dict) else None
-        if isinstance(position, int) and position in moved and value in ("up", "down"):
-            votes[moved[position]] = Vote(str(value))
-        else:
-            repairs.append(f"feedback {str(each)[:60]!r} left out: expected a message's position and up or down")
-    return votes
+def _sound_content(where: str, content: str, repairs: list[str]) -> str:
+    if len(content) > MAX_MESSAGE_CHARACTERS:
+        raise LineRejected(f"{where}: {len(content)} characters; {MAX_MESSAGE_CHARACTERS} are allowed; shorten it")
+    if "\x00" in content:
+        repairs.append(f"{where}: NUL characters left out")
+        content = content.replace("\x00", "")
+    return sound_text(content)
 
 
 def _order_repairs(messages: tuple[ChatMessage, ...]) -> list[str]:
     """Name what is unusual about the order; every message is kept as it came."""
-    spoken = [message.role for message in messages if message.role is not Role.TOOL]
     found: list[str] = []
-    if any(role is Role.SYSTEM for role in spoken[1:]):
+    if any(message.role is Role.SYSTEM for message in messages[1:]):
         found.append("a system message after the first place, kept where it stands")
-    talk = [role for role in spoken if role is not Role.SYSTEM]
+    talk = [message.role for message in messages if message.role is not Role.SYSTEM]
     if talk and talk[0] is Role.ASSISTANT:
         found.append("begins with the assistant")
-    if any(one is two for one, two in pairwise(talk)):
+    if any(one is two and one is not Role.TOOL for one, two in pairwise(talk)):
         found.append("one speaker twice in a row")
     return found
 
 
-def _flags(fields: Mapping[str, Json], messages: tuple[ChatMessage, ...]) -> list[str]:
-    """Name what a person should know of the conversation; it is kept unchanged."""
-    texts = [message.content for message in messages]
-    found: list[str] = []
-    if isinstance(fields, _Repeated):
-        found.append("a key stands twice; the last one counts")
-    name = str(fields.get("id") or "")
-    if len(name) > 200 or re.search(r"[\s/\\<>'\";]|\.\.", name) or name.upper() in ("CON", "PRN", "AUX", "NUL"):
-        found.append("an unusual id, kept as text only")
-    if any(_MARKUP.search(text) for text in texts):
-        found.append("markup or script in a message")
-    if any(_CONTROL_TOKENS.search(text) for text in texts):
-        found.append("control tokens of a chat format typed as text")
-    if any(_HIDDEN.search(text) for text in texts):
-        found.append("invisible or direction-changing characters")
-    said = [text.strip().casefold() for text in texts]
-    if len(said) >= 6 and len(set(said)) * 2 <= len(said):
-        found.append("the same message again and again")
-    return found
+def _count(told: Member) -> int:
+    return len(told.value) if isinstance(told.value, list) else 0

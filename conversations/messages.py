@@ -105,12 +105,15 @@ class ChatMessage:
         return {"role": self.role.value, "content": self.content, **extra}
 
 
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def canonical_json(value: Json | Sequence[Json]) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, no NaN.
 
     Raises ValueError for a number that JSON has no name for.
     """
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _canonical(value)
 
 
 def content_hash(value: Json | Sequence[Json]) -> str:
@@ -124,12 +127,6 @@ def content_hash(value: Json | Sequence[Json]) -> str:
 def messages_hash(messages: Sequence[ChatMessage]) -> str:
     """Return the content hash of a list of messages, every key and byte of them."""
     return content_hash([message.as_openai() for message in messages])
-
-
-def conversation_hash(messages: Sequence[ChatMessage], tools_json: str) -> str:
-    """Return the content hash of what an imported conversation says, its tools included."""
-    tools: Json = {"tools": json.loads(tools_json)} if tools_json else {"role": "system", "content": ""}
-    return content_hash([*(message.as_openai() for message in messages), tools])
 
 
 _names_lock = threading.Lock()

@@ -188,13 +188,18 @@ class RecordSettings(RoomSettings):
 Settings = TypeVar("Settings", bound=_RoomSettings)
 
 
+def settings_path(settings_file: Path | None) -> Path:
+    """Return the settings file that is read: the given one, the one that SUPPORT_BOT_SETTINGS names, or ./settings.toml."""
+    return (settings_file or Path(os.environ.get(SETTINGS_VARIABLE, DEFAULT_SETTINGS))).absolute()
+
+
 def read_settings(model: type[Settings], settings_file: Path | None) -> Settings:
     """Read the tables of `model` from a settings file.
 
     Without a file, takes the one named by SUPPORT_BOT_SETTINGS, or settings.toml in the present folder.
     Raises OperatorError for a file that is missing, is no TOML, or has an unknown, missing or mistyped key.
     """
-    path = (settings_file or Path(os.environ.get(SETTINGS_VARIABLE, DEFAULT_SETTINGS))).absolute()
+    path = settings_path(settings_file)
     if not path.is_file():
         raise OperatorError(
             f"{path}: no such settings file; name one with --settings FILE, or start from deploy/demo/settings.toml"

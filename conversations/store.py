@@ -42,6 +42,13 @@ class Transaction:
         marks = ", ".join(f":{column}" for column in row)
         self._connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", dict(row))
 
+    def insert_many(self, table: str, rows: Sequence[Mapping[str, Cell]]) -> None:
+        """Insert rows that all have the same columns."""
+        if rows:
+            columns = ", ".join(rows[0])
+            marks = ", ".join(f":{column}" for column in rows[0])
+            self._connection.executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)
+
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return the rows of a query as this transaction sees them."""
         return [dict(row) for row in self._connection.execute(sql, parameters)]

@@ -79,6 +79,20 @@ class ReplyMeasures:
     mean_token_logprob: float | None = None
 
 
+@dataclass(frozen=True)
+class SaidTurn:
+    """A turn that was finished elsewhere and comes in whole."""
+
+    turn_id: str
+    role: Role
+    author: Author
+    status: TurnStatus
+    content: str
+    extra_json: str
+    release_id: str | None
+    created_at_utc: str
+
+
 class ReplyInProgress(Exception):
     """The conversation already has an answer on its way."""
 
@@ -271,6 +285,43 @@ def insert_turn(
     if created_at_utc > str(place["updated_at_utc"]):
         transaction.execute(
             "UPDATE conversations SET updated_at_utc = ? WHERE conversation_id = ?", [created_at_utc, conversation_id]
+        )
+
+
+def insert_said_turns(transaction: Transaction, conversation_id: str, said: Sequence[SaidTurn]) -> None:
+    """Insert finished turns one behind the other, the first behind the newest turn of the conversation.
+
+    The caller has checked the texts, and that they are no more than TURNS_PER_CONVERSATION allows.
+    """
+    place = transaction.query(_PLACE, {"conversation_id": conversation_id, "parent_turn_id": None})[0]
+    seq, position = int(place["next_seq"] or 0), int(place["next_position"] or 0)
+    parents = [place["parent_turn_id"], *(each.turn_id for each in said)]
+    transaction.insert_many(
+        "turns",
+        [
+            {
+                "turn_seq": seq + number,
+                "turn_id": each.turn_id,
+                "conversation_id": conversation_id,
+                "parent_turn_id": parents[number],
+                "position": position + number,
+                "role": each.role,
+                "author": each.author,
+                "status": each.status,
+                "content": each.content,
+                "extra_json": each.extra_json,
+                "content_hash": turn_hash(each.role, each.content, each.extra_json),
+                "release_id": each.release_id,
+                "created_at_utc": each.created_at_utc,
+                "finished_at_utc": each.created_at_utc,
+            }
+            for number, each in enumerate(said)
+        ],
+    )
+    latest = max(each.created_at_utc for each in said)
+    if latest > str(place["updated_at_utc"]):
+        transaction.execute(
+            "UPDATE conversations SET updated_at_utc = ? WHERE conversation_id = ?", [latest, conversation_id]
         )
 
 

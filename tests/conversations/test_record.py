@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conversations import audit, checks, decisions, erasure, imports, releases, runs, search, turns
+from conversations import audit, checks, decisions, erasure, exports, imports, releases, runs, search, turns
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Author, Role, TurnStatus, Vote
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
@@ -245,10 +245,10 @@ def test_bad_lines_are_named_and_the_good_ones_go_in(record: Record, tmp_path: P
 
 def test_an_export_can_be_imported_and_exported_to_the_same_bytes(record: Record, tmp_path: Path) -> None:
     imports.import_files(record, [write_lines(tmp_path / "a.jsonl", LINE)])
-    imports.export_file(record, tmp_path / "one.jsonl")
+    exports.export_file(record, tmp_path / "one.jsonl")
     with Record(tmp_path / "other.db") as other:
         imports.import_files(other, [tmp_path / "one.jsonl"])
-        imports.export_file(other, tmp_path / "two.jsonl")
+        exports.export_file(other, tmp_path / "two.jsonl")
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 
@@ -325,7 +325,7 @@ def test_a_reader_sees_what_was_committed_while_a_writer_writes(record: Record) 
 def test_an_export_to_a_folder_is_refused_and_leaves_nothing(record: Record, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     with pytest.raises(OperatorError, match="is a folder"):
-        imports.export_file(record, tmp_path)
+        exports.export_file(record, tmp_path)
     assert set(tmp_path.rglob("*")) == before and not (tmp_path.parent / f".{tmp_path.name}.half").exists()
 
 

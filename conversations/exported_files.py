@@ -1,0 +1,190 @@
+"""The files that exports wrote, taken up again: their manifests, and a person taken out of them.
+
+In: the path of an exported file, and names of conversations. Out: the same file without their lines, or no file where its
+lines cannot be told apart. Knows no record; the caller notes the new digest there.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
+from pathlib import Path
+from typing import BinaryIO
+
+from conversations.lines_out import CSV_COLUMNS, harmless_cell
+from conversations.messages import MAX_MESSAGE_CHARACTERS, Json
+from conversations.raw_json import Member, Refused, members
+
+# So that spreadsheets read the file as UTF-8.
+CSV_START = b"\xef\xbb\xbf"
+
+
+class _CannotTell(Exception):
+    """Whose line it is cannot be told."""
+
+
+def manifest_path(path: Path) -> Path:
+    """Return where the counts and the digest of an export are."""
+    return path.with_name(path.name + ".manifest.json")
+
+
+def index_path(path: Path) -> Path:
+    """Return where the hashed names of the conversations of a fine-tuning file are: its lines may hold no name."""
+    return path.with_name(path.name + ".index")
+
+
+def index_line(conversation_id: str, line: bytes) -> bytes:
+    """Return the line of the index for an example: the hashes of the conversation's name and of the example."""
+    return f"{_hash(conversation_id.encode('utf-8', 'replace'))} {_hash(line)}\n".encode()
+
+
+def csv_text(rows: Iterable[list[str]]) -> bytes:
+    """Return rows as they stand in a spreadsheet's file."""
+    out = io.StringIO(newline="")
+    csv.writer(out, quoting=csv.QUOTE_ALL).writerows(rows)
+    return out.getvalue().encode("utf-8", "replace")
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Json]) -> None:
+    """Write the manifest of an export, whole or not at all."""
+    _replace_with(manifest_path(path), (json.dumps(dict(manifest), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def forget(path: Path, conversation_ids: Set[str], source_ids: Set[str]) -> bool:
+    """Take conversations out of an exported file; tell whether it changed.
+
+    `source_ids` are the ids that the conversations had where they came from. The file is removed where it cannot be told
+    whose its lines are, and so is what a killed export left half written beside it. Raises OSError where the disk refuses.
+    """
+    half_written = path.with_name(f".{path.name}.half")
+    found_half = half_written.exists()
+    half_written.unlink(missing_ok=True)
+    index_path(path).with_name(f".{index_path(path).name}.half").unlink(missing_ok=True)
+    if not path.is_file():
+        return found_half
+    names = {*conversation_ids, *source_ids}
+    half = path.with_name(f".{path.name}.forget.half")
+    half_index = index_path(path).with_name(f".{path.name}.index.half")
+    try:
+        with path.open("rb") as file, half.open("wb") as out, half_index.open("wb") as index:
+            os.fchmod(out.fileno(), 0o600)
+            removed = _copy(path, file, out, index, conversation_ids, names)
+        if not removed:
+            return found_half
+        if index_path(path).exists():
+            os.replace(half_index, index_path(path))
+        os.replace(half, path)
+        _renew_manifest(path, removed)
+    except _CannotTell:
+        for each in (path, index_path(path), manifest_path(path)):
+            each.unlink(missing_ok=True)
+    finally:
+        half.unlink(missing_ok=True)
+        half_index.unlink(missing_ok=True)
+    return True
+
+
+def _copy(
+    path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, conversation_ids: Set[str], names: Set[str]
+) -> list[int]:
+    """Copy the lines of other people; return how many messages each removed conversation had."""
+    start = file.read(len(CSV_START))
+    file.seek(0)
+    if start == CSV_START:
+        return _copy_csv(file, out, {harmless_cell(name) for name in names})
+    if index_path(path).exists():
+        return _copy_indexed(path, file, out, index, {_hash(name.encode("utf-8", "replace")) for name in conversation_ids})
+    removed: list[int] = []
+    for line in file:
+        told = _members_of(line)
+        if "id" not in told or not isinstance(told["id"].value, str):
+            raise _CannotTell
+        if told["id"].value in names:
+            removed.append(_message_count(told))
+        else:
+            out.write(line)
+    return removed
+
+
+def _members_of(line: bytes) -> dict[str, Member]:
+    try:
+        return members(line.decode("utf-8"))[0] if line.startswith(b"{") else {}
+    except (Refused, UnicodeDecodeError):
+        raise _CannotTell from None
+
+
+def _message_count(told: Mapping[str, Member]) -> int:
+    lists = [told[key].value for key in ("messages", "conversations") if key in told]
+    return sum(len(each) for each in lists[:1] if isinstance(each, list)) + ("system" in told and "messages" not in told)
+
+
+def _copy_indexed(path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, hashes: Set[str]) -> list[int]:
+    removed: list[int] = []
+    with index_path(path).open("rb") as entries:
+        for line in file:
+            entry = entries.readline()
+            name, _, line_hash = entry.decode("ascii", "replace").strip().partition(" ")
+            if line_hash != _hash(line):
+                raise _CannotTell
+            if name in hashes:
+                removed.append(_message_count(_members_of(line)))
+            else:
+                out.write(line)
+                index.write(entry)
+    return removed
+
+
+def _copy_csv(file: BinaryIO, out: BinaryIO, names: Set[str]) -> list[int]:
+    csv.field_size_limit(MAX_MESSAGE_CHARACTERS * 8)
+    removed: Counter[str] = Counter()
+    out.write(CSV_START)
+    for number, row in enumerate(_csv_rows(file)):
+        if number == 0 and tuple(row) != CSV_COLUMNS:
+            raise _CannotTell
+        if len(row) < 2:
+            raise _CannotTell
+        if number and (row[0] in names or row[1] in names):
+            removed[row[0]] += 1
+        else:
+            out.write(csv_text([row]))
+    return list(removed.values())
+
+
+def _csv_rows(file: BinaryIO) -> Iterator[list[str]]:
+    try:
+        # The reader puts a cell together again that was split at the line ends in it.
+        yield from csv.reader((line.decode("utf-8").removeprefix("\ufeff") for line in file), strict=True)
+    except (csv.Error, UnicodeDecodeError):
+        raise _CannotTell from None
+
+
+def _renew_manifest(path: Path, removed: list[int]) -> None:
+    try:
+        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    manifest |= {
+        "conversations": manifest.get("conversations", 0) - len(removed),
+        "turns": manifest.get("turns", 0) - sum(removed),
+        "bytes": path.stat().st_size,
+        "digest": "sha256:" + digest.hexdigest(),
+        "forgotten": manifest.get("forgotten", 0) + len(removed),
+    }
+    write_manifest(path, manifest)
+
+
+def _replace_with(path: Path, content: bytes) -> None:
+    half = path.with_name(f".{path.name}.half")
+    half.write_bytes(content)
+    os.replace(half, path)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
