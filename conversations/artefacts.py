@@ -4,13 +4,13 @@ In: paths. Out: an entry for each, so that an erasure finds every copy of a pers
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from conversations.messages import utc_now
-from conversations.store import Record, Transaction
+from conversations.store import Record, Row, Transaction
 
 _PIECE_BYTES = 1 << 20
 
@@ -79,6 +79,19 @@ def renew(transaction: Transaction, path: Path) -> None:
     transaction.execute(
         "UPDATE artefacts SET digest = ?, bytes = ? WHERE path = ?", [file_digest(path), path.stat().st_size, str(path)]
     )
+
+
+def agree(transaction: Transaction, files: Sequence[Row]) -> None:
+    """Take over what another copy of the record knows of the same files: path, digest, bytes. What it no longer has goes."""
+    known = {str(row["path"]): row for row in files}
+    for row in transaction.query("SELECT path FROM artefacts"):
+        newer = known.get(str(row["path"]))
+        if newer is None:
+            transaction.execute("DELETE FROM artefacts WHERE path = ?", [row["path"]])
+        else:
+            transaction.execute(
+                "UPDATE artefacts SET digest = ?, bytes = ? WHERE path = ?", [newer["digest"], newer["bytes"], row["path"]]
+            )
 
 
 def paths(transaction: Transaction, kind: ArtefactKind) -> list[Path]:

@@ -166,13 +166,21 @@ def _finish(record: Record, removed: _Removed) -> Erased:
         run_files = _run_files(transaction)
         exports = artefacts.paths(transaction, ArtefactKind.EXPORT)
         backups = artefacts.paths(transaction, ArtefactKind.BACKUP)
-    changed = [path for path in run_files if names and _erase_lines(path, names)]
-    changed += [path for path in exports if names and path.is_file() and forget(path, names, source_ids)]
-    changed += [path for path in backups if path.is_file() and _forget_in_backup(record, path, names)]
-    unreached = [path for path in backups if not path.is_file()]
-    told = _told(record, removed, names=names, files=len(changed), unreached=unreached)
+    try:
+        changed = [path for path in run_files if names and _erase_lines(path, names)]
+        changed += [path for path in exports if names and forget(path, names, source_ids)]
+    except OSError as error:
+        raise OutsideError(
+            f"{error.filename}: {error.strerror or error}; the record has forgotten, files have not; mend that and run the same again"
+        ) from None
     with record.write() as transaction:
         for path in {*changed, *(path for path in exports if not path.exists())}:
+            artefacts.renew(transaction, path)
+    changed_backups = [path for path in backups if path.is_file() and _forget_in_backup(record, path, names)]
+    unreached = [path for path in backups if not path.is_file()]
+    told = _told(record, removed, names=names, files=len(changed) + len(changed_backups), unreached=unreached)
+    with record.write() as transaction:
+        for path in changed_backups:
             artefacts.renew(transaction, path)
         transaction.execute("DELETE FROM record_facts WHERE name = ?", [UNFINISHED])
     record.compact()
@@ -245,20 +253,28 @@ def _erase_lines(path: Path, names: set[str]) -> bool:
 def _forget_in_backup(record: Record, path: Path, names: set[str]) -> bool:
     """Take conversations out of a backup and give it every tombstone, so that whoever restores it does not undo an erasure."""
     graves = record.query("SELECT * FROM tombstones")
+    files = record.query("SELECT path, digest, bytes FROM artefacts")
     try:
         with open_existing(path) as backup:
             with backup.write() as transaction:
-                there = {row["conversation_id"] for row in transaction.query("SELECT conversation_id FROM conversations")}
-                removed = _remove(transaction, sorted(str(name) for name in there & names))
-                customers = [str(row["customer_id"]) for row in transaction.query("SELECT customer_id FROM customers")]
-                buried = {str(row["name_hash"]) for row in graves}
-                gone = [each for each in customers if name_hash("customer", each) in buried]
-                for customer_id in gone:
-                    transaction.execute("DELETE FROM feedback WHERE customer_id = ?", [customer_id])
-                    transaction.execute("DELETE FROM customers WHERE customer_id = ?", [customer_id])
+                there = {
+                    str(row["conversation_id"]) for row in transaction.query("SELECT conversation_id FROM conversations")
+                }
+                removed = _remove(transaction, sorted(there & names))
+                gone = _remove_buried_customers(transaction, {str(row["name_hash"]) for row in graves})
                 bury_again(transaction, graves)
+                artefacts.agree(transaction, files)
             if removed.conversations or gone:
                 backup.compact()
     except OutsideError as error:
         raise OutsideError(f"the backup {error}") from None
     return bool(removed.conversations or gone)
+
+
+def _remove_buried_customers(transaction: Transaction, graves: set[str]) -> int:
+    customers = [str(row["customer_id"]) for row in transaction.query("SELECT customer_id FROM customers")]
+    gone = [each for each in customers if name_hash("customer", each) in graves]
+    for customer_id in gone:
+        transaction.execute("DELETE FROM feedback WHERE customer_id = ?", [customer_id])
+        transaction.execute("DELETE FROM customers WHERE customer_id = ?", [customer_id])
+    return len(gone)

@@ -1,0 +1,183 @@
+"""What an erasure promises: afterwards no byte of the person is on the disk, whoever has written a copy."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from scripted_teacher import Act, ScriptedTeacher
+from small_run import QUESTIONS, SmallRun, conversation, small_run
+
+from conversations import audit, backup, checks, decisions, erasure, exports, imports, releases, runs, search, turns
+from conversations.decisions import AnswerAuthor
+from conversations.errors import OutsideError
+from conversations.exports import ExportFormat
+from conversations.messages import Author, Role
+from conversations.releases import Release, ReleaseKind, ReleaseState
+from conversations.store import Record, open_existing
+from distill.run import Stage
+
+PHRASES = ("the heirloom gramophone hums", "ask for Wilhelmina at the back door", "wilhelmina-17")
+TOLD = {
+    **conversation(30, f"Why does {PHRASES[0]} whenever the lamp on my box glows coral?"),
+    "customer_id": PHRASES[2],
+    "labels": {"note": PHRASES[1]},
+    "tags": ["vip"],
+    "feedback": [{"message": 1, "value": "down", "reason": PHRASES[1]}],
+}
+
+
+def bytes_with(folder: Path, *phrases: str) -> list[str]:
+    """Return the files in which one of the phrases stands, whatever the files are."""
+    return sorted(
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and any(phrase.encode() in path.read_bytes() for phrase in phrases)
+    )
+
+
+def lived(small: SmallRun) -> tuple[str, str]:
+    """Let the person chat, be taught from, be released from, exported and backed up; return the run and the release."""
+    small.import_conversations([TOLD])
+    (small.folder / "conversations.jsonl").unlink()
+    talk = turns.create_conversation(small.record, customer_id=PHRASES[2], channel="chat").conversation_id
+    turns.append_message(small.record, talk, Role.USER, Author.CUSTOMER, f"And {PHRASES[1]}, please, my line is dead.")
+    run, _ = small.perform(Stage.CHOOSE, Stage.TEACH, Stage.VERIFY, Stage.ASSEMBLE)
+    # Training wrote which decisions the weights have seen; a report page shows single cases.
+    own = [
+        each.decision_id
+        for each in decisions.decisions(small.record)
+        if PHRASES[0] in turns.turn(small.record, each.question_turn_id).content
+    ]
+    decisions.add_answer(
+        small.record, own[0], author=AnswerAuthor.OPERATOR, author_name="olga", content=f"Tell her: {PHRASES[1]}"
+    )
+    runs.note_use(small.record, run.run_id, {own[0]: decisions.Split.TRAIN})
+    (run.folder / "report.html").write_text(f"<p data-decision={own[0]}>{PHRASES[0]}</p>", encoding="utf-8")
+    (run.folder / "evaluate").mkdir()
+    (run.folder / "evaluate" / ".rows.jsonl.half").write_text(
+        json.dumps({"decision_id": own[0], "text": PHRASES[0]}), encoding="utf-8"
+    )
+    release = Release(
+        "student-1", run.run_id, "tiny", ReleaseKind.LORA, "/w", "sha256:1", {}, "2026-01-01", ReleaseState.CANDIDATE
+    )
+    releases.register(small.record, release, actor="test", reason="test")
+    for each in ExportFormat:
+        exports.export_file(small.record, small.folder / f"out.{each}", each)
+    backup.back_up(small.record, small.folder / "backups" / "monday.db")
+    return run.run_id, "student-1"
+
+
+@pytest.fixture
+def small(tmp_path: Path):
+    with (
+        ScriptedTeacher(lambda question, before: Act(text="Coral light: please wait 12 minutes.")) as teacher,
+        small_run(tmp_path, teacher.base_url) as made,
+    ):
+        yield made
+
+
+def test_no_byte_of_a_person_is_left_and_who_learned_from_them_is_told(small: SmallRun) -> None:
+    run_id, release_id = lived(small)
+    there = bytes_with(small.folder, *PHRASES)
+    assert {
+        "record.db-wal",
+        "monday.db",
+        "decisions.jsonl",
+        "report.html",
+        "out.chat",
+        "out.csv",
+        "out.sharegpt",
+        ".rows.jsonl.half",
+    } <= set(there)
+    erased = erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    assert (erased.conversations, erased.turns) == (2, 3)
+    assert erased.answers >= 2 and erased.files >= 8
+    assert (erased.runs, erased.releases) == ((run_id,), (release_id,))
+    assert bytes_with(small.folder, *PHRASES) == []
+    assert checks.verify(small.record).problems == []
+    assert PHRASES[2] not in json.dumps([each.detail_json + each.target for each in audit.newest(small.record, 100)])
+    # The others are where they were.
+    assert len(search.find(small.record)) == len(QUESTIONS)
+    assert len((small.folder / "out.chat").read_bytes().splitlines()) == len(QUESTIONS)
+
+
+def test_an_erased_person_does_not_come_back_by_an_import_a_backup_or_a_data_set(small: SmallRun) -> None:
+    lived(small)
+    erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    path = small.folder / "again.jsonl"
+    path.write_text(json.dumps(TOLD) + "\n" + json.dumps({**TOLD, "customer_id": "somebody else"}) + "\n", encoding="utf-8")
+    with open_existing(small.folder / "backups" / "monday.db") as restored:
+        for record in (small.record, restored):
+            counts = imports.import_files(record, [path])
+            assert (counts.conversations, counts.rejected) == (0, 2), counts
+            assert checks.verify(record).problems == []
+    _, manifests = small.perform(Stage.CHOOSE)
+    assert manifests[0].counts.accepted == len(QUESTIONS)
+
+
+def test_an_erasure_that_was_killed_is_told_by_verify_and_finished_by_the_next(
+    small: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lived(small)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(erasure, "_erase_lines", killed)
+        erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    assert search.find(small.record, "gramophone") == []
+    assert bytes_with(small.folder / "runs", *PHRASES)
+    assert any("an erasure was killed" in problem for problem in checks.verify(small.record).problems)
+    erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    assert bytes_with(small.folder, *PHRASES) == []
+    assert checks.verify(small.record).problems == []
+
+
+def test_a_backup_that_was_moved_away_is_named(small: SmallRun) -> None:
+    lived(small)
+    moved = (small.folder / "backups" / "monday.db").rename(small.folder / "elsewhere.db")
+    erased = erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    assert [Path(path).name for path in erased.unreached_backups] == ["monday.db"]
+    with Record(moved) as found:
+        erasure.erase_customer(found, PHRASES[2], actor="test")
+    assert bytes_with(small.folder, *PHRASES) == []
+
+
+def test_bytes_that_a_reader_still_holds_are_told_and_go_with_the_next_erasure(
+    small: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lived(small)
+    monkeypatch.setattr("conversations.store.WAIT_SECONDS", 0.2)
+    with Record(small.record.path) as other:
+        with other.snapshot() as held:
+            assert held.count("turns")
+            with pytest.raises(OutsideError, match="deleted bytes are still in the file"):
+                erasure.erase_customer(small.record, PHRASES[2], actor="test")
+        erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    assert bytes_with(small.folder, *PHRASES) == []
+
+
+def test_a_chat_goes_on_while_somebody_else_is_erased(small: SmallRun) -> None:
+    lived(small)
+    talk = turns.create_conversation(small.record, customer_id="bo", channel="chat").conversation_id
+    slowest, stop = [0.0], threading.Event()
+
+    def chat() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            turns.append_message(small.record, talk, Role.USER, Author.CUSTOMER, "still there?")
+            slowest[0] = max(slowest[0], time.monotonic() - began)
+
+    chatting = threading.Thread(target=chat)
+    chatting.start()
+    erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    stop.set()
+    chatting.join()
+    assert turns.all_turns(small.record, talk)
+    assert slowest[0] < 10
