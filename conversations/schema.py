@@ -21,7 +21,7 @@ from conversations.searchable import search_words
 record_migrations = Migrations("record")
 # "SBOT", so that other programs can tell what the file is.
 APPLICATION_ID = 0x53424F54
-WAIT_SECONDS = 15
+WAIT_SECONDS = 30
 _SHORTEST_PAUSE_SECONDS = 0.0002
 _LONGEST_PAUSE_SECONDS = 0.005
 
