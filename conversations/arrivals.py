@@ -145,8 +145,8 @@ def _append(
             Author.CUSTOMER if message.role is Role.USER else Author.IMPORTED, TurnStatus.COMPLETE, None, None
         )
         detail = imported.details.get(place, usual)
-        # The turns of a conversation stand together in the indexes, which makes a large import twice as fast.
-        turn_id = f"turn_{conversation_id.removeprefix('conversation_')}_{place}"
+        # Decisions and their splits are derived from this name: it never changes.
+        turn_id = f"turn_{_short_hash(f'{conversation_id} {place}')}"
         # A place that a branch beside this one took before.
         if first and transaction.query("SELECT 1 FROM turns WHERE turn_id = ?", [turn_id]):
             turn_id = new_name("turn")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +183,21 @@ def test_every_export_is_noted_where_an_erasure_looks(record: Record, tmp_path: 
         "bytes": len(content),
     }
     assert told.digest == row["digest"] and os.stat(tmp_path / "out.jsonl").st_mode & 0o077 == 0
+
+
+def test_what_a_killed_export_left_is_noted_and_can_be_forgotten(record: Record, tmp_path: Path) -> None:
+    bring_in(record, tmp_path / "in.jsonl", *({**JO, "id": f"c-{number}"} for number in range(3000)))
+    command = [sys.executable, "-c", "from conversations.cli import main; main()", "export", "--record", str(record.path)]
+    half = tmp_path / ".out.half"
+    running = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.DEVNULL)
+    while running.poll() is None and not half.exists():
+        time.sleep(0.001)
+    running.kill()
+    running.wait()
+    assert half.exists() and not (tmp_path / "out").exists()
+    assert [row["path"] for row in record.query("SELECT path FROM artefacts")] == [str(tmp_path / "out")]
+    assert exports.forget(tmp_path / "out", {"anybody"}, set())
+    assert not half.exists()
 
 
 def test_an_export_that_fails_leaves_neither_a_part_nor_a_note(record: Record, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_a_conversation_that_went_on_here_is_not_imported_again(record: Record, 
     assert (counts.conversations, counts.turns, contents(record)["turns"]) == (0, 1, before["turns"] + 1)
 
 
+def test_a_conversation_grows_past_a_reply_that_failed_here_and_waits_for_one_that_is_open(
+    record: Record, tmp_path: Path
+) -> None:
+    conversation_id = chat_with_every_status(record)
+    told = json.loads(exported(record, tmp_path / "out.jsonl")[0])
+    told["messages"] += [ANSWER]
+    counts = bring_in(record, tmp_path / "in.jsonl", told)
+    assert (counts.conversations, counts.turns) == (0, 1)
+    asked = turns.append_message(record, conversation_id, Role.USER, Author.CUSTOMER, "and now?")
+    turns.begin_reply(
+        record, conversation_id, question_turn_id=asked.turn_id, release_id="student-1", prompt_version="1", decoding={}
+    )
+    told["messages"] += [{"role": "user", "content": "and now?"}, ANSWER]
+    counts = bring_in(record, tmp_path / "in.jsonl", told)
+    assert (counts.turns, counts.rejected) == (0, 1)
+    assert "an answer is being written" in counts.problems[0].reason
+
+
 def test_an_export_that_comes_back_into_its_own_record_adds_nothing(record: Record, tmp_path: Path) -> None:
     begun = turns.create_conversation(record, customer_id="anna", channel="chat", consent=Consent.YES)
     question = turns.append_message(record, begun.conversation_id, Role.USER, Author.CUSTOMER, "my router blinks violet")
@@ -261,6 +280,23 @@ def test_problems_are_kept_up_to_a_bound_and_counted_beyond_it(record: Record, t
     counts = imports.import_files(record, [path])
     assert (counts.repaired, counts.rejected, counts.problems_left_out) == (imports.MAX_PROBLEMS + 5, 1, 5)
     assert counts.problems[-1].verdict == "reject"
+
+
+def test_ten_times_as_many_conversations_take_the_same_memory(tmp_path: Path) -> None:
+    peaks: list[tuple[int, int]] = []
+    for count in (300, 300, 3000):
+        path = write(tmp_path / "in.jsonl", *({**LINE, "id": f"c-{number}"} for number in range(count)))
+        with Record(tmp_path / f"record-{len(peaks)}.db") as record:
+            tracemalloc.start()
+            imports.import_files(record, [path])
+            import_peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.reset_peak()
+            exports.export_file(record, tmp_path / "out.jsonl")
+            peaks.append((import_peak, tracemalloc.get_traced_memory()[1]))
+            tracemalloc.stop()
+    # The first one also loads the model that tells languages apart.
+    for small, large in zip(peaks[1], peaks[2], strict=True):
+        assert large < small * 3
 
 
 def test_no_file_goes_in_when_one_of_them_is_missing(record: Record, tmp_path: Path) -> None:
