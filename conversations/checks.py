@@ -14,7 +14,7 @@ from conversations import audit
 from conversations.artefacts import file_digest
 from conversations.decisions import edition_hash
 from conversations.erasure import UNFINISHED
-from conversations.formats import conversation_hash, is_said
+from conversations.exchange.formats import conversation_hash, is_said
 from conversations.messages import ChatMessage, Role, TurnStatus, content_hash
 from conversations.schema import differences_from_made
 from conversations.store import Record, Row, Snapshot

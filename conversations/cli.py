@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from conversations import backup, checks, erasure, exports, imports, search, tags, turns
+from conversations import backup, checks, erasure, search, tags, turns
 from conversations.errors import OperatorError, run_command
+from conversations.exchange import exports, imports
 from conversations.messages import ConversationState, Json, TurnStatus, Vote
 from conversations.redaction import RedactionRules
 from conversations.settings import RecordSettings, read_settings, settings_path

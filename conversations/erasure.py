@@ -16,7 +16,7 @@ from conversations import artefacts, audit
 from conversations.artefacts import ArtefactKind
 from conversations.decisions import note_edition_rows
 from conversations.errors import OutsideError
-from conversations.exports import forget
+from conversations.exchange.exports import forget
 from conversations.messages import utc_text
 from conversations.store import Record, Transaction, open_existing
 from conversations.tombstones import bury, bury_again, name_hash

@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 import httpx
 from rich.console import Console
 
-from conversations import imports, releases, runs
+from conversations import releases, runs
 from conversations.errors import OperatorError, OutsideError, Refused
+from conversations.exchange import imports
 from conversations.messages import Json
 from conversations.store import Record
 from support_bot.app import PASSWORD_VARIABLE

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from conversations import checks, imports, releases
+from conversations import checks, releases
+from conversations.exchange import imports
 from conversations.store import Record
 from tests.bench.machine import hardware, told, written
 
@@ -25,7 +26,7 @@ KILLS_A_RECORD = 25
 _IMPORTING = """
 import json, sys
 from pathlib import Path
-from conversations import imports
+from conversations.exchange import imports
 from conversations.store import Record
 record, folder, start = Record(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
 with open(folder / f"import-{start}.txt", "w") as told:

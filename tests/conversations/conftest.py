@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conversations import imports, turns
+from conversations import turns
+from conversations.exchange import imports
 from conversations.messages import Author, Role
 from conversations.store import Record
 

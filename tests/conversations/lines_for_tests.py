@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from conversations import exports, imports
+from conversations.exchange import exports, imports
 from conversations.store import Record
 
 # Everything that JSON and UTF-8 can carry and a record keeps as it came: no NUL, no half surrogate pairs.

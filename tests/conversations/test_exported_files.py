@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lines_for_tests import bring_in, exported
 
-from conversations import exports
 from conversations.errors import OutsideError
-from conversations.exports import ExportFormat
-from conversations.lines_out import CSV_COLUMNS, harmless_cell
+from conversations.exchange import exports
+from conversations.exchange.exports import ExportFormat
+from conversations.exchange.lines_out import CSV_COLUMNS, harmless_cell
 from conversations.redaction import RedactionRules
 from conversations.store import Record
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from lines_for_tests import bring_in, contents, exported
 
-from conversations import checks, exports, imports
+from conversations import checks
+from conversations.exchange import exports, imports
 from conversations.messages import MAX_MESSAGE_CHARACTERS
 from conversations.store import Record
 

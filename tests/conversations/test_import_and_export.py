@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lines_for_tests import bring_in, contents, exported, line_texts, write
 
-from conversations import checks, exports, imports, line_files, turns
+from conversations import checks, turns
 from conversations.errors import OperatorError
+from conversations.exchange import exports, imports, line_files
 from conversations.messages import Author, Consent, Role, TurnStatus, Vote
 from conversations.store import Record
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from conversations import audit, checks, decisions, erasure, exports, imports, releases, runs, search, turns
+from conversations import audit, checks, decisions, erasure, releases, runs, search, turns
 from conversations.errors import OperatorError, OutsideError
+from conversations.exchange import exports, imports
 from conversations.messages import Author, Role, TurnStatus, Vote
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
 from conversations.store import Record, open_existing

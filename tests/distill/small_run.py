@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversations import imports
+from conversations.exchange import imports
 from conversations.settings import read_settings
 from conversations.store import Record
 from distill.cycle import perform_stage

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from conversations import decisions, imports, runs
+from conversations import decisions, runs
+from conversations.exchange import imports
 from conversations.messages import Role, Split
 from conversations.settings import read_settings
 from conversations.store import Record

@@ -9,10 +9,11 @@ import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, SmallRun, conversation, small_run
 
-from conversations import audit, backup, checks, decisions, erasure, exports, imports, releases, runs, search, turns
+from conversations import audit, backup, checks, decisions, erasure, releases, runs, search, turns
 from conversations.decisions import AnswerAuthor
 from conversations.errors import OutsideError
-from conversations.exports import ExportFormat
+from conversations.exchange import exports, imports
+from conversations.exchange.exports import ExportFormat
 from conversations.messages import Author, Role
 from conversations.releases import Release, ReleaseKind, ReleaseState
 from conversations.store import Record, open_existing

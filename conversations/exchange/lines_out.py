@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from conversations import sharegpt
+from conversations.exchange import sharegpt
+from conversations.exchange.raw_json import members, on_one_line
 from conversations.messages import Author, ChatMessage, Consent, Json, Role, TurnStatus, Vote
-from conversations.raw_json import members, on_one_line
 from conversations.redaction import RedactionRules, redact_messages
 
 # Without the escapes that JSON does not ask for.

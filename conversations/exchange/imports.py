@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from conversations.arrivals import Arrival, enter
-from conversations.formats import MAX_LINE_BYTES, ImportedConversation, parse_line
+from conversations.exchange.arrivals import Arrival, enter
+from conversations.exchange.formats import MAX_LINE_BYTES, ImportedConversation, parse_line
+from conversations.exchange.line_facts import LineRejected
+from conversations.exchange.line_files import FileLine, check_readable, lines_of
 from conversations.language import language_of
-from conversations.line_facts import LineRejected
-from conversations.line_files import FileLine, check_readable, lines_of
 from conversations.messages import Role
 from conversations.store import Record
 

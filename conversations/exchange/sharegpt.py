@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from conversations.exchange.raw_json import Member, Refused, element_starts, members, object_text, on_one_line, parse
 from conversations.messages import ChatMessage, Json, Role
-from conversations.raw_json import Member, Refused, element_starts, members, object_text, on_one_line, parse
 
 _ROLE_NAMES = {Role.SYSTEM: "system", Role.USER: "human", Role.ASSISTANT: "gpt", Role.TOOL: "observation"}
 

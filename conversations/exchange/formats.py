@@ -12,20 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from conversations import line_facts, sharegpt
-from conversations.line_facts import LineRejected, Thumb, TurnDetail
-from conversations.messages import (
-    MAX_MESSAGE_CHARACTERS,
-    OPEN_STATUSES,
-    ChatMessage,
-    Consent,
-    Json,
-    Role,
-    TurnStatus,
-    content_hash,
-)
-from conversations.oddities import oddities
-from conversations.raw_json import (
+from conversations.exchange import line_facts, sharegpt
+from conversations.exchange.line_facts import LineRejected, Thumb, TurnDetail
+from conversations.exchange.oddities import oddities
+from conversations.exchange.raw_json import (
     Member,
     Refused,
     element_starts,
@@ -37,6 +27,16 @@ from conversations.raw_json import (
     parse,
     sound_raw,
     sound_text,
+)
+from conversations.messages import (
+    MAX_MESSAGE_CHARACTERS,
+    OPEN_STATUSES,
+    ChatMessage,
+    Consent,
+    Json,
+    Role,
+    TurnStatus,
+    content_hash,
 )
 
 MAX_LINE_BYTES = 32 * 1024 * 1024

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from conversations.errors import OperatorError, OutsideError
-from conversations.exported_files import CSV_START, csv_text, forget, index_line, index_path, write_manifest
-from conversations.formats import is_empty
-from conversations.lines_out import (
+from conversations.exchange.exported_files import CSV_START, csv_text, forget, index_line, index_path, write_manifest
+from conversations.exchange.formats import is_empty
+from conversations.exchange.lines_out import (
     CSV_COLUMNS,
     LeftOut,
     WrittenConversation,

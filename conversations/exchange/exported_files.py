@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import BinaryIO
 
-from conversations.lines_out import CSV_COLUMNS, harmless_cell
+from conversations.exchange.lines_out import CSV_COLUMNS, harmless_cell
+from conversations.exchange.raw_json import Member, Refused, members
 from conversations.messages import MAX_MESSAGE_CHARACTERS, Json
-from conversations.raw_json import Member, Refused, members
 
 # So that spreadsheets read the file as UTF-8.
 CSV_START = b"\xef\xbb\xbf"

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from conversations.formats import ImportedConversation, is_said, said_in
-from conversations.line_facts import LineRejected, TurnDetail
+from conversations.exchange.formats import ImportedConversation, is_said, said_in
+from conversations.exchange.line_facts import LineRejected, TurnDetail
 from conversations.messages import (
     OPEN_STATUSES,
     Author,
