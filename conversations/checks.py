@@ -13,12 +13,12 @@ from pathlib import Path
 from conversations import audit
 from conversations.artefacts import file_digest
 from conversations.decisions import edition_hash
+from conversations.entry import TURNS_PER_CONVERSATION, turn_hash
 from conversations.erasure import UNFINISHED
 from conversations.exchange.formats import conversation_hash, is_said
 from conversations.messages import ChatMessage, Role, TurnStatus, content_hash
 from conversations.schema import differences_from_made
 from conversations.store import Record, Row, Snapshot
-from conversations.turns import TURNS_PER_CONVERSATION, turn_hash
 
 MAX_PROBLEMS = 50
 UNKNOWN_LANGUAGE = "unknown"

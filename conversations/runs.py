@@ -12,7 +12,8 @@ from enum import StrEnum
 from conversations import audit
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Json, Split, new_name, utc_now
-from conversations.store import Record, Row, is_alive, process_token
+from conversations.processes import is_alive, process_token
+from conversations.store import Record, Row
 
 
 class RunState(StrEnum):

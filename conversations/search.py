@@ -2,7 +2,7 @@
 
 In: whatever a person types, and filters that combine. Out: conversations with the piece of text that was found. No input
 breaks it: quotes, operators and emoji are words like others. Words are looked up in an index that knows the conversation by
-its number (see `turns.TURNS_PER_CONVERSATION`), so a million turns are searched without reading them.
+its number (see `entry.TURNS_PER_CONVERSATION`), so a million turns are searched without reading them.
 """
 
 import json
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypeAlias
 
+from conversations.entry import TURNS_PER_CONVERSATION
 from conversations.messages import ConversationState, TurnStatus, Vote, storable_text, utc_text
 from conversations.searchable import is_indexed, search_words
 from conversations.store import Cell, Record, Row, Snapshot
-from conversations.turns import TURNS_PER_CONVERSATION
 
 MAX_QUERY_CHARACTERS = 500
 MAX_SNIPPET_CHARACTERS = 160

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-import psutil
-
-from conversations.errors import Failure, OperatorError, OutsideError
+from conversations.database_errors import CANNOT_WRITE, explained, failure_of
+from conversations.errors import OperatorError, OutsideError
 from conversations.schema import WAIT_SECONDS, begin_immediate, is_current, migrate, refuse_what_is_not_ours, unknown_steps
 from conversations.searchable import search_words
 
@@ -63,7 +62,7 @@ class Snapshot:
 
     def rows(self, sql: str, parameters: Parameters = ()) -> Iterator[Row]:
         """Yield the rows of a query one at a time, so that any number of them takes the same memory."""
-        with _explained(self._path):
+        with explained(self._path):
             for row in self._connection.execute(sql, parameters):
                 yield dict(row)
 
@@ -133,13 +132,13 @@ class Record:
                 self._writer: sqlite3.Connection | None = self._open_to_write()
             except sqlite3.OperationalError as error:
                 self.close()
-                if not to_read or not path.is_file() or error.sqlite_errorcode & 0xFF not in _CANNOT_WRITE:
+                if not to_read or not path.is_file() or error.sqlite_errorcode & 0xFF not in CANNOT_WRITE:
                     raise
                 self._writer = None
                 self._open_to_read()
         except sqlite3.DatabaseError as error:
             self.close()
-            raise _failure(path, error) or OperatorError(
+            raise failure_of(path, error) or OperatorError(
                 f"{path}: cannot be opened as a record: {error}; expected an SQLite file of this product or a new path"
             ) from None
         except OperatorError as error:
@@ -184,7 +183,7 @@ class Record:
         """Return the rows of a query as last committed."""
         reader = self._reader()
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 return [dict(row) for row in reader.execute(sql, parameters)]
         finally:
             self._idle_readers.append(reader)
@@ -212,7 +211,7 @@ class Record:
         """
         reader = self._connect_reader()
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 reader.execute("PRAGMA query_only = OFF")
                 reader.execute("VACUUM INTO ?", [str(path)])
         finally:
@@ -283,7 +282,7 @@ class Record:
             raise OperatorError(f"{self.path}: the file or its folder cannot be written to; mend their permissions")
         self._turnstile.enter()
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 yield self._writer
         finally:
             self._turnstile.leave()
@@ -363,47 +362,6 @@ def open_existing(path: Path, *, to_read: bool = False) -> Record:
     return Record(path, to_read=to_read)
 
 
-_CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
-
-
-def _failure(path: Path, error: sqlite3.Error) -> Failure | None:
-    """Return what an error of SQLite means for the person who must act, or None where it is a bug of ours."""
-    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return OutsideError(f"{path}: another process holds the record ({error}); run the same again")
-        case sqlite3.SQLITE_FULL:
-            return OutsideError(
-                f"{path}: the disk is full; nothing of this change was kept; free space and run the same again"
-            )
-        case sqlite3.SQLITE_IOERR:
-            return OutsideError(f"{path}: the disk failed ({error}); nothing of this change was kept; look after the disk")
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            return OperatorError(
-                f"{path}: the file or its folder cannot be written to ({error}); nothing was changed; mend their permissions"
-            )
-        case sqlite3.SQLITE_NOTADB:
-            return OperatorError(
-                f"{path}: cannot be opened as a record: {error}; expected an SQLite file of this product or a new path"
-            )
-        case sqlite3.SQLITE_CORRUPT:
-            return OperatorError(
-                f"{path}: the record is damaged ({error}); see `conversations verify`, restore it from a backup"
-            )
-    return None
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into failures that name who must act."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        failure = _failure(path, error)
-        if failure is None:
-            raise
-        raise failure from None
-
-
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
     """Switch a file to WAL; SQLite does not wait here by itself while another process does the same."""
     give_up = time.monotonic() + WAIT_SECONDS
@@ -415,24 +373,3 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
                 raise
             time.sleep(0.02)
-
-
-def process_token() -> str:
-    """Return a name of this process that a later one with the same number does not share."""
-    return f"{os.uname().nodename}:{os.getpid()}:{psutil.Process().create_time():.3f}"
-
-
-def is_alive(token: str) -> bool:
-    """Tell whether the process of a token still runs; one on another machine is taken to be alive.
-
-    A process that ended and was not yet waited for counts as dead. Start times are compared to two seconds, because they are
-    counted from the time of the machine's start, which moves when its clock is set.
-    """
-    node, pid, started = token.rsplit(":", 2)
-    if node != os.uname().nodename:
-        return True
-    try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(started)) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

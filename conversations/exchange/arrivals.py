@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from conversations.entry import TURNS_PER_CONVERSATION, SaidTurn, insert_conversation, insert_said_turns
 from conversations.exchange.formats import ImportedConversation, is_said, said_in
 from conversations.exchange.line_facts import LineRejected, TurnDetail
 from conversations.messages import (
@@ -26,7 +27,6 @@ from conversations.messages import (
 from conversations.store import Row, Transaction
 from conversations.tags import insert_tags
 from conversations.tombstones import is_buried
-from conversations.turns import TURNS_PER_CONVERSATION, SaidTurn, insert_conversation, insert_said_turns
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lines_for_tests import bring_in, contents, exported, line_texts, write
 
-from conversations import checks, turns
+from conversations import checks, entry, turns
 from conversations.errors import OperatorError
 from conversations.exchange import exports, imports, line_files
 from conversations.messages import Author, Consent, Role, TurnStatus, Vote
@@ -128,7 +128,7 @@ def test_a_conversation_that_went_on_here_is_not_imported_again(record: Record, 
     turns.append_message(record, conversation_id, Role.USER, Author.CUSTOMER, "and now it is off")
     first = turns.all_turns(record, conversation_id)[0]
     with record.write() as transaction:
-        turns.insert_turn(
+        entry.insert_turn(
             transaction,
             conversation_id=conversation_id,
             turn_id="retry",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from conversations import checks, erasure, search, turns
+from conversations import checks, entry, erasure, search, turns
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import MAX_MESSAGE_CHARACTERS, Author, Role
 from conversations.schema import record_migrations
@@ -52,7 +52,7 @@ def first_version(path: Path) -> Path:
         insert(
             "INSERT INTO turns (turn_id, conversation_id, parent_turn_id, position, role, author, status, content, content_hash, "
             "created_at_utc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '2026-01-01')",
-            [turn_id, talk, parent, position, role, author, status, content, turns.turn_hash(Role(role), content, "")],
+            [turn_id, talk, parent, position, role, author, status, content, entry.turn_hash(Role(role), content, "")],
         )
     insert("INSERT INTO feedback VALUES ('t4', 'anna', 'down', '', '2026-01-01')")
     insert(
@@ -334,7 +334,7 @@ def test_turns_keep_their_order_when_the_clock_goes_backwards(record: Record) ->
     talk = turns.create_conversation(record, customer_id="anna", channel="chat").conversation_id
     for moment in ("2999-01-01", "2026-01-02", "1970-01-01"):
         with record.write() as transaction:
-            turns.insert_turn(
+            entry.insert_turn(
                 transaction,
                 conversation_id=talk,
                 turn_id=f"turn {moment}",
