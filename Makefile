@@ -1,6 +1,7 @@
 # make demo   the whole product on this machine (arguments: make demo ARGS="--exit")
 # make test   every check and every test, as CI runs them
 # make check  the fast part of them, under two minutes
+# make bench  the published figures of the record (SUBJECT=record, kills or redaction for one of them)
 # make env    only the environment .venv, which the others make by themselves
 
 SHELL := /bin/bash
@@ -15,7 +16,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: env demo test check lint browser clean
+.PHONY: env demo test check lint browser bench clean
 
 env: $(VENV)/.installed $(STUDENT)/config.json
 
@@ -63,6 +64,13 @@ browser:
 test: lint browser
 	@echo "== All tests (usually 15 to 25 minutes on 2 cores)"
 	@$(BIN)/python -m pytest
+
+# Each prints a table and writes its figures as JSON; ten to fifteen minutes for all.
+SUBJECTS := record kills redaction
+SUBJECT ?= $(SUBJECTS)
+bench: env
+	@for subject in $(SUBJECT); do echo "== $$subject"; \
+	  $(BIN)/python -m tests.bench.$$subject --json var/bench/$$subject.json $(ARGS) >/dev/null || exit $$?; done
 
 clean:
 	rm -rf var/demo

@@ -11,7 +11,7 @@ from typing import Protocol
 MIN_CHARACTERS = 12
 MIN_PROBABILITY = 0.6
 # Enough to tell, and a bound on the time that a very long message takes.
-_READ_CHARACTERS = 600
+_READ_CHARACTERS = 300
 # The model knows 97; the rare ones win on slang and log lines. These are the languages of most support desks.
 _LANGUAGES = (
     "ar", "bg", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja", "ko", "lt",

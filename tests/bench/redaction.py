@@ -7,7 +7,6 @@ left, which is looked for here by arithmetic and not by the recognisers' own pat
 
 import argparse
 import json
-import platform
 import time
 import unicodedata
 from collections import Counter, defaultdict
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conversations.redaction import RedactionRules, Redactor
+from tests.bench.machine import hardware, written
 from tests.bench.personal_texts import REGIONS, Planted, iban_length, ordinary_sentences, planted_texts
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -225,7 +225,7 @@ def _print(
             str(len(result.left)), f"{1000 * result.seconds / max(1, result.messages):.2f}",
         )  # fmt: skip
     if files:
-        console.print(table, f"Timed on {platform.machine()}, Python {platform.python_version()}.")
+        console.print(table, f"Timed on {hardware()}.")
     for name, result in files.items():
         for kind, examples in result.examples.items():
             for example in examples:
@@ -235,7 +235,7 @@ def _print(
 
 
 def main() -> None:
-    """Measure and print; with --json write the same."""
+    """Print the tables to standard error and the figures as JSON."""
     parser = argparse.ArgumentParser(description="measure redaction")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of real conversations, one JSON object a line")
     parser.add_argument("--json", type=Path, help="write the same as JSON")
@@ -248,19 +248,20 @@ def main() -> None:
     kinds = measure_planted(rules, options.seed, options.of_each_kind)
     ordinary = measure_ordinary(rules, options.seed, options.ordinary)
     files = {path.name: measure_file(rules, path) for path in sorted(options.data.glob("*.jsonl"))}
-    console = Console(width=200)
+    console = Console(width=200, stderr=True)
     _print(console, kinds, ordinary, files)
     if not files:
         console.print(f"{options.data}: no .jsonl files; real conversations were not measured")
-    if options.json:
-        told = {
-            "kinds": {
-                kind: {**asdict(each), "recall": each.recall, "precision": each.precision} for kind, each in kinds.items()
-            },
-            "ordinary": {"sentences": ordinary[0], "touched": ordinary[1]},
-            "files": {name: asdict(result) for name, result in files.items()},
-        }
-        options.json.write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
+    found = {
+        "subject": "redaction",
+        "hardware": hardware(),
+        "kinds": {
+            kind: {**asdict(each), "recall": each.recall, "precision": each.precision} for kind, each in kinds.items()
+        },
+        "ordinary": {"sentences": ordinary[0], "touched": ordinary[1]},
+        "files": {name: asdict(result) for name, result in files.items()},
+    }
+    written(found, options.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Small versions of the benchmarks, so that the commands that print the published figures cannot rot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import kills, record
+
+
+@pytest.mark.slow
+def test_the_record_is_measured_and_nothing_is_lost_under_eight_writers() -> None:
+    found = record.figures([2000], times=2, paged=200, each=50)
+    ours = found["transactions"]["record"]
+    assert (ours["errors"], ours["lost"]) == (0, 0)
+    assert found["migrations at once"] == {"processes": 8, "errors": 0}
+    figures = found["2000 turns"]["record"]
+    assert figures["conversations paged"] == 200
+    assert {"search p95, ms", "import, turns a second", "export, peak MB", "verify, s"} <= set(figures)
+    record.show(found)
+
+
+@pytest.mark.slow
+def test_nothing_that_was_committed_is_missing_after_kills_at_random_moments() -> None:
+    found = kills.figures(5, seed=int.from_bytes(os.urandom(4), "big"))
+    assert found["problems"] == [], found
+    assert (found["kills"], found["missing"], found["unclean"]) == (5, 0, 0)
+    assert found["told_committed"] > 100
+
+
+@pytest.mark.slow
+def test_the_figures_are_one_json_object_on_standard_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench.record", "--turns", "1000", "--json", str(tmp_path / "figures.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert "search p95, ms" in done.stderr
