@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from conversations import backup, checks, erasure, search, tags, turns
+from conversations import audit, backup, checks, erasure, search, tags, turns
 from conversations.errors import OperatorError, run_command
 from conversations.exchange import exports, imports
 from conversations.messages import ConversationState, Json, TurnStatus, Vote
@@ -75,6 +75,13 @@ def export_command(
     rules = _redaction_rules(record, settings) if redacted else None
     with _open(record, settings) as opened:
         exported = exports.export_file(opened, out, export_format, redaction=rules)
+        audit.note_alone(
+            opened,
+            "conversations export",
+            "record exported",
+            str(exported.path),
+            {"format": export_format, "redacted": redacted, "conversations": exported.conversations},
+        )
     if as_json:
         _print_json({**dataclasses.asdict(exported), "path": str(exported.path)})
         return
@@ -112,6 +119,7 @@ def search_command(
     disagreement: Annotated[
         bool, typer.Option("--disagreement", help="Only where answers given for one decision differ.")
     ] = False,
+    flagged: Annotated[bool, typer.Option("--flagged", help="Only what an import flagged.")] = False,
     after: Annotated[str, typer.Option(help="The `cursor` of the last one shown, for what follows.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
     record: RecordOption = None,
@@ -130,6 +138,7 @@ def search_command(
         since.date() if since else None,
         until.date() if until else None,
         disagreement,
+        flagged,
     )
     with _open(record, settings, to_read=True) as opened:
         found = search.find(opened, query, filters, after=after, limit=limit)
@@ -191,6 +200,8 @@ def show_command(
         ),
         markup=False,
     )
+    if head.flagged_reason:
+        console.print(_plain(f"flagged by the import: {head.flagged_reason}"), markup=False)
     for turn in every:
         by = f"{turn.author.value}{' ' + turn.release_id if turn.release_id else ''}"
         vote = f", thumb {turn.vote.value}" if turn.vote else ""
@@ -249,6 +260,7 @@ def backup_command(
     """Write a consistent copy of the record while it is in use. To restore it, stop every process and put it in its place."""
     with _open(record, settings) as opened:
         done = backup.back_up(opened, path)
+        audit.note_alone(opened, "conversations backup", "record backed up", str(done.path), {"turns": done.turns})
     if as_json:
         _print_json({**dataclasses.asdict(done), "path": str(done.path)})
         return

@@ -1,8 +1,8 @@
 """What a student reads: the one place where a conversation becomes token ids, for serving and for training alike.
 
-In: the messages of a conversation, already redacted. Out: token ids. Control tokens are inserted by id and every text is
-encoded as text, so a customer who types `<|im_end|>` stays text. Uses the light `tokenizers` package only; it must never
-load a model library, and nothing else may build a prompt.
+In: the turns of a conversation. Out: the redacted messages that a model reads, and their token ids. Control tokens are inserted
+by id and every text is encoded as text, so a customer who types `<|im_end|>` stays text. Uses the light `tokenizers` package
+only; it must never load a model library, and nothing else may build a prompt.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Role, TurnStatus
+from conversations.redaction import Placeholders, RedactionRules, SecondPass, redact_messages
 
 PROMPT_VERSION = "1"
 _CONTROL = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
@@ -210,20 +211,29 @@ class SpokenTurn:
     extra_json: str = ""
 
 
-def spoken_messages(turns: Sequence[SpokenTurn], *, system_prompt: str) -> tuple[ChatMessage, ...]:
-    """Return the messages that a model may read: what was said, without failed or empty turns.
+def messages_for_model(
+    turns: Sequence[SpokenTurn],
+    *,
+    system_prompt: str,
+    rules: RedactionRules | None = None,
+    second_pass: SecondPass | None = None,
+) -> tuple[tuple[ChatMessage, ...], Placeholders]:
+    """Return the messages that a model may read, redacted, with the table that puts the originals back.
 
-    A stopped or interrupted answer counts with the part that the customer saw. The configured system prompt stands first
-    unless the conversation brought its own.
+    What was said counts, without failed or empty turns; a stopped or interrupted answer with the part that the customer saw.
+    The configured system prompt stands first, unless the conversation brought its own; that one is redacted like all that was
+    said, because logs carry customers' data in it, while the configured one is the operator's own text. A second pass runs
+    where its costs are borne, which is never the chat.
     """
     said = [
         ChatMessage(turn.role, turn.content, turn.extra_json)
         for turn in turns
         if (turn.content or turn.extra_json) and turn.status is not TurnStatus.FAILED
     ]
+    redacted, placeholders = redact_messages(said, rules, second_pass)
     if said and said[0].role is Role.SYSTEM:
-        return tuple(said)
-    return (ChatMessage(Role.SYSTEM, system_prompt), *said)
+        return redacted, placeholders
+    return (ChatMessage(Role.SYSTEM, system_prompt), *redacted), placeholders
 
 
 def digest_of_settings(system_prompt: str, renderer: Renderer) -> str:

@@ -110,16 +110,11 @@ def redact_messages(
 ) -> tuple[tuple[ChatMessage, ...], Placeholders]:
     """Return the messages of one conversation redacted, with the table that puts the originals back.
 
-    The system prompt is the operator's own text and stays as it is. A second pass runs where its costs are borne, which is
-    never the chat.
+    A second pass runs where its costs are borne, which is never the chat.
     """
     redactor = Redactor(rules, second_pass)
     redacted = tuple(
-        message
-        if message.role == "system"
-        else replace(
-            message, content=redactor.redact(message.content), extra_json=_redact_json(redactor, message.extra_json)
-        )
+        replace(message, content=redactor.redact(message.content), extra_json=_redact_json(redactor, message.extra_json))
         for message in messages
     )
     return redacted, redactor.placeholders

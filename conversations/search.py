@@ -41,6 +41,7 @@ class Filters:
     since: date | None = None
     until: date | None = None
     has_disagreement: bool = False
+    is_flagged: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ def _conditions(now: Snapshot, filters: Filters) -> list[Condition]:
         found.append(("c.conversation_id IN (SELECT conversation_id FROM conversation_tags WHERE tag = ?)", [filters.tag]))
     if filters.has_disagreement:
         found.append(("c.has_disagreement = 1", []))
+    if filters.is_flagged:
+        found.append(("c.flagged_reason IS NOT NULL", []))
     return [*found, *_days(filters)]
 
 

@@ -9,7 +9,7 @@ from conversations.errors import OperatorError
 from conversations.messages import utc_now
 from conversations.store import Record, Transaction
 
-MAX_TAG_CHARACTERS = 40
+MAX_TAG_CHARACTERS = 60
 
 
 def tag(record: Record, conversation_id: str, tags: Sequence[str], *, tagged_by: str) -> None:
@@ -18,7 +18,10 @@ def tag(record: Record, conversation_id: str, tags: Sequence[str], *, tagged_by:
     Raises OperatorError for a tag that is empty or long, and where there is no such conversation.
     """
     for each in tags:
-        check_tag(each)
+        if not is_tag(each):
+            raise OperatorError(
+                f"the tag {each!r}: expected 1 to {MAX_TAG_CHARACTERS} printable characters without spaces around them"
+            )
     with record.write() as transaction:
         if not transaction.query("SELECT 1 FROM conversations WHERE conversation_id = ?", [conversation_id]):
             raise OperatorError(f"no conversation {conversation_id!r} in {record.path}; `conversations search` lists them")
@@ -35,12 +38,9 @@ def insert_tags(transaction: Transaction, conversation_id: str, tags: Sequence[s
     )
 
 
-def check_tag(tag: str) -> None:
-    """Raise OperatorError for a tag that is empty, long, or more than one line."""
-    if not tag.strip() or tag != tag.strip() or len(tag) > MAX_TAG_CHARACTERS or not tag.isprintable():
-        raise OperatorError(
-            f"the tag {tag!r}: expected 1 to {MAX_TAG_CHARACTERS} printable characters without spaces around"
-        )
+def is_tag(text: str) -> bool:
+    """Tell whether people can type and read a tag."""
+    return text == text.strip() and 0 < len(text) <= MAX_TAG_CHARACTERS and text.isprintable()
 
 
 def untag(record: Record, conversation_id: str, tags: Sequence[str]) -> int:

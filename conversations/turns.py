@@ -19,6 +19,7 @@ from conversations.messages import (
     Role,
     TurnStatus,
     Vote,
+    check_storable,
     new_name,
     utc_now,
 )
@@ -38,6 +39,7 @@ class Conversation:
     release_id: str | None
     labels: Mapping[str, Json]
     language: str
+    flagged_reason: str | None
     created_at_utc: str
     updated_at_utc: str
 
@@ -134,6 +136,7 @@ def conversation_of(row: Row) -> Conversation:
         release_id=_text(row["release_id"]),
         labels=json.loads(str(row["labels_json"])),
         language=str(row["language"]),
+        flagged_reason=_text(row["flagged_reason"]),
         created_at_utc=str(row["created_at_utc"]),
         updated_at_utc=str(row["updated_at_utc"]),
     )
@@ -334,8 +337,18 @@ def messages_of(turns: Sequence[Turn]) -> tuple[ChatMessage, ...]:
 
 
 def vote_on(record: Record, turn_id: str, customer_id: str, vote: Vote, reason: str = "") -> None:
-    """Record a customer's thumb on an answer; a second one replaces the first."""
+    """Record a customer's thumb on a turn of their own conversation; a second one replaces the first.
+
+    Raises OperatorError for a turn that is not there or is somebody else's, and for a reason that cannot be stored.
+    """
+    check_storable(reason)
     with record.write() as transaction:
+        own = transaction.query(
+            "SELECT 1 FROM turns JOIN conversations USING (conversation_id) WHERE turn_id = ? AND customer_id = ?",
+            [turn_id, customer_id],
+        )
+        if not own:
+            raise OperatorError(f"no turn {turn_id!r} in a conversation of {customer_id!r}; a thumb is for one's own")
         transaction.execute(
             "INSERT INTO feedback VALUES (?, ?, ?, ?, ?) ON CONFLICT (turn_id, customer_id) "
             "DO UPDATE SET vote = excluded.vote, reason = excluded.reason, given_at_utc = excluded.given_at_utc",

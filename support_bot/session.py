@@ -23,9 +23,9 @@ from conversations.prompt import (
     Renderer,
     SpokenTurn,
     digest_of_settings,
-    spoken_messages,
+    messages_for_model,
 )
-from conversations.redaction import Placeholders, StreamRestorer, redact_messages
+from conversations.redaction import Placeholders, StreamRestorer
 from conversations.releases import ServerState
 from conversations.store import Record
 from conversations.turns import ReplyInProgress, ReplyMeasures, Turn
@@ -365,10 +365,11 @@ class Session:
         """Return what the student reads, redacted, and the table that puts the customer's own data back."""
         thread = turns.branch_to(turns.all_turns(record, growing.conversation_id), growing.question_turn_id)
         spoken = [SpokenTurn(each.role, each.status, each.content, each.extra_json) for each in thread]
-        messages = spoken_messages(spoken, system_prompt=self.settings.prompt.system)
-        redacted, placeholders = redact_messages(messages, self.settings.redaction.rules)
+        messages, placeholders = messages_for_model(
+            spoken, system_prompt=self.settings.prompt.system, rules=self.settings.redaction.rules
+        )
         try:
-            prompt = self._renderer.prompt(redacted, max_prompt_tokens=self.settings.prompt.max_prompt_tokens)
+            prompt = self._renderer.prompt(messages, max_prompt_tokens=self.settings.prompt.max_prompt_tokens)
         except PromptTooLong as error:
             _log.warning("conversation %s: %s", growing.conversation_id, error)
             raise AnswerFailed(FailureCode.PROMPT_TOO_LONG) from None

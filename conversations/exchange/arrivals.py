@@ -28,6 +28,8 @@ from conversations.store import Row, Transaction
 from conversations.tags import insert_tags
 from conversations.tombstones import is_buried
 
+_DIFFERS = "differs from what is recorded under this id: kept as a version"
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -72,7 +74,7 @@ def enter(transaction: Transaction, imported: ImportedConversation, language: st
     if len(imported.messages) > TURNS_PER_CONVERSATION:
         raise LineRejected(f"{len(imported.messages)} messages; {TURNS_PER_CONVERSATION} are allowed in one conversation")
     _insert(transaction, imported, customer_id, language, is_first=not versions)
-    notes = ("differs from what is recorded under this id: kept as a version",) if versions else ()
+    notes = (_DIFFERS,) if versions else ()
     return Arrival(1, len(imported.messages), notes)
 
 
@@ -125,7 +127,7 @@ def _insert(
             "extra_json": imported.extra_json,
             "language": language,
             "content_hash": imported.content_hash,
-            "flagged_reason": "; ".join(imported.flags) or None,
+            "flagged_reason": "; ".join([*imported.flags, *([] if is_first else [_DIFFERS])]) or None,
         },
     )
     _append(transaction, conversation_id, customer_id, imported, 0, created)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from conversations.messages import Author, ChatMessage, Consent, Json, Role, TurnStatus, Vote, utc_text
+from conversations.tags import MAX_TAG_CHARACTERS, is_tag
 
 MAX_NAME_CHARACTERS = 100_000
-MAX_TAG_CHARACTERS = 60
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,3}")
 _STATUSES = (TurnStatus.COMPLETE, TurnStatus.STOPPED, TurnStatus.INTERRUPTED)
@@ -102,7 +102,7 @@ def tags(about: Mapping[str, Json], repairs: list[str]) -> tuple[str, ...]:
     """Return the tags, each once."""
     value = about.get("tags")
     given = value if isinstance(value, list) else [] if value is None else [value]
-    good = [each for each in given if isinstance(each, str) and _is_tag(each)]
+    good = [each for each in given if isinstance(each, str) and is_tag(each.strip())]
     if len(good) < len(given):
         repairs.append(f"{len(given) - len(good)} tags left out: expected texts of 1 to {MAX_TAG_CHARACTERS} characters")
     return tuple(dict.fromkeys(each.strip() for each in good))
@@ -158,10 +158,6 @@ def _objects(about: Mapping[str, Json], key: str, repairs: list[str]) -> list[di
 def _place(each: Mapping[str, Json], moved: Mapping[int, int]) -> int | None:
     place = each.get("message")
     return moved.get(place) if isinstance(place, int) and not isinstance(place, bool) else None
-
-
-def _is_tag(text: str) -> bool:
-    return 0 < len(text.strip()) <= MAX_TAG_CHARACTERS and text.isprintable()
 
 
 def _moment(value: Json) -> str | None:

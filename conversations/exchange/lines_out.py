@@ -167,7 +167,7 @@ def harmless_cell(text: str) -> str:
 def redacted(told: WrittenConversation, rules: RedactionRules, customer_alias: str) -> WrittenConversation:
     """Return the conversation with personal data replaced by placeholders and the customer by an alias.
 
-    System prompts, which are the operator's own text, and tools stay.
+    Tools, which are the operator's own, stay.
     """
     beside = json.dumps(
         {"id": told.source_id, "labels": json.loads(told.labels_json), "tags": list(told.tags)}

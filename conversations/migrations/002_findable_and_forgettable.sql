@@ -26,6 +26,7 @@ CREATE INDEX conversations_by_language ON conversations (language, updated_at_ut
 CREATE INDEX conversations_voted_up ON conversations (updated_at_utc) WHERE votes_up > 0;
 CREATE INDEX conversations_voted_down ON conversations (updated_at_utc) WHERE votes_down > 0;
 CREATE INDEX conversations_in_disagreement ON conversations (updated_at_utc) WHERE has_disagreement = 1;
+CREATE INDEX conversations_flagged ON conversations (updated_at_utc) WHERE flagged_reason IS NOT NULL;
 
 -- What people call a conversation, to find it again.
 CREATE TABLE conversation_tags (

@@ -26,8 +26,8 @@ from conversations.messages import (
     Vote,
     messages_hash,
 )
-from conversations.prompt import SpokenTurn, spoken_messages
-from conversations.redaction import SecondPass, redact_messages
+from conversations.prompt import SpokenTurn, messages_for_model
+from conversations.redaction import SecondPass
 from conversations.store import Record
 from distill.dataset.handbook import Handbook
 from distill.dataset.second_pass import second_pass
@@ -171,8 +171,9 @@ def _candidates(record: Record, settings: DistillSettings, second_pass: SecondPa
         branch = [turn for turn in log.thread(record, conversation.conversation_id) if turn.content or turn.extra_json]
         every = log.all_turns(record, conversation.conversation_id)
         spoken = [SpokenTurn(turn.role, turn.status, turn.content, turn.extra_json) for turn in branch]
-        whole = spoken_messages(spoken, system_prompt=settings.prompt.system)
-        redacted, _ = redact_messages(whole, settings.redaction.rules, second_pass)
+        redacted, _ = messages_for_model(
+            spoken, system_prompt=settings.prompt.system, rules=settings.redaction.rules, second_pass=second_pass
+        )
         heard = [turn for turn in branch if turn.status is not TurnStatus.FAILED]
         # Where the conversation brought no system prompt, the configured one stands before its first turn.
         shift = len(redacted) - len(heard)

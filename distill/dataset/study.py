@@ -10,8 +10,9 @@ from them.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from conversations.messages import ChatMessage, Role, content_hash
-from conversations.redaction import RedactionRules, redact_messages
+from conversations.messages import ChatMessage, Role, TurnStatus, content_hash
+from conversations.prompt import SpokenTurn, messages_for_model
+from conversations.redaction import RedactionRules
 from distill.dataset.handbook import Article, Handbook, described_in
 from distill.dataset.similarity import near_duplicate_pairs
 from distill.rows import DatasetRow, LabelsRow, MessageRow
@@ -48,8 +49,8 @@ def _rows_of(article: Article, system_prompt: str, rules: RedactionRules) -> Ite
     if not article.has_answer:
         return
     for sentence in (article.title, *described_in(article)):
-        asked = (ChatMessage(Role.SYSTEM, system_prompt), ChatMessage(Role.USER, sentence))
-        redacted, _ = redact_messages(asked, rules)
+        asked = SpokenTurn(Role.USER, TurnStatus.COMPLETE, sentence)
+        redacted, _ = messages_for_model([asked], system_prompt=system_prompt, rules=rules)
         answer = ChatMessage(Role.ASSISTANT, article.passages[0].text)
         name = content_hash([article.article_id, sentence]).removeprefix("sha256:")[:24]
         yield DatasetRow(

@@ -36,12 +36,13 @@ class Wishes:
     since: str = ""
     until: str = ""
     disagreement: bool = False
+    flagged: bool = False
 
     @classmethod
     def of(cls, fields: Sequence[str | bool]) -> "Wishes":
         """Read the values of the fields; an emptied one comes as None."""
-        words, status, release, thumb, language, tag, since, until = (str(each or "") for each in fields[:-1])
-        return cls(words, status, release, thumb, language, tag, since, until, bool(fields[-1]))
+        words, status, release, thumb, language, tag, since, until = (str(each or "") for each in fields[:-2])
+        return cls(words, status, release, thumb, language, tag, since, until, *map(bool, fields[-2:]))
 
     def filters(self) -> search.Filters:
         """Return them as the search takes them.
@@ -57,6 +58,7 @@ class Wishes:
             since=_day(self.since),
             until=_day(self.until),
             has_disagreement=self.disagreement,
+            is_flagged=self.flagged,
         )
 
 
@@ -75,6 +77,7 @@ def tab(desk: Desk) -> Drawing:
         since = gr.Textbox(label="Begun from (UTC)", placeholder="2026-03-01", max_length=10, scale=1, elem_id="since")
         until = gr.Textbox(label="to", placeholder="2026-03-31", max_length=10, scale=1, elem_id="until")
         disagreement = gr.Checkbox(label="Answers disagree", scale=1, elem_id="disagreement")
+        flagged = gr.Checkbox(label="Flagged by an import", scale=1, elem_id="flagged")
     with gr.Row(elem_classes="two"):
         with gr.Column(scale=2, min_width=300):
             found = gr.HTML(js_on_load=markup.CHOICES_SCRIPT, apply_default_css=False, elem_id="found")
@@ -83,7 +86,7 @@ def tab(desk: Desk) -> Drawing:
                 on = gr.Button("Older", size="sm", interactive=False)
         with gr.Column(scale=3, min_width=320):
             reader = gr.HTML(markup.note("Choose a conversation to read it."), apply_default_css=False, elem_id="reader")
-    wishes = [query, status, release, vote, language, tag, since, until, disagreement]
+    wishes = [query, status, release, vote, language, tag, since, until, disagreement, flagged]
     listed = [found, cursors, back, on]
 
     def first(*wished: str | bool) -> tuple[object, ...]:
@@ -105,14 +108,20 @@ def tab(desk: Desk) -> Drawing:
             tags.every_tag(record),
         )
         anew = [gr.Dropdown(choices=[ANY, *known], value=ANY) for known in choices]
-        return (*_listing(record, Wishes(), [""]), *anew, "", ANY, ANY, "", "", False)
+        return (*_listing(record, Wishes(), [""]), *anew, "", ANY, ANY, "", "", False, False)
 
     gr.on([each.submit for each in (query, since, until)], first, wishes, listed, **QUIETLY)
-    gr.on([each.input for each in (status, release, vote, language, tag, disagreement)], first, wishes, listed, **QUIETLY)
+    gr.on(
+        [each.input for each in (status, release, vote, language, tag, disagreement, flagged)],
+        first,
+        wishes,
+        listed,
+        **QUIETLY,
+    )
     on.click(older, [cursors, *wishes], listed, **QUIETLY)
     back.click(newer, [cursors, *wishes], listed, **QUIETLY)
     found.click(read, None, reader, **QUIETLY)
-    return draw, [*listed, release, language, tag, query, status, vote, since, until, disagreement]
+    return draw, [*listed, release, language, tag, query, status, vote, since, until, disagreement, flagged]
 
 
 def _day(text: str) -> date | None:
@@ -148,9 +157,10 @@ def read_conversation(record: Record, conversation_id: str) -> str:
         ],
         empty="",
     )
+    flag = markup.note(f"Flagged by the import: {conversation.flagged_reason}") if conversation.flagged_reason else ""
     spoken = "".join(_turn(turn, is_branch=turn.turn_id not in seen) for turn in every)
     name = f"<p>{markup.code(conversation_id).html}</p>"
-    return f"{markup.heading('Conversation')}{name}{facts}<ol class='turns'>{spoken}</ol>"
+    return f"{markup.heading('Conversation')}{name}{flag}{facts}<ol class='turns'>{spoken}</ol>"
 
 
 def _turn(turn: Turn, *, is_branch: bool) -> str:

@@ -155,9 +155,10 @@ def lines(turn_count: int, *, seed: int) -> Iterator[str]:
 def _command(*arguments: str) -> tuple[float, float, dict[str, object]]:
     """Run a command of the record; return its seconds, its peak memory in MB and its answer."""
     code = (
-        "import resource, sys\nfrom conversations.cli import app\n"
+        # Not ru_maxrss, which a child takes over from the process that began it.
+        "import re, sys\nfrom pathlib import Path\nfrom conversations.cli import app\n"
         "try:\n    app(standalone_mode=False)\nfinally:\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "    print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1], file=sys.stderr)"
     )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, *arguments, "--json"], capture_output=True, text=True, check=True)

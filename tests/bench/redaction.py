@@ -57,7 +57,7 @@ class FileResult:
     touched: int = 0
     seconds: float = 0.0
     by_kind: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    examples: dict[str, list[str]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
 
 
@@ -92,7 +92,7 @@ def measure_file(rules: RedactionRules, path: Path) -> FileResult:
             kind = name[1:].split("_")[0]
             result.by_kind[kind] += 1
             place = message.find(original)
-            if len(result.examples[kind]) < _EXAMPLES:
+            if len(result.examples.setdefault(kind, [])) < _EXAMPLES:
                 result.examples[kind].append(
                     f"{message[max(0, place - 30) : place]}[{original}]{message[place + len(original) :][:15]}"
                 )

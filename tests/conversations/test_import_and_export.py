@@ -283,6 +283,7 @@ def test_problems_are_kept_up_to_a_bound_and_counted_beyond_it(record: Record, t
     assert counts.problems[-1].verdict == "reject"
 
 
+@pytest.mark.slow
 def test_ten_times_as_many_conversations_take_the_same_memory(tmp_path: Path) -> None:
     peaks: list[tuple[int, int]] = []
     for count in (300, 300, 3000):
@@ -306,6 +307,7 @@ def test_no_file_goes_in_when_one_of_them_is_missing(record: Record, tmp_path: P
     assert contents(record)["turns"] == 0
 
 
+@pytest.mark.slow
 def test_an_import_that_is_killed_leaves_whole_conversations_and_is_completed_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "many.jsonl"
     lines = [{**LINE, "id": f"c-{number}", "messages": [USER, ANSWER] * 5} for number in range(4000)]

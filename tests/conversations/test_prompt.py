@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conversations.messages import ChatMessage, Role, TurnStatus
-from conversations.prompt import PromptTooLong, Renderer, SpokenTurn, spoken_messages
+from conversations.prompt import PromptTooLong, Renderer, SpokenTurn, messages_for_model
 
 STUDENT = Path("var/students/smollm2-135m-instruct")
 if not (STUDENT / "tokenizer.json").is_file() and os.environ.get("CI") == "true":
@@ -70,4 +70,14 @@ def test_a_failed_answer_is_never_read_by_a_model_and_a_stopped_one_counts_with_
         SpokenTurn(Role.ASSISTANT, TurnStatus.FAILED, "half"),
         SpokenTurn(Role.ASSISTANT, TurnStatus.STOPPED, "seen"),
     ]
-    assert [message.content for message in spoken_messages(said, system_prompt="s")] == ["s", "one", "seen"]
+    assert [message.content for message in messages_for_model(said, system_prompt="s")[0]] == ["s", "one", "seen"]
+
+
+def test_a_system_message_of_a_log_is_redacted_and_the_configured_one_is_the_operators_own() -> None:
+    asked = SpokenTurn(Role.USER, TurnStatus.COMPLETE, "I am jo@example.com")
+    brought = SpokenTurn(Role.SYSTEM, TurnStatus.COMPLETE, "The customer is jo@example.com")
+    told, placeholders = messages_for_model([brought, asked], system_prompt="unused")
+    assert [message.content for message in told] == ["The customer is <EMAIL_1>", "I am <EMAIL_1>"]
+    assert placeholders.restore("Hello <EMAIL_1>") == "Hello jo@example.com"
+    told, _ = messages_for_model([asked], system_prompt="Write to help@example.com")
+    assert [message.content for message in told] == ["Write to help@example.com", "I am <EMAIL_1>"]

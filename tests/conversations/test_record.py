@@ -55,12 +55,6 @@ def run_python(code: str, *arguments: str, speaks: bool = False) -> subprocess.P
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out)
 
 
-def test_eight_processes_may_open_a_blank_record_at_once(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from conversations.store import Record; Record(Path(sys.argv[1])).close()"
-    starting = [run_python(code, str(tmp_path / "new.db")) for _ in range(8)]
-    assert [each.wait(60) for each in starting] == [0] * 8
-
-
 def test_no_read_then_write_of_several_processes_is_lost(record: Record) -> None:
     code = """
 import sys
