@@ -25,6 +25,7 @@ TALK = (
 
 
 @needs_student
+@pytest.mark.slow
 def test_ids_are_those_of_the_students_own_template() -> None:
     from transformers import AutoTokenizer
 

@@ -84,6 +84,7 @@ def test_it_takes_no_version_and_no_order_number(text: str) -> None:
     assert redacted(text) == text
 
 
+@pytest.mark.slow
 def test_it_asks_nothing_of_the_network_and_logs_no_fault() -> None:
     done = in_a_process(OFFLINE)
     assert done.stdout.split() == ["3", "0"]
