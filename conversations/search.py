@@ -263,5 +263,9 @@ def _first_words(now: Snapshot, row: Row) -> str:
 def _around(content: str, word: str) -> str:
     """Return the piece of a message where a word stands."""
     place = content.casefold().find(word.casefold())
-    start = max(0, place - _CHARACTERS_BEFORE_FOUND) if place > MAX_SNIPPET_CHARACTERS // 2 else 0
-    return content[start : start + MAX_SNIPPET_CHARACTERS]
+    if place <= MAX_SNIPPET_CHARACTERS // 2:
+        return content[:MAX_SNIPPET_CHARACTERS]
+    before = content[place - _CHARACTERS_BEFORE_FOUND : place]
+    # From the beginning of a word, where there is one.
+    start = place - len(before.partition(" ")[2] or before)
+    return f"… {content[start:]}"[:MAX_SNIPPET_CHARACTERS]

@@ -296,6 +296,8 @@ class Record:
         refuse_what_is_not_ours(writer)
         _switch_to_wal(writer)
         migrate(writer)
+        # The indexes of a large record outgrow the 2 MB that are usual.
+        writer.execute("PRAGMA cache_size = -32768")
         # From here on `begin_immediate` does the waiting.
         writer.execute("PRAGMA busy_timeout = 0")
         return writer

@@ -269,7 +269,10 @@ def _recorded(turns: Sequence[Row], told: Sequence[ChatMessage]) -> _Recorded:
 def _said_before(by_id: Mapping[str, Row], turn_id: str | None) -> list[str]:
     """Return the turns that were said on the way to a turn, it included, oldest first."""
     found: list[str] = []
-    while turn_id is not None:
+    # No longer than there are turns: one that was made to follow itself would never end.
+    for _ in by_id:
+        if turn_id is None:
+            break
         turn = by_id[turn_id]
         if _was_said(turn):
             found.append(turn_id)

@@ -221,7 +221,8 @@ def _said(rows: list[Row], left_out: Counter[str]) -> Iterator[WrittenTurn]:
     by_id = {str(row["turn_id"]): row for row in rows}
     branch: list[Row] = []
     tip: Row | None = rows[-1] if rows else None
-    while tip is not None:
+    # The record lets no turn follow itself; `verify` names one that was made to.
+    while tip is not None and len(branch) < len(rows):
         branch.append(tip)
         tip = by_id[str(tip["parent_turn_id"])] if tip["parent_turn_id"] else None
     if len(branch) < len(rows):
