@@ -35,16 +35,17 @@ def back_up(record: Record, path: Path) -> BackedUp:
     half = path.with_name(f".{path.name}.half")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        half.unlink(missing_ok=True)
-        os.close(os.open(half, os.O_CREAT | os.O_WRONLY, 0o600))
-        record.copy_to(half)
-        with half.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(half, path)
+        try:
+            half.unlink(missing_ok=True)
+            os.close(os.open(half, os.O_CREAT | os.O_WRONLY, 0o600))
+            record.copy_to(half)
+            with half.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(half, path)
+        finally:
+            half.unlink(missing_ok=True)
     except OSError as error:
         raise OutsideError(f"{path}: {error.strerror or error}; give a place that can be written to") from None
-    finally:
-        half.unlink(missing_ok=True)
     artefact = artefacts.described(path, ArtefactKind.BACKUP)
     artefacts.note(record, [artefact])
     with Record(path, to_read=True) as copy:

@@ -7,6 +7,7 @@ erasure that was killed in between is finished by the next one, and `verify` tel
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,9 @@ from conversations.store import Record, Transaction, open_existing
 from conversations.tombstones import bury, bury_again, name_hash
 
 UNFINISHED = "unfinished_erasure"
+_EXPIRED_AT_ONCE = 500
+# As conversations and decisions are named; a long list of names is looked for by one pass over a file.
+_OUR_NAME = re.compile(rb"(?:conversation|decision)_[0-9a-f]{24}")
 # Numbers only: no word of a customer can be read out of these.
 _WITHOUT_TEXT = (".safetensors", ".bin", ".pt", ".npy", ".npz", ".gguf")
 
@@ -90,18 +94,26 @@ def expire(record: Record, older_than: timedelta, *, actor: str, dry_run: bool =
         )
         counted = {name: int((row or {}).get(name) or 0) for name in ("n", "turns", "answers")}
         return _told(record, _Removed(counted["n"], counted["turns"], counted["answers"]), files=0)
+    removed = _Removed()
+    while True:
+        # A piece at a time, so that customers who chat meanwhile wait for one piece and not for all.
+        with record.write() as transaction:
+            sql = f"SELECT conversation_id FROM conversations WHERE updated_at_utc < ? LIMIT {_EXPIRED_AT_ONCE}"
+            piece = _remove(transaction, _names(transaction, sql, before))
+            if not piece.conversations:
+                break
+            audit.note(transaction, actor, "conversations expired", before, {"conversations": piece.conversations})
+            _leave_to_do(transaction, piece)
+        removed = _Removed(
+            removed.conversations + piece.conversations, removed.turns + piece.turns, removed.answers + piece.answers
+        )
     with record.write() as transaction:
-        old = _names(transaction, "SELECT conversation_id FROM conversations WHERE updated_at_utc < ?", before)
-        removed = _remove(transaction, old)
         transaction.execute(
             "DELETE FROM customers WHERE created_at_utc < ? AND NOT EXISTS "
             "(SELECT 1 FROM conversations c WHERE c.customer_id = customers.customer_id) "
             "AND NOT EXISTS (SELECT 1 FROM feedback f WHERE f.customer_id = customers.customer_id)",
             [before],
         )
-        if removed.conversations:
-            audit.note(transaction, actor, "conversations expired", before, {"conversations": removed.conversations})
-        _leave_to_do(transaction, removed)
     return _finish(record, removed)
 
 
@@ -235,15 +247,21 @@ def _erase_lines(path: Path, names: set[str]) -> bool:
 
     A report page shows single cases and cannot be cut by the line: it is removed when it names one of them.
     """
-    wanted = [name.encode("utf-8", "replace") for name in names]
+    wanted = {name.encode("utf-8", "replace") for name in names}
+    unusual = [name for name in wanted if not _OUR_NAME.fullmatch(name)]
+
+    def speaks_of_them(text: bytes) -> bool:
+        found = _OUR_NAME.findall(text)
+        return not wanted.isdisjoint(found) or any(name in text for name in unusual)
+
     content = path.read_bytes()
-    if not any(name in content for name in wanted):
+    if not speaks_of_them(content):
         return False
     if path.suffix != ".jsonl":
         path.unlink()
         return True
     # By the byte of the line end alone: a message may hold other characters that text functions take for one.
-    kept = [line for line in content.split(b"\n") if not any(name in line for name in wanted)]
+    kept = [line for line in content.split(b"\n") if not speaks_of_them(line)]
     half = path.with_name(f".{path.name}.half")
     half.write_bytes(b"\n".join(kept))
     os.replace(half, path)
