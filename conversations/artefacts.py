@@ -94,7 +94,7 @@ def agree(transaction: Transaction, files: Sequence[Row]) -> None:
             )
 
 
-def paths(transaction: Transaction, kind: ArtefactKind) -> list[Path]:
-    """Return the noted files of a kind that hold text, there or not."""
-    rows = transaction.query("SELECT path FROM artefacts WHERE kind = ? AND holds_text = 1 ORDER BY path", [kind])
-    return [Path(str(row["path"])) for row in rows]
+def of_kind(transaction: Transaction, kind: ArtefactKind) -> list[tuple[Path, str]]:
+    """Return the noted files of a kind that hold text, there or not, with their digests."""
+    rows = transaction.query("SELECT path, digest FROM artefacts WHERE kind = ? AND holds_text = 1 ORDER BY path", [kind])
+    return [(Path(str(row["path"])), str(row["digest"])) for row in rows]

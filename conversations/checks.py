@@ -15,6 +15,7 @@ from conversations.artefacts import file_digest
 from conversations.decisions import edition_hash
 from conversations.entry import TURNS_PER_CONVERSATION, turn_hash
 from conversations.erasure import UNFINISHED
+from conversations.errors import OperatorError
 from conversations.exchange.formats import conversation_hash, is_said
 from conversations.messages import ChatMessage, Role, TurnStatus, content_hash
 from conversations.schema import differences_from_made
@@ -48,11 +49,21 @@ def verify(record: Record) -> Checked:
     """Derive again everything that can be derived. At most MAX_PROBLEMS of each kind are told."""
     problems: list[str] = []
     checked: dict[str, int] = {}
+    try:
+        _derive(record, problems, checked)
+    except OperatorError as damage:
+        # The rest cannot be read.
+        problems.append(str(damage))
+    return Checked(checked, problems)
+
+
+def _derive(record: Record, problems: list[str], checked: dict[str, int]) -> None:
     with record.snapshot() as now:
         # A damaged file answers the other questions with nonsense.
         problems += islice(_damage(now), MAX_PROBLEMS)
         kinds: dict[str, Callable[[Snapshot], Iterator[str]]] = {
             "tables": _schema,
+            "record_facts": _facts,
             "turns": _turns,
             "conversations": _conversations,
             "feedback": _votes,
@@ -72,7 +83,6 @@ def verify(record: Record) -> Checked:
     fault = record.search_index_fault()
     if fault:
         problems.append(f"search index: {fault}; {record.first_wrong_search_row() or 'no single row of it differs'}")
-    return Checked(checked, problems)
 
 
 def _damage(now: Snapshot) -> Iterator[str]:
@@ -93,6 +103,32 @@ def _schema(now: Snapshot) -> Iterator[str]:
         str(row["name"]): str(row["sql"]) for row in now.rows("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     }
     yield from differences_from_made(made)
+
+
+# Where a text must be JSON, or nothing.
+_JSON_COLUMNS = {
+    "conversations": ("conversation_id", ("labels_json", "tools_json", "extra_json")),
+    "turns": ("turn_id", ("extra_json", "decoding_json")),
+    "answers": ("answer_id", ("passages_json",)),
+    "teacher_replies": ("request_hash", ("reply_json",)),
+    "runs": ("run_id", ("report_json",)),
+    "releases": ("release_id", ("metrics_json",)),
+}
+
+
+def _facts(now: Snapshot) -> Iterator[str]:
+    """Check what the record knows of itself, and that every text that must be JSON is."""
+    if not any(True for _ in now.rows("SELECT 1 FROM record_facts WHERE name = 'split_salt'")):
+        yield "record_facts: the salt of the splits is missing"
+    for table, (key, columns) in _JSON_COLUMNS.items():
+        for column in columns:
+            rows = now.rows(f"SELECT {key} AS name FROM {table} WHERE {column} <> '' AND NOT json_valid({column})")
+            yield from (f"{table} {row['name']}: {column} is no JSON" for row in rows)
+    for row in now.rows(
+        "SELECT audit_seq, target FROM audit WHERE action = 'customer erased' "
+        "AND target NOT IN (SELECT name_hash FROM tombstones)"
+    ):
+        yield f"tombstones: the one of audit entry {row['audit_seq']} is missing; the person could come back"
 
 
 def _turns(now: Snapshot) -> Iterator[str]:
@@ -140,6 +176,8 @@ def _conversations(now: Snapshot) -> Iterator[str]:
         ):
             if row[column] != row[there]:
                 yield f"{name}: {column} is {row[column]}; its rows give {row[there]}"
+        if row["source_id"] is not None and not row["content_hash"]:
+            yield f"{name}: was imported and has no hash"
         if row["content_hash"] and not _says_what_was_imported(now, row):
             yield f"{name}: what was imported does not match its hash"
     highest = next(now.rows("SELECT MAX(conversation_seq) AS seq FROM conversations"))["seq"]
@@ -172,11 +210,16 @@ def _says_what_was_imported(now: Snapshot, conversation: Row) -> bool:
             row = by_id.get(str(row["parent_turn_id"]))
         return said[::-1]
 
-    # Mostly the newest turn is the last one that came.
-    return any(
-        conversation_hash(said_up_to(row), str(conversation["tools_json"])) == conversation["content_hash"]
-        for row in reversed(rows)
-    )
+    try:
+        # Mostly the newest turn is the last one that came.
+        return any(_is_hash_of(said_up_to(row), conversation) for row in reversed(rows))
+    except ValueError:
+        # No JSON where it must be, which is told for itself.
+        return False
+
+
+def _is_hash_of(said: list[ChatMessage], conversation: Row) -> bool:
+    return conversation_hash(said, str(conversation["tools_json"])) == conversation["content_hash"]
 
 
 def _votes(now: Snapshot) -> Iterator[str]:

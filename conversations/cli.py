@@ -30,7 +30,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def main() -> None:
     """Run the command; known failures become one message and an exit code."""
-    run_command(app)
+    run_command(_run)
+
+
+def _run() -> None:
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise OperatorError(f"the argument {argument!r} is not UTF-8; write it in UTF-8") from None
+    app()
 
 
 @app.command("import")
@@ -212,8 +221,13 @@ def show_command(
 @app.command("verify")
 def verify_command(record: RecordOption = None, settings: SettingsOption = None, as_json: JsonOption = False) -> None:
     """Check every hash, reference, search row and audit entry of the record. Exits with 2 where one disagrees."""
-    with _open(record, settings, to_read=True) as opened:
-        result = checks.verify(opened)
+    try:
+        with _open(record, settings, to_read=True) as opened:
+            result = checks.verify(opened)
+    except OperatorError as error:
+        if not as_json:
+            raise
+        result = checks.Checked({}, [str(error)])
     if as_json:
         _print_json({"ok": not result.problems, "checked": dict(result.checked), "problems": list(result.problems)})
     else:
@@ -281,8 +295,11 @@ def _tell_erased(erased: erasure.Erased, verb: str, as_json: bool) -> None:
         _say(f"these releases learned from it: {', '.join(erased.releases)}; retrain and promote to replace them")
     if erased.runs:
         _say(f"these runs used it: {', '.join(erased.runs)}")
-    for path in erased.unreached_backups:
-        _say(f"the backup {path} is not where it was written; if it still exists, run the same with --record on it")
+    for path in erased.unreached:
+        _say(
+            f"{path} is not where it was written, or was changed since, and was left alone: it may still hold it. "
+            "A backup forgets by the same command with --record on it; an export is yours to delete"
+        )
 
 
 _AGE = re.compile(r"(\d{1,6})([dwy])")

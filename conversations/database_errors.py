@@ -33,9 +33,7 @@ def failure_of(path: Path, error: sqlite3.Error) -> Failure | None:
                 f"{path}: cannot be opened as a record: {error}; expected an SQLite file of this product or a new path"
             )
         case sqlite3.SQLITE_CORRUPT:
-            return OperatorError(
-                f"{path}: the record is damaged ({error}); see `conversations verify`, restore it from a backup"
-            )
+            return OperatorError(f"{path}: the record is damaged ({error}); restore it from a backup")
     return None
 
 

@@ -34,11 +34,16 @@ class SaidTurn:
     created_at_utc: str
 
 
+def insert_customer(transaction: Transaction, customer_id: str, created_at_utc: str) -> None:
+    """Note a customer, once."""
+    transaction.execute("INSERT OR IGNORE INTO customers VALUES (?, ?)", [customer_id, created_at_utc])
+
+
 def insert_conversation(
     transaction: Transaction, *, conversation_id: str, customer_id: str, created_at_utc: str, more: Mapping[str, Cell]
 ) -> int:
     """Insert a conversation, and its customer where they are new; return its number in the order of entry."""
-    transaction.execute("INSERT OR IGNORE INTO customers VALUES (?, ?)", [customer_id, created_at_utc])
+    insert_customer(transaction, customer_id, created_at_utc)
     transaction.execute("UPDATE counters SET value = value + 1 WHERE name = 'conversation_seq'")
     conversation_seq = int(transaction.query("SELECT value FROM counters WHERE name = 'conversation_seq'")[0]["value"] or 0)
     transaction.insert(

@@ -16,9 +16,9 @@ from pathlib import Path
 from conversations import artefacts, audit
 from conversations.artefacts import ArtefactKind
 from conversations.decisions import note_edition_rows
-from conversations.errors import OutsideError
+from conversations.errors import OperatorError, OutsideError
 from conversations.exchange.exports import forget
-from conversations.messages import utc_text
+from conversations.messages import check_storable, utc_text
 from conversations.store import Record, Transaction, open_existing
 from conversations.tombstones import bury, bury_again, name_hash
 
@@ -34,8 +34,8 @@ _WITHOUT_TEXT = (".safetensors", ".bin", ".pt", ".npy", ".npz", ".gguf")
 class Erased:
     """What an erasure removed.
 
-    `releases` and `runs` learned from it and still know what they learned; `unreached_backups` are noted and not where they
-    were, so they may still hold it.
+    `releases` and `runs` learned from it and still know what they learned; `unreached` are exports and backups that were moved
+    away, or exports that somebody changed: they may still hold it.
     """
 
     conversations: int
@@ -44,28 +44,33 @@ class Erased:
     files: int
     runs: tuple[str, ...]
     releases: tuple[str, ...]
-    unreached_backups: tuple[str, ...]
+    unreached: tuple[str, ...]
 
 
 @dataclass
 class _Removed:
     """What went out of the rows, and the names under which files may hold it.
 
-    `names` are of our own making, so that a file with one of them surely speaks of it; `source_ids` may be as short as "1".
+    `names` are of our own making, so that a file with one of them surely speaks of it; `sources` are ids and customers as they
+    came, which may be as short as "1".
     """
 
     conversations: int = 0
     turns: int = 0
     answers: int = 0
     names: set[str] = field(default_factory=set)
-    source_ids: set[str] = field(default_factory=set)
+    sources: set[tuple[str, str]] = field(default_factory=set)
 
 
 def erase_customer(record: Record, customer_id: str, *, actor: str) -> Erased:
     """Remove a customer everywhere. One who is not there is remembered all the same, so that no import brings them in.
 
-    Raises OutsideError, with the rows gone and some bytes still on the disk, when another process holds the record.
+    Raises OperatorError for a name that is none, and OutsideError, with the rows gone and some bytes still on the disk, when
+    another process holds the record.
     """
+    if not customer_id:
+        raise OperatorError("no customer was named; `conversations search` and the console show their names")
+    check_storable(customer_id)
     with record.write() as transaction:
         removed = _remove(
             transaction, _names(transaction, "SELECT conversation_id FROM conversations WHERE customer_id = ?", customer_id)
@@ -130,20 +135,29 @@ def _remove(transaction: Transaction, conversation_ids: Sequence[str]) -> _Remov
                 editions[int(row["edition"] or 0)] = editions.get(int(row["edition"] or 0), 0) + 1
             transaction.execute("DELETE FROM edition_decisions WHERE decision_id = ?", [decision_id])
             removed.answers += transaction.execute("DELETE FROM answers WHERE decision_id = ?", [decision_id])
+            # A reply that was paid for once serves every decision with the same history: it goes on with another one.
+            transaction.execute(
+                "UPDATE teacher_replies SET decision_id = (SELECT decision_id FROM answers a "
+                "WHERE a.request_hash = teacher_replies.request_hash LIMIT 1) WHERE decision_id = ? AND EXISTS "
+                "(SELECT 1 FROM answers a WHERE a.request_hash = teacher_replies.request_hash)",
+                [decision_id],
+            )
             transaction.execute("DELETE FROM teacher_replies WHERE decision_id = ?", [decision_id])
             transaction.execute("DELETE FROM decisions WHERE decision_id = ?", [decision_id])
-        removed.turns += _remove_conversation(transaction, conversation_id, removed.source_ids)
+        removed.turns += _remove_conversation(transaction, conversation_id, removed.sources)
         removed.conversations += 1
     for edition, rows in sorted(editions.items()):
         note_edition_rows(transaction, edition, erased=rows)
     return removed
 
 
-def _remove_conversation(transaction: Transaction, conversation_id: str, source_ids: set[str]) -> int:
-    for source_id in _names(transaction, "SELECT source_id FROM conversations WHERE conversation_id = ?", conversation_id):
-        if source_id:
-            bury(transaction, "conversation", source_id)
-            source_ids.add(source_id)
+def _remove_conversation(transaction: Transaction, conversation_id: str, sources: set[tuple[str, str]]) -> int:
+    for row in transaction.query(
+        "SELECT source_id, customer_id FROM conversations WHERE conversation_id = ?", [conversation_id]
+    ):
+        if row["source_id"]:
+            bury(transaction, "conversation", str(row["source_id"]))
+            sources.add((str(row["source_id"]), str(row["customer_id"])))
     bury(transaction, "conversation", conversation_id)
     transaction.execute(
         "DELETE FROM feedback WHERE turn_id IN (SELECT turn_id FROM turns WHERE conversation_id = ?)", [conversation_id]
@@ -159,44 +173,60 @@ def _remove_conversation(transaction: Transaction, conversation_id: str, source_
 
 def _leave_to_do(transaction: Transaction, removed: _Removed) -> None:
     """Note what the files still hold, beside what an erasure that was killed has left."""
-    names, source_ids = unfinished(transaction)
-    left = {"names": sorted(names | removed.names), "source_ids": sorted(source_ids | removed.source_ids)}
+    names, sources = unfinished(transaction)
+    left = {"names": sorted(names | removed.names), "sources": sorted(sources | removed.sources)}
     transaction.execute("INSERT OR REPLACE INTO record_facts VALUES (?, ?)", [UNFINISHED, json.dumps(left)])
 
 
-def unfinished(transaction: Transaction | Record) -> tuple[set[str], set[str]]:
-    """Return the names and the source ids that an erasure which was killed has left in files."""
+def unfinished(transaction: Transaction | Record) -> tuple[set[str], set[tuple[str, str]]]:
+    """Return the names, and the source ids with their customers, that an erasure which was killed has left in files."""
     found = transaction.query("SELECT value FROM record_facts WHERE name = ?", [UNFINISHED])
-    left = json.loads(str(found[0]["value"])) if found else {"names": [], "source_ids": []}
-    return set(left["names"]), set(left["source_ids"])
+    left = json.loads(str(found[0]["value"])) if found else {"names": [], "sources": []}
+    # A list, as the first version wrote it, holds names alone.
+    if isinstance(left, list):
+        return set(left), set()
+    return set(left["names"]), {(source_id, customer_id) for source_id, customer_id in left["sources"]}
 
 
 def _finish(record: Record, removed: _Removed) -> Erased:
-    """Take the names out of the files, then give back the freed space."""
+    """Take the names out of the files, then give back the freed space. Until both are done `verify` tells of it."""
     with record.write() as transaction:
-        names, source_ids = unfinished(transaction)
+        names, sources = unfinished(transaction)
         run_files = _run_files(transaction)
-        exports = artefacts.paths(transaction, ArtefactKind.EXPORT)
-        backups = artefacts.paths(transaction, ArtefactKind.BACKUP)
+        exports = artefacts.of_kind(transaction, ArtefactKind.EXPORT)
+        backups = artefacts.of_kind(transaction, ArtefactKind.BACKUP)
     try:
         changed = [path for path in run_files if names and _erase_lines(path, names)]
-        changed += [path for path in exports if names and forget(path, names, source_ids)]
+        unreached = [path for path, digest in exports if not _is_ours(path, digest)]
+        ours = [path for path, _ in exports if path not in unreached]
+        changed += [path for path in ours if names and forget(path, names, sources)]
     except OSError as error:
         raise OutsideError(
             f"{error.filename}: {error.strerror or error}; the record has forgotten, files have not; mend that and run the same again"
         ) from None
     with record.write() as transaction:
-        for path in {*changed, *(path for path in exports if not path.exists())}:
+        for path in {*changed, *(path for path, _ in exports if not path.exists())}:
             artefacts.renew(transaction, path)
-    changed_backups = [path for path in backups if path.is_file() and _forget_in_backup(record, path, names)]
-    unreached = [path for path in backups if not path.is_file()]
-    told = _told(record, removed, names=names, files=len(changed) + len(changed_backups), unreached=unreached)
+    changed += [path for path, _ in backups if path.is_file() and _forget_in_backup(record, path, names)]
+    unreached += [path for path, _ in backups if not path.is_file()]
+    told = _told(record, removed, names=names, files=len(changed), unreached=unreached)
     with record.write() as transaction:
-        for path in changed_backups:
-            artefacts.renew(transaction, path)
-        transaction.execute("DELETE FROM record_facts WHERE name = ?", [UNFINISHED])
+        for path, _ in backups:
+            if path in changed:
+                artefacts.renew(transaction, path)
+        # Nothing is left to do but to free the bytes: the names must go before that, and the note that it is to be done after.
+        transaction.execute("INSERT OR REPLACE INTO record_facts VALUES (?, ?)", [UNFINISHED, json.dumps([])])
     record.compact()
+    with record.write() as transaction:
+        transaction.execute("DELETE FROM record_facts WHERE name = ?", [UNFINISHED])
     return told
+
+
+def _is_ours(path: Path, digest: str) -> bool:
+    """Tell whether an export is where it was written and as it was; what a killed export has left is without a digest."""
+    if not path.is_file():
+        return not digest
+    return not digest or artefacts.file_digest(path) == digest
 
 
 def _told(
@@ -220,7 +250,7 @@ def _told(
         files=files,
         runs=tuple(runs),
         releases=tuple(str(row["release_id"]) for row in learned),
-        unreached_backups=tuple(str(path) for path in unreached),
+        unreached=tuple(str(path) for path in unreached),
     )
 
 
@@ -230,7 +260,7 @@ def _names(transaction: Transaction, sql: str, name: str) -> list[str]:
 
 def _run_files(transaction: Transaction) -> list[Path]:
     """Return the files that may hold customers' words: those that runs noted, and those that a killed stage left."""
-    noted = set(artefacts.paths(transaction, ArtefactKind.RUN))
+    noted = {path for path, _ in artefacts.of_kind(transaction, ArtefactKind.RUN)}
     folders = [Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")]
     found = {
         path
@@ -275,23 +305,30 @@ def _forget_in_backup(record: Record, path: Path, names: set[str]) -> bool:
     try:
         with open_existing(path) as backup:
             with backup.write() as transaction:
-                there = {
+                buried = {str(row["name_hash"]) for row in graves}
+                there = [
                     str(row["conversation_id"]) for row in transaction.query("SELECT conversation_id FROM conversations")
-                }
-                removed = _remove(transaction, sorted(there & names))
-                gone = _remove_buried_customers(transaction, {str(row["name_hash"]) for row in graves})
+                ]
+                # Also what was erased while the backup was out of reach.
+                gone = [each for each in there if each in names or name_hash("conversation", each) in buried]
+                removed = _remove(transaction, gone)
+                customers = _remove_buried_customers(transaction, buried)
                 bury_again(transaction, graves)
                 artefacts.agree(transaction, files)
-            if removed.conversations or gone:
+            if removed.conversations or customers:
                 backup.compact()
     except OutsideError as error:
         raise OutsideError(f"the backup {error}") from None
-    return bool(removed.conversations or gone)
+    return bool(removed.conversations or customers)
 
 
 def _remove_buried_customers(transaction: Transaction, graves: set[str]) -> int:
-    customers = [str(row["customer_id"]) for row in transaction.query("SELECT customer_id FROM customers")]
-    gone = [each for each in customers if name_hash("customer", each) in graves]
+    """Remove erased customers of whom nothing is left. One who came back since has conversations, and stays."""
+    rows = transaction.query(
+        "SELECT customer_id FROM customers WHERE NOT EXISTS "
+        "(SELECT 1 FROM conversations c WHERE c.customer_id = customers.customer_id)"
+    )
+    gone = [str(row["customer_id"]) for row in rows if name_hash("customer", str(row["customer_id"])) in graves]
     for customer_id in gone:
         transaction.execute("DELETE FROM feedback WHERE customer_id = ?", [customer_id])
         transaction.execute("DELETE FROM customers WHERE customer_id = ?", [customer_id])

@@ -22,6 +22,8 @@ record_migrations = Migrations("record")
 # "SBOT", so that other programs can tell what the file is.
 APPLICATION_ID = 0x53424F54
 WAIT_SECONDS = 30
+# How every SQLite file begins.
+SQLITE_START = b"SQLite format 3\x00"
 _SHORTEST_PAUSE_SECONDS = 0.0002
 _LONGEST_PAUSE_SECONDS = 0.005
 

@@ -6,12 +6,14 @@ its number (see `entry.TURNS_PER_CONVERSATION`), so a million turns are searched
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypeAlias
 
 from conversations.entry import TURNS_PER_CONVERSATION
+from conversations.errors import OperatorError
 from conversations.messages import ConversationState, TurnStatus, Vote, storable_text, utc_text
 from conversations.searchable import is_indexed, search_words
 from conversations.store import Cell, Record, Row, Snapshot
@@ -20,6 +22,7 @@ MAX_QUERY_CHARACTERS = 500
 MAX_SNIPPET_CHARACTERS = 160
 _CHARACTERS_BEFORE_FOUND = 40
 _SHORTEST_BEGINNING = 3
+_LAST_LETTERS = re.compile(r"[^\W_]+\Z")
 _FEW = 3000
 Condition: TypeAlias = tuple[str, list[Cell]]
 
@@ -68,7 +71,7 @@ def find(
 ) -> list[Found]:
     """Return conversations in which one message says every word of the query.
 
-    A word of three letters or more finds longer ones that begin with it.
+    A word of three letters or more finds longer ones that begin with it. Raises OperatorError for a cursor that is none.
 
     With words the newest come first, by their entry into the record; without, the latest changed. What comes in while a person
     turns the pages is neither shown twice nor moves what follows.
@@ -95,9 +98,9 @@ def _with_words(now: Snapshot, words: list[str], filters: Filters, after: str, l
         number, source, where = "t.turn_seq", "turns t", [("t.status NOT IN ('pending', 'streaming')", [])]
     where += [("instr(t.content, ?) > 0", [sign]) for sign in signs]
     conditions = _conditions(now, filters)
-    before = _seq_of(after)
+    before = _place(after, has_words=True)
     if before is not None:
-        where.append((f"{number} < ?", [before * TURNS_PER_CONVERSATION]))
+        where.append((f"{number} < ?", [before[1] * TURNS_PER_CONVERSATION]))
     if conditions:
         where.append(_of_wanted(now, number, conditions))
     span = _span(now, filters)
@@ -144,10 +147,8 @@ def _span(now: Snapshot, filters: Filters) -> tuple[int, int] | None:
 
 
 def _latest_changed(now: Snapshot, conditions: list[Condition], after: str, limit: int) -> Iterator[Row]:
-    seq = _seq_of(after)
-    place: list[Condition] = []
-    if seq is not None:
-        place = [("(c.updated_at_utc, c.conversation_seq) < (?, ?)", [storable_text(after.rpartition("|")[0]), seq])]
+    before = _place(after, has_words=False)
+    place: list[Condition] = [("(c.updated_at_utc, c.conversation_seq) < (?, ?)", [*before])] if before else []
     where, parameters = _joined([*conditions, *place])
     return now.rows(
         f"SELECT c.* FROM conversations c WHERE {where} ORDER BY c.updated_at_utc DESC, c.conversation_seq DESC LIMIT ?",
@@ -170,14 +171,19 @@ def _conditions(now: Snapshot, filters: Filters) -> list[Condition]:
         unusual = "" if filters.status is TurnStatus.COMPLETE else " AND status <> 'complete'"
         found.append(_turn_with(now, f"status = '{TurnStatus(filters.status).value}'{unusual}", []))
     if filters.release_id:
-        found.append(_turn_with(now, "release_id = ?", [filters.release_id]))
+        found.append(_turn_with(now, "release_id = ?", [storable_text(filters.release_id)]))
     if filters.vote:
         found.append(("c.votes_up > 0" if filters.vote is Vote.UP else "c.votes_down > 0", []))
     for column, value in (("channel", filters.channel), ("state", filters.state), ("language", filters.language)):
         if value:
-            found.append((f"c.{column} = ?", [str(value)]))
+            found.append((f"c.{column} = ?", [storable_text(str(value))]))
     if filters.tag:
-        found.append(("c.conversation_id IN (SELECT conversation_id FROM conversation_tags WHERE tag = ?)", [filters.tag]))
+        found.append(
+            (
+                "c.conversation_id IN (SELECT conversation_id FROM conversation_tags WHERE tag = ?)",
+                [storable_text(filters.tag)],
+            )
+        )
     if filters.has_disagreement:
         found.append(("c.has_disagreement = 1", []))
     if filters.is_flagged:
@@ -215,17 +221,27 @@ def _match(words: list[str]) -> str:
 
     The star finds longer words too; the two letters of "re" would begin a tenth of all words.
     """
-    return " ".join(
-        '"' + search_words(word).strip().replace('"', '""') + '"' + "*" * (len(word) >= _SHORTEST_BEGINNING)
-        for word in words
-        if is_indexed(word)
-    )
+    found: list[str] = []
+    for word in filter(is_indexed, words):
+        quoted = '"' + search_words(word).strip().replace('"', '""') + '"'
+        last = _LAST_LETTERS.search(word)
+        found.append(quoted + "*" * (last is not None and len(last.group()) >= _SHORTEST_BEGINNING))
+    return " ".join(found)
 
 
-def _seq_of(cursor: str) -> int | None:
-    number = cursor.rpartition("|")[2]
-    # More digits than any number has would not fit into the database either.
-    return int(number) if number.isascii() and number.isdecimal() and len(number) < 13 else None
+_CURSOR = re.compile(r"(?P<updated>[^|]*)\|(?P<seq>[0-9]{1,12})")
+
+
+def _place(cursor: str, *, has_words: bool) -> tuple[str, int] | None:
+    """Return where a page begins. Raises OperatorError for what is no cursor of such a search."""
+    if not cursor:
+        return None
+    found = _CURSOR.fullmatch(cursor)
+    if found is None or has_words == bool(found["updated"]):
+        raise OperatorError(
+            f"{cursor[:60]!r} is no place in this list; give the `cursor` of the last one shown by the same search"
+        )
+    return storable_text(found["updated"]), int(found["seq"])
 
 
 def _cursor(row: Row) -> str:

@@ -22,7 +22,9 @@ def search_words(text: str) -> str:
     """Return the text as the index reads it. Plain text comes back as it is."""
     if text.isascii():
         return text
-    alone = _STANDS_ALONE.sub(r" \g<0> ", text)
+    # Letters that have several forms in one: ß and ss, the ligature of fi, full width, Georgian capitals.
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    alone = _STANDS_ALONE.sub(r" \g<0> ", plain)
     return _NUMBERED.sub(lambda found: f" {_MARK}{ord(found.group()):x} ", alone)
 
 

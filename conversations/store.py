@@ -361,6 +361,8 @@ def open_existing(path: Path, *, to_read: bool = False) -> Record:
         raise OperatorError(
             f"{path}: there is no record; expected one that `conversations import` or `support-bot serve` has made; mend the path"
         )
+    if path.stat().st_size == 0:
+        raise OperatorError(f"{path}: is empty, and no record; mend the path, or restore it from a backup")
     return Record(path, to_read=to_read)
 
 

@@ -1,4 +1,7 @@
-"""Tombstones: hashes of what was erased, so that it does not come back and nobody can read who it was."""
+"""Tombstones: hashes of what was erased, so that it does not come back.
+
+Nobody can read in them who it was; whoever has the file can test whether a name that they guess is among them.
+"""
 
 import hashlib
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from conversations.entry import TURNS_PER_CONVERSATION, SaidTurn, insert_conversation, insert_said_turns
+from conversations.entry import TURNS_PER_CONVERSATION, SaidTurn, insert_conversation, insert_customer, insert_said_turns
 from conversations.exchange.formats import ImportedConversation, is_said, said_in
 from conversations.exchange.line_facts import LineRejected, TurnDetail
 from conversations.messages import (
@@ -55,7 +55,7 @@ def enter(transaction: Transaction, imported: ImportedConversation, language: st
     Raises LineRejected, with nothing changed, when its customer or the conversation itself was erased, or when it has grown
     while an answer is being written in it.
     """
-    customer_id = imported.customer_id or f"only-{_short_hash(imported.source_id)}"
+    customer_id = imported.customer_id or _nobody_else(imported.source_id)
     for kind, name in (("customer", customer_id), ("conversation", imported.source_id)):
         if is_buried(transaction, kind, name):
             raise LineRejected(f"this {kind} was erased from the record and must not come back")
@@ -63,11 +63,13 @@ def enter(transaction: Transaction, imported: ImportedConversation, language: st
         "SELECT * FROM conversations WHERE source_id = ? OR (conversation_id = ? AND source_id IS NULL) ORDER BY conversation_seq",
         [imported.source_id, imported.source_id],
     )
-    for head in versions:
+    # What one customer said never goes into a conversation of another, or an erasure would miss it.
+    of_theirs = [head for head in versions if _may_be_of(str(head["customer_id"]), imported)]
+    for head in of_theirs:
         if head["content_hash"] == imported.content_hash:
             versions_note = ["one of several versions under this id"] if len(versions) > 1 else []
             return Arrival(0, 0, (*_tell_later(transaction, head, imported), *versions_note))
-    for head in versions:
+    for head in of_theirs:
         arrival = _meet(transaction, head, imported, language)
         if arrival is not None:
             return arrival
@@ -76,6 +78,16 @@ def enter(transaction: Transaction, imported: ImportedConversation, language: st
     _insert(transaction, imported, customer_id, language, is_first=not versions)
     notes = (_DIFFERS,) if versions else ()
     return Arrival(1, len(imported.messages), notes)
+
+
+def _may_be_of(recorded: str, imported: ImportedConversation) -> bool:
+    """Tell whether a recorded customer is the line's: the same name, or nobody was named on one side."""
+    return imported.customer_id in (None, recorded) or recorded == _nobody_else(imported.source_id)
+
+
+def _nobody_else(source_id: str) -> str:
+    """Return the name of the customer of one conversation alone, whom no line names."""
+    return f"only-{_short_hash(source_id)}"
 
 
 def _meet(transaction: Transaction, head: Row, imported: ImportedConversation, language: str) -> Arrival | None:
@@ -110,6 +122,9 @@ def _insert(
     created = imported.created_at_utc or utc_now()
     # Derived from the source, so that the same import into two records gives the same names.
     conversation_id = f"conversation_{_short_hash(imported.source_id if is_first else _version_name(imported))}"
+    if transaction.query("SELECT 1 FROM conversations WHERE conversation_id = ?", [conversation_id]):
+        # The same words under the same id, of another customer.
+        conversation_id = f"conversation_{_short_hash(f'{_version_name(imported)} {customer_id}')}"
     if transaction.query("SELECT 1 FROM conversations WHERE conversation_id = ?", [conversation_id]):
         conversation_id = new_name("conversation")
     insert_conversation(
@@ -191,8 +206,7 @@ def _tell_later(transaction: Transaction, head: Row, imported: ImportedConversat
     """Take over what a line tells anew about words that are recorded; return what changed."""
     conversation_id = str(head["conversation_id"])
     changed = _tell_consent(transaction, head, imported)
-    if imported.customer_id not in (None, head["customer_id"]):
-        changed.append("names another customer than the recorded one, who stays")
+    changed += _tell_customer(transaction, head, imported)
     for name, text in (("labels_json", _labels_text(imported)), ("extra_json", imported.extra_json)):
         if text not in ("", "{}", head[name]):
             changed.append("labels changed" if name == "labels_json" else "further keys changed")
@@ -206,13 +220,34 @@ def _tell_later(transaction: Transaction, head: Row, imported: ImportedConversat
                 "INSERT INTO feedback (turn_id, customer_id, vote, reason, given_at_utc) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (turn_id, customer_id) DO UPDATE SET vote = excluded.vote, reason = excluded.reason, "
                 "given_at_utc = excluded.given_at_utc WHERE vote <> excluded.vote OR reason <> excluded.reason",
-                [path[place], head["customer_id"], thumb.vote, thumb.reason, utc_now()],
+                [path[place], imported.customer_id or head["customer_id"], thumb.vote, thumb.reason, utc_now()],
             )
             for place, thumb in imported.thumbs.items()
             if place < len(path)
         )
         changed += [f"{votes} thumbs changed"] if votes else []
     return changed
+
+
+def _tell_customer(transaction: Transaction, head: Row, imported: ImportedConversation) -> list[str]:
+    """Take over the name of a customer who was not named before, so that an erasure finds all that is theirs."""
+    named, before = imported.customer_id, str(head["customer_id"])
+    if named is None or named == before:
+        return []
+    insert_customer(transaction, named, utc_now())
+    transaction.execute(
+        "UPDATE conversations SET customer_id = ? WHERE conversation_id = ?", [named, head["conversation_id"]]
+    )
+    transaction.execute(
+        "UPDATE feedback SET customer_id = ? WHERE customer_id = ? "
+        "AND turn_id IN (SELECT turn_id FROM turns WHERE conversation_id = ?)",
+        [named, before, head["conversation_id"]],
+    )
+    transaction.execute(
+        "DELETE FROM customers WHERE customer_id = ? AND NOT EXISTS (SELECT 1 FROM conversations WHERE customer_id = ?)",
+        [before, before],
+    )
+    return ["the customer is named now"]
 
 
 def _tell_consent(transaction: Transaction, head: Row, imported: ImportedConversation) -> list[str]:

@@ -53,11 +53,12 @@ def write_manifest(path: Path, manifest: Mapping[str, Json]) -> None:
     _replace_with(manifest_path(path), (json.dumps(dict(manifest), indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def forget(path: Path, conversation_ids: Set[str], source_ids: Set[str]) -> bool:
+def forget(path: Path, conversation_ids: Set[str], sources: Set[tuple[str, str]]) -> bool:
     """Take conversations out of an exported file; tell whether it changed.
 
-    `source_ids` are the ids that the conversations had where they came from. The file is removed where it cannot be told
-    whose its lines are, and so is what a killed export left half written beside it. Raises OSError where the disk refuses.
+    `sources` are the ids that the conversations had where they came from, each with its customer. The file is removed where it
+    cannot be told whose its lines are, and so is what a killed export left half written beside it. Raises OSError where the
+    disk refuses.
     """
     half_written = path.with_name(f".{path.name}.half")
     found_half = half_written.exists()
@@ -65,13 +66,12 @@ def forget(path: Path, conversation_ids: Set[str], source_ids: Set[str]) -> bool
     index_path(path).with_name(f".{index_path(path).name}.half").unlink(missing_ok=True)
     if not path.is_file():
         return found_half
-    names = {*conversation_ids, *source_ids}
     half = path.with_name(f".{path.name}.forget.half")
     half_index = index_path(path).with_name(f".{path.name}.index.half")
     try:
         with path.open("rb") as file, half.open("wb") as out, half_index.open("wb") as index:
             os.fchmod(out.fileno(), 0o600)
-            removed = _copy(path, file, out, index, conversation_ids, names)
+            removed = _copy(path, file, out, index, conversation_ids, sources)
         if not removed:
             return found_half
         if index_path(path).exists():
@@ -88,13 +88,16 @@ def forget(path: Path, conversation_ids: Set[str], source_ids: Set[str]) -> bool
 
 
 def _copy(
-    path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, conversation_ids: Set[str], names: Set[str]
+    path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, conversation_ids: Set[str], sources: Set[tuple[str, str]]
 ) -> list[int]:
     """Copy the lines of other people; return how many messages each removed conversation had."""
+    names = {*conversation_ids, *(source_id for source_id, _ in sources)}
+    # Two customers may have versions under one id. A redacted export says no customer, so all of the id goes.
+    told_apart = bool(sources) and not _is_redacted(path)
     start = file.read(len(CSV_START))
     file.seek(0)
     if start == CSV_START:
-        return _copy_csv(file, out, {harmless_cell(name) for name in names})
+        return _copy_csv(file, out, {harmless_cell(name) for name in conversation_ids})
     if index_path(path).exists():
         return _copy_indexed(path, file, out, index, {_hash(name.encode("utf-8", "replace")) for name in conversation_ids})
     removed: list[int] = []
@@ -102,7 +105,9 @@ def _copy(
         told = _members_of(line)
         if "id" not in told or not isinstance(told["id"].value, str):
             raise _CannotTell
-        if told["id"].value in names:
+        name = told["id"].value
+        is_anothers = told_apart and "customer_id" in told and (name, told["customer_id"].value) not in sources
+        if name in conversation_ids or (name in names and not is_anothers):
             removed.append(_message_count(told))
         else:
             out.write(line)
@@ -146,7 +151,7 @@ def _copy_csv(file: BinaryIO, out: BinaryIO, names: Set[str]) -> list[int]:
             raise _CannotTell
         if len(row) < 2:
             raise _CannotTell
-        if number and (row[0] in names or row[1] in names):
+        if number and row[0] in names:
             removed[row[0]] += 1
         else:
             out.write(csv_text([row]))
@@ -154,11 +159,22 @@ def _copy_csv(file: BinaryIO, out: BinaryIO, names: Set[str]) -> list[int]:
 
 
 def _csv_rows(file: BinaryIO) -> Iterator[list[str]]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
         # The reader puts a cell together again that was split at the line ends in it.
-        yield from csv.reader((line.decode("utf-8").removeprefix("\ufeff") for line in file), strict=True)
+        yield from csv.reader(text, strict=True)
     except (csv.Error, UnicodeDecodeError):
         raise _CannotTell from None
+    finally:
+        # The file is its owner's to close.
+        text.detach()
+
+
+def _is_redacted(path: Path) -> bool:
+    try:
+        return bool(json.loads(manifest_path(path).read_text(encoding="utf-8"))["redacted"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _renew_manifest(path: Path, removed: list[int]) -> None:

@@ -31,6 +31,7 @@ from conversations.exchange.lines_out import (
 )
 from conversations.messages import OPEN_STATUSES, Author, ChatMessage, Consent, Json, Role, TurnStatus, Vote, utc_now
 from conversations.redaction import RedactionRules
+from conversations.schema import SQLITE_START
 from conversations.store import Cell, Record, Row, Snapshot
 
 __all__ = ["ExportFormat", "Exported", "export_file", "forget"]
@@ -91,6 +92,7 @@ def export_file(
     if path.is_dir():
         raise OperatorError(f"{path}: is a folder; expected the name of a file to write; add one")
     path = path.absolute()
+    _refuse_a_record(record, path)
     half, half_index = (each.with_name(f".{each.name}.half") for each in (path, index_path(path)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +125,17 @@ def export_file(
             with record.write() as transaction:
                 transaction.execute("DELETE FROM artefacts WHERE path = ? AND kind = 'export'", [str(path)])
     return exported
+
+
+def _refuse_a_record(record: Record, path: Path) -> None:
+    """Raise OperatorError where the export would overwrite a record, a backup, or what stands beside one."""
+    beside = {record.path.absolute().with_name(record.path.name + suffix) for suffix in ("", "-wal", "-shm")}
+    is_database = False
+    if path.is_file():
+        with path.open("rb") as file:
+            is_database = file.read(len(SQLITE_START)) == SQLITE_START
+    if is_database or path in beside:
+        raise OperatorError(f"{path}: is a record or a backup of one, and an export would overwrite it; give another name")
 
 
 def _unwritable(path: Path, error: OSError) -> OutsideError:

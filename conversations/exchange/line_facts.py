@@ -6,8 +6,9 @@ In: the parsed values of our own keys. Out: plain values, and a sentence in `rep
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from conversations.exchange.raw_json import sound_value
 from conversations.messages import Author, ChatMessage, Consent, Json, Role, TurnStatus, Vote, utc_text
 from conversations.tags import MAX_TAG_CHARACTERS, is_tag
 
@@ -65,6 +66,10 @@ def created_at(about: Mapping[str, Json], repairs: list[str]) -> str | None:
     moment = _moment(value)
     if value is not None and moment is None:
         repairs.append(f"created_at {str(value)[:40]!r} left out: expected an ISO 8601 time")
+    if moment is not None and moment > utc_text(datetime.now(UTC) + timedelta(days=1)):
+        # It would stand first in every list, and never be old enough to expire.
+        repairs.append(f"created_at {str(value)[:40]!r} left out: it lies in the future")
+        return None
     return moment
 
 
@@ -84,7 +89,11 @@ def labels(about: Mapping[str, Json], repairs: list[str]) -> Mapping[str, Json]:
     """Return the labels, an object."""
     value = about.get("labels", {})
     if isinstance(value, dict):
-        return value
+        sound = sound_value(value)
+        assert isinstance(sound, dict)
+        if sound != value:
+            repairs.append("labels: broken surrogates replaced")
+        return sound
     repairs.append(f"labels {str(value)[:40]!r} left out: expected an object")
     return {}
 

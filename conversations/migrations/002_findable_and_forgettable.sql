@@ -19,6 +19,9 @@ UPDATE conversations SET
     votes_down = (SELECT COUNT(*) FROM feedback f JOIN turns t USING (turn_id)
         WHERE t.conversation_id = conversations.conversation_id AND f.vote = 'down');
 INSERT INTO counters SELECT 'conversation_seq', COALESCE(MAX(conversation_seq), 0) FROM conversations;
+-- Two customers may have said the same under one id.
+DROP INDEX conversations_by_source;
+CREATE UNIQUE INDEX conversations_by_source ON conversations (source_id, content_hash, customer_id) WHERE source_id IS NOT NULL;
 CREATE UNIQUE INDEX conversations_by_entry ON conversations (conversation_seq);
 CREATE INDEX conversations_by_change ON conversations (updated_at_utc, conversation_seq);
 CREATE INDEX conversations_by_beginning ON conversations (created_at_utc, conversation_seq);

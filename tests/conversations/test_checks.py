@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 from conftest import bring_in, talk_of
 
-from conversations import artefacts, checks, decisions, releases, runs, tags, turns
+from conversations import artefacts, checks, decisions, erasure, releases, runs, tags, turns
 from conversations.artefacts import ArtefactKind
 from conversations.decisions import AnswerAuthor, Decision
 from conversations.messages import Split, Vote
@@ -98,6 +98,21 @@ MEDDLING = {
         "INSERT INTO turn_search(rowid, words) SELECT turn_seq, 'three' FROM turns WHERE content = 'two'",
         "turn turn_.*: the index holds other words than it says",
     ),
+    "JSON of a turn": ("UPDATE turns SET extra_json = '{' WHERE content = 'two'", "turns turn_.*: extra_json is no JSON"),
+    "JSON of tools": (
+        "UPDATE conversations SET tools_json = '{' WHERE source_id = 'i-1'",
+        "conversations .*: tools_json is no JSON",
+    ),
+    "JSON of labels": ("UPDATE conversations SET labels_json = 'x'", "conversations .*: labels_json is no JSON"),
+    "a hash taken away": (
+        "UPDATE conversations SET content_hash = '' WHERE source_id = 'i-1'",
+        "was imported and has no hash",
+    ),
+    "the salt": ("DELETE FROM record_facts WHERE name = 'split_salt'", "the salt of the splits is missing"),
+    "a tombstone": (
+        "DELETE FROM tombstones WHERE kind = 'customer'",
+        "tombstones: the one of audit entry .* is missing; the person could come back",
+    ),
     "a trigger": ("DROP TRIGGER tombstones_are_kept", "schema: 'tombstones_are_kept' is missing"),
     "a table of somebody else": ("CREATE TABLE bookmarks (url TEXT)", "schema: 'bookmarks' is not ours"),
     "the counter of conversations": ("UPDATE counters SET value = 1", "counter conversation_seq: is 1; 2 is given already"),
@@ -107,6 +122,7 @@ MEDDLING = {
 @pytest.mark.parametrize("what", MEDDLING)
 def test_what_was_changed_behind_the_records_back_is_named(record: Record, what: str) -> None:
     filled(record)
+    erasure.erase_customer(record, "nobody", actor="test")
     script, told = MEDDLING[what]
     meddling = sqlite3.connect(record.path)
     meddling.create_function("search_words", 1, search_words, deterministic=True)

@@ -130,9 +130,9 @@ def test_a_person_is_taken_out_of_an_exported_file(record: Record, tmp_path: Pat
     exports.export_file(record, out, export_format)
     jo = {str(row["conversation_id"]) for row in record.query("SELECT * FROM conversations WHERE source_id = 'c-jo'")}
     (tmp_path / ".out.half").write_text("what a killed export left")
-    assert exports.forget(out, {"somebody else"}, {"c-xx"})
-    assert exports.forget(out, jo, {"c-jo"})
-    assert not exports.forget(out, jo, {"c-jo"})
+    assert exports.forget(out, {"somebody else"}, {("c-xx", "xx")})
+    assert exports.forget(out, jo, {("c-jo", JO["customer_id"])})
+    assert not exports.forget(out, jo, {("c-jo", JO["customer_id"])})
     with Record(tmp_path / "only_al.db") as other:
         bring_in(
             other,

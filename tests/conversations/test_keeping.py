@@ -114,3 +114,38 @@ def test_a_backup_that_cannot_be_written_leaves_nothing(record: Record, tmp_path
 def test_what_a_command_cannot_do_is_one_message(record: Record, arguments: list[str], code: int, told: str) -> None:
     returned, _, error = command(*arguments, "--record", str(record.path))
     assert returned == code and told in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("target", ["record.db", "record.db-wal", "monday.db"])
+def test_no_export_overwrites_a_record_or_a_backup(record: Record, tmp_path: Path, target: str) -> None:
+    talk = talk_of(record, "anna", "my router blinks coral")
+    backup.back_up(record, tmp_path / "monday.db")
+    code, _, error = command("export", "--out", str(tmp_path / target), "--record", str(record.path))
+    assert code == 2 and "an export would overwrite it" in error
+    for path in (record.path, tmp_path / "monday.db"):
+        with open_existing(path) as kept:
+            assert len(turns.thread(kept, talk)) == 1
+
+
+def test_an_argument_that_is_no_text_is_refused(record: Record) -> None:
+    code = "from conversations.cli import main; main()"
+    arguments = [b"show", b"\xff", b"--record", str(record.path).encode()]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "is not UTF-8" in done.stderr
+
+
+def test_an_empty_name_is_nobody_and_an_empty_file_is_no_record(record: Record, tmp_path: Path) -> None:
+    code, _, error = command("erase", "--customer", "", "--record", str(record.path))
+    assert code == 2 and "no customer was named" in error
+    (tmp_path / "empty.db").touch()
+    code, _, error = command("stats", "--record", str(tmp_path / "empty.db"))
+    assert code == 2 and "is empty, and no record" in error and (tmp_path / "empty.db").stat().st_size == 0
+
+
+def test_verify_answers_in_json_also_where_the_file_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "letter.db"
+    path.write_bytes(b"a letter, not a database" * 100)
+    code, out, error = command("verify", "--json", "--record", str(path))
+    told = json.loads(out)
+    assert code == 2 and told["ok"] is False and "Traceback" not in error
+    assert "not a database" in told["problems"][0]

@@ -21,6 +21,7 @@ SPOKEN = {
     "ar": "جهاز التوجيه لا يعمل منذ الصباح",
     "th": "เราเตอร์ของฉันไม่ทำงาน",
     "emoji": "It works now 👍🏽 thanks 🫠",
+    "forms": "Die Straße ist gesperrt, Ⴀბგ and a ﬁne day",
     "signs": "it says >>> --force /var/log/*.log 100%",
 }
 
@@ -53,6 +54,9 @@ def spoken(record: Record) -> None:
         ("👍", "emoji"),
         ("🫠", "emoji"),
         ("🫠 works", "emoji"),
+        ("STRASSE", "forms"),
+        ("fine day", "forms"),
+        ("ⴀბგ", "forms"),
         (">>>", "signs"),
         ("--force", "signs"),
         ("*.log", "signs"),
@@ -76,8 +80,12 @@ def test_what_nobody_said_finds_nobody(record: Record, words: str) -> None:
 def test_no_query_and_no_cursor_breaks_the_search(record: Record, words: str, cursor: str) -> None:
     if not record.query("SELECT 1 FROM conversations"):
         spoken(record)
-    for each in search.find(record, words, after=cursor):
+    for each in search.find(record, words):
         assert each.customer_id in SPOKEN
+    try:
+        search.find(record, words, after=cursor)
+    except OperatorError as error:
+        assert "is no place in this list" in str(error)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))

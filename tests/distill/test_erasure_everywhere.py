@@ -144,13 +144,13 @@ def test_a_backup_that_was_moved_away_is_named(small: SmallRun) -> None:
     lived(small)
     moved = (small.folder / "backups" / "monday.db").rename(small.folder / "elsewhere.db")
     erased = erasure.erase_customer(small.record, PHRASES[2], actor="test")
-    assert [Path(path).name for path in erased.unreached_backups] == ["monday.db"]
+    assert [Path(path).name for path in erased.unreached] == ["monday.db"]
     with Record(moved) as found:
         erasure.erase_customer(found, PHRASES[2], actor="test")
     assert bytes_with(small.folder, *PHRASES) == []
 
 
-def test_bytes_that_a_reader_still_holds_are_told_and_go_with_the_next_erasure(
+def test_bytes_that_a_reader_still_holds_are_told_until_they_are_gone(
     small: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lived(small)
@@ -160,8 +160,73 @@ def test_bytes_that_a_reader_still_holds_are_told_and_go_with_the_next_erasure(
             assert held.count("turns")
             with pytest.raises(OutsideError, match="deleted bytes are still in the file"):
                 erasure.erase_customer(small.record, PHRASES[2], actor="test")
+        assert any("an erasure was killed" in problem for problem in checks.verify(small.record).problems)
         erasure.erase_customer(small.record, PHRASES[2], actor="test")
     assert bytes_with(small.folder, *PHRASES) == []
+    assert checks.verify(small.record).problems == []
+
+
+def test_a_backup_that_comes_back_forgets_what_was_erased_meanwhile(small: SmallRun) -> None:
+    lived(small)
+    place = small.folder / "backups" / "monday.db"
+    moved = place.rename(small.folder / "elsewhere.db")
+    erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    moved.rename(place)
+    assert bytes_with(small.folder, *PHRASES)
+    assert erasure.erase_customer(small.record, "customer-1", actor="test").conversations == 1
+    assert bytes_with(small.folder, *PHRASES) == []
+    with open_existing(place) as restored:
+        assert checks.verify(restored).problems == []
+
+
+def test_a_customer_who_came_back_keeps_what_they_said_since(small: SmallRun) -> None:
+    lived(small)
+    erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    talk = turns.create_conversation(small.record, customer_id=PHRASES[2], channel="chat").conversation_id
+    turns.append_message(small.record, talk, Role.USER, Author.CUSTOMER, "I am back, with another box.")
+    backup.back_up(small.record, small.folder / "backups" / "tuesday.db")
+    erasure.erase_customer(small.record, "customer-1", actor="test")
+    with open_existing(small.folder / "backups" / "tuesday.db") as restored:
+        for record in (small.record, restored):
+            assert [turn.content for turn in turns.thread(record, talk)] == ["I am back, with another box."]
+            assert checks.verify(record).problems == []
+
+
+def test_a_reply_that_two_customers_share_stays_with_the_other(small: SmallRun) -> None:
+    lived(small)
+    own, other = (
+        next(
+            each
+            for each in decisions.decisions(small.record)
+            if words in turns.turn(small.record, each.question_turn_id).content
+        )
+        for words in (PHRASES[0], QUESTIONS[1])
+    )
+    reply = decisions.TeacherReply("shared", own.decision_id, "big", "{}", 1, 1, 0.0, 1.0)
+    decisions.save_reply(small.record, reply)
+    for each in (own, other):
+        decisions.add_answer(
+            small.record,
+            each.decision_id,
+            author=AnswerAuthor.TEACHER,
+            author_name="second",
+            content="Wait.",
+            request_hash="shared",
+        )
+    erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    kept = decisions.find_reply(small.record, "shared")
+    assert kept is not None and kept.decision_id == other.decision_id
+    assert checks.verify(small.record).problems == []
+
+
+def test_an_export_that_was_moved_or_changed_is_named_and_left_alone(small: SmallRun) -> None:
+    lived(small)
+    (small.folder / "out.chat").rename(small.folder / "moved.jsonl")
+    (small.folder / "out.csv").write_text("my own notes", encoding="utf-8")
+    erased = erasure.erase_customer(small.record, PHRASES[2], actor="test")
+    assert {Path(path).name for path in erased.unreached} == {"out.chat", "out.csv"}
+    assert (small.folder / "out.csv").read_text(encoding="utf-8") == "my own notes"
+    assert bytes_with(small.folder, *PHRASES) == ["moved.jsonl"]
 
 
 def test_a_chat_goes_on_while_somebody_else_is_erased(small: SmallRun) -> None:
