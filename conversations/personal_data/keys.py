@@ -33,10 +33,14 @@ _CLEAR_LABEL = (
     r"(?:pass[ _-]?(?:word|wd|phrase|code)|passwd|pwd|psk|(?:api|access|secret|private|encryption|licen[cs]e|recovery|account|auth|"
     r"security|signing|shared|app)[ _-]?key|apikey|secret|(?:client|app|api|shared)[ _-]?secret|(?:access|auth|api|bearer|refresh|bot|"
     r"session|personal access)?[ _-]?token|credentials?|парол\w{1,3}|токен\w{0,2}|секрет\w{0,2}|(?:api|апі)[ -]?ключ\w{0,2}|"
-    r"ключ\w{0,2} (?:api|апі|доступу))"
+    r"ключ\w{0,2} (?:api|апі|доступу)|"
+    # German, Spanish, French, Polish, Portuguese, Dutch, Italian; the key of a wireless network.
+    r"passwort|kennwort|contrase(?:n\u0303?|ñ)as?|(?<!palabra )clave|mots? de passe|has[lł]o|senha|wachtwoord|parola|"
+    r"(?:wi-?fi|wlan|wpa[23]?|network)[ _-]?(?:key|ключ|schl(?:ü|u\u0308|ue)ssel)|"
+    r"ключ\w{0,2} (?:(?:від|до|от|к) )?(?:wi-?fi|вай-?фа\w{1,2}|мереж\w))"
 )
 _LABELLED = re.compile(
-    rf"(?<![^\W_])(?P<label>{_CLEAR_LABEL}|key|ключ|pass|auth)[\"'`]?(?P<says>(?:\s{{0,2}}(?::=|=>|->|[:=]|-)|\s(?:is|was|це|є)|\s)\s{{0,2}})"
+    rf"(?<![^\W_])(?P<label>{_CLEAR_LABEL}|key|ключ|pass|auth)[\"'`]?(?P<says>(?:\s{{0,2}}(?::=|=>|->|[:=]|-)|\s(?:is|was|це|є|ist|es|est|è|é|jest)|\s)\s{{0,2}})"
     r"(?P<quote>[\"'`«“]?)(?P<secret>[^\s\"'`«»“”\x00]{6,512})",
     re.IGNORECASE,
 )

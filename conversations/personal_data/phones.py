@@ -40,7 +40,7 @@ _OTHER_WORDS = re.compile(
     r"(?<![^\W_])(?:orders?|invoices?|tickets?|case|cases|ref|reference|account|accounts|tracking|parcel|shipment|serial|sn|s/n|imei|"
     r"confirmation|booking|reservation|contract|policy|customer|client|member(?:ship)?|id|code|errors?|models?|versions?|sku|part|item|"
     r"isbn|ean|article|no\.? of|transaction|payment|amount|total|meter|reading|vin|build|№|"
-    r"замовлен\w{1,3}|рахун\w{1,4}|накладн\w{1,3}|посилк\w{1,3}|ттн|договор\w{0,3}|квитанц\w{1,3}|заявк\w{1,3}|звернен\w{1,3}|код\w{0,3}|"
+    r"замовлен\w{1,3}|рахун\w{1,4}|накладн\w{1,3}|посилк\w{1,3}|ттн|догов[оі]р\w{0,3}|квитанц\w{1,3}|заявк\w{1,3}|звернен\w{1,3}|код\w{0,3}|"
     r"помилк\w{1,3}|модел\w{1,3}|верс\w{1,3}|артикул\w{0,3}|серійн\w{1,3}|номер (?:замовлення|рахунку|договору)|"
     r"сум\w{1,3}|оплат\w{1,3})"
     r"(?![^\W_])",
@@ -50,6 +50,10 @@ _DATE_OR_AMOUNT = re.compile(
     r"\d{1,2}[./-]\d{1,2}[./-](?:19|20)?\d\d(?![./-]?\d)|(?:19|20)\d\d[./-]\d{1,2}[./-]\d{1,2}(?![./-]?\d)"
     r"|\d{1,3}(?:[ .]\d{3}){2,}[.,]\d\d(?!\d)"
     r"|\d{1,3}(?:\.\d{1,3}){3}(?!\d)|(?:19|20)\d\d ?- ?(?:19|20)\d\d(?!\d)"
+)
+# Four numbers, the second a nought, as browsers count; and more of them after a name and a slash: `Chrome/121.0.6167.160`.
+_VERSION = re.compile(
+    r"\d{1,3}\.0\.\d{1,5}\.\d{1,5}(?!\.?\d)|(?<=[^\W\d_]/)\d{1,3}(?:\.\d{1,2})?\.\d(?:\.(?:0|[1-9]\d{0,6})){1,3}(?!\.?\d)"
 )
 _DECIMAL = re.compile(r"\d{1,3}[.,]\d+")
 _BARE_DATE = re.compile(r"(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|[12]\d|3[01])(?:19|20)\d\d|(?:19|20)\d\d[01]\d[0-3]\d")
@@ -111,11 +115,12 @@ def is_something_else(text: str, start: int) -> bool:
 
 
 def _reads_otherwise(text: str, start: int, end: int) -> bool:
-    """Tell whether a number that could be a country's phone number is more likely a date, an amount, a decimal or an order number."""
+    """Tell whether a number that could be a country's phone number is more likely a date, an amount, a version or an order's."""
     written = text[start:end]
     is_short = written.isdigit() and len(written) < _FEWEST_BARE_DIGITS
     is_other_number = _BARE_DATE.fullmatch(written) or _DECIMAL.fullmatch(written) or _DATE_OR_AMOUNT.match(text, start)
-    return bool(is_short or is_other_number or is_something_else(text, start))
+    is_version = _VERSION.match(text, start)
+    return bool(is_short or is_other_number or is_version or is_something_else(text, start))
 
 
 def _is_called_so(text: str, start: int, end: int) -> bool:

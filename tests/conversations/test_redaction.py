@@ -85,6 +85,13 @@ def test_phone_numbers_of_a_country_are_found_where_it_is_configured_or_the_word
     america = RedactionRules(regions=("US",))
     assert redacted("it is 2125550123", america) == "it is <PHONE_1>"
     assert redacted("order number 2125550123", america) == "order number 2125550123"
+    for browser in (
+        "Chrome/121.0.6167.160",
+        "Edg/120.0.2210.144 on Windows",
+        "YaBrowser/23.11.2.7712",
+        "Chrome 121.0.6167.160",
+    ):
+        assert redacted(browser, america) == browser
 
 
 def test_order_and_account_numbers_are_found_by_the_operators_patterns_but_never_tear_a_card() -> None:
@@ -208,6 +215,12 @@ def test_a_restored_stream_is_the_restored_whole_however_it_is_cut(pieces: list[
         "token ",
         "07123 ",
         "jo (at) ",
+        "a.b AT ",
+        "a AT a.",
+        "app ",
+        "version 1.1 to ",
+        "A/1.",
+        "wifi key ",
         "a.",
         '"',
         "password=",
