@@ -167,6 +167,12 @@ def said(content: str) -> str:
         ('{"id": "h", ' + HELLO, "reject", "a comma or the closing brace is missing"),
         ("", "repair", "an empty line"),
         ("[1]", "reject", "found list"),
+        (
+            '{"id": "h", "labels": {"x": "\\ud800", "\\udfff": 1}, ' + HELLO + "}",
+            "repair",
+            "labels: broken surrogates replaced",
+        ),
+        ('{"id": "h", "created_at": "9999-12-31T00:00:00Z", ' + HELLO + "}", "repair", "it lies in the future"),
         ("null", "reject", "found NoneType"),
         ('{"n": NaN, ' + HELLO + "}", "reject", "NaN is no JSON number"),
         ('{"n": 1e999, ' + HELLO + "}", "reject", "too large"),

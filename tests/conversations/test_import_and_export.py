@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lines_for_tests import bring_in, contents, exported, line_texts, write
 
-from conversations import checks, entry, turns
+from conversations import checks, entry, erasure, turns
 from conversations.errors import OperatorError
 from conversations.exchange import exports, imports, line_files
 from conversations.messages import Author, Consent, Role, TurnStatus, Vote
@@ -341,3 +341,34 @@ def test_an_import_that_is_killed_leaves_whole_conversations_and_is_completed_by
 def _count(path: Path) -> int:
     with Record(path, to_read=True) as record:
         return contents(record)["conversations"]
+
+
+def test_what_a_customer_said_is_theirs_whenever_they_are_named(record: Record, tmp_path: Path) -> None:
+    grown = [USER, ANSWER, {"role": "user", "content": "It still blinks, says Dora"}]
+    bring_in(
+        record, tmp_path / "in.jsonl", {"id": "q", "messages": [USER, ANSWER], "feedback": [{"message": 1, "value": "up"}]}
+    )
+    counts = bring_in(record, tmp_path / "in.jsonl", {"id": "q", "customer_id": "dora", "messages": grown})
+    assert (counts.conversations, counts.turns) == (0, 1)
+    assert [row["customer_id"] for row in record.query("SELECT customer_id FROM customers")] == ["dora"]
+    assert checks.verify(record).problems == []
+    assert erasure.erase_customer(record, "dora", actor="test").turns == 3
+    assert record.query("SELECT 1 FROM turns") == []
+
+
+def test_two_customers_under_one_id_never_share_a_conversation(record: Record, tmp_path: Path) -> None:
+    ann = {"id": "s", "customer_id": "ann", "messages": [USER, ANSWER]}
+    ben = {
+        "id": "s",
+        "customer_id": "ben",
+        "messages": [USER, ANSWER, {"role": "user", "content": "It still blinks, says Ben"}],
+    }
+    for _ in range(2):
+        bring_in(record, tmp_path / "in.jsonl", ann, ben, {**ann, "customer_id": "cid"})
+    owners = record.query("SELECT customer_id, turn_count FROM conversations ORDER BY customer_id")
+    assert [(row["customer_id"], row["turn_count"]) for row in owners] == [("ann", 2), ("ben", 3), ("cid", 2)]
+    exports.export_file(record, tmp_path / "out.jsonl")
+    assert erasure.erase_customer(record, "ben", actor="test").turns == 3
+    left = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert sorted(each["customer_id"] for each in left) == ["ann", "cid"]
+    assert checks.verify(record).problems == []
