@@ -130,6 +130,8 @@ def _is_called_so(text: str, start: int, end: int) -> bool:
     if called is None or is_something_else(text, start) or _DATE_OR_AMOUNT.match(text, start):
         return False
     gap = before[called:]
+    if _VERSION.match(text, start) and gap != "/":
+        return False
     digits = sum(character.isdigit() for character in text[start:end])
     return len(gap) <= _GAP_REACH and not re.search(r"[\d\n]|[.!?]\s", gap.lstrip(". ")) and _FEWEST_DIGITS <= digits <= 15
 

@@ -222,6 +222,7 @@ PERSONAL = (
     ("chrome 127.0.1.1, android 172.16.0.9", "chrome <IP_1>, android <IP_2>"),
     ("додаток 192.168.0.7 не працює", "додаток <IP_1> не працює"),
     ("Jo/212.555.0123", "Jo/<PHONE_1>"),
+    ("tel/61.2.1234.5678", "tel/<PHONE_1>"),
     ("IMEI 490154203237518", "IMEI <CARD_1>"),
 )
 ORDINARY = (
@@ -323,6 +324,7 @@ ORDINARY = (
     "Edg/120.0.2210.144",
     "YaBrowser/23.11.2.771",
     "Chrome 121.0.6167.160 crashes",
+    "on my phone: Chrome/121.0.6167.160",
     "Підключили 15.03.2023, договір 0671234567",
     "Passwort falsch",
     "palabra clave: iphone15",
