@@ -37,3 +37,22 @@ def test_the_figures_are_one_json_object_on_standard_output(tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert "search p95, ms" in done.stderr
+
+
+def test_redaction_prints_its_figures_as_json_also_of_real_conversations(tmp_path: Path) -> None:
+    line = {"messages": [{"role": "user", "content": "write to jo@example.com or call +44 20 7946 0123"}]}
+    (tmp_path / "talks.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.redaction",
+        "--of-each-kind",
+        "20",
+        "--ordinary",
+        "50",
+        "--data",
+        str(tmp_path),
+    ]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["files"]["talks.jsonl"]["by_kind"] == {"EMAIL": 1, "PHONE": 1}
+    assert all(kind["recall"] >= 0.98 for kind in found["kinds"].values())

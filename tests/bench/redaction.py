@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -56,7 +56,7 @@ class FileResult:
     messages: int = 0
     touched: int = 0
     seconds: float = 0.0
-    by_kind: Counter[str] = field(default_factory=Counter)
+    by_kind: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ def measure_file(rules: RedactionRules, path: Path) -> FileResult:
         result.left += checksums_left(redacted)
         for name, original in redactor.placeholders.originals.items():
             kind = name[1:].split("_")[0]
-            result.by_kind[kind] += 1
+            result.by_kind[kind] = result.by_kind.get(kind, 0) + 1
             place = message.find(original)
             if len(result.examples.setdefault(kind, [])) < _EXAMPLES:
                 result.examples[kind].append(
