@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
 from conversations import audit, backup, checks, erasure, search, tags, turns
 from conversations.errors import OperatorError, run_command
@@ -154,12 +153,16 @@ def search_command(
     if as_json:
         _print_json({"found": [dataclasses.asdict(each) for each in found]})
         return
-    table = Table(Column("conversation", no_wrap=True), "customer", "turns", "changed", "says")
     for each in found:
-        table.add_row(
-            each.conversation_id, _plain(each.customer_id), str(each.turns), each.updated_at_utc, _plain(each.snippet[:60])
+        _say(
+            _plain(
+                f"{each.conversation_id}  {each.customer_id}, {each.channel}, {each.turns} turns, "
+                f"{each.language or 'language unknown'}, changed {each.updated_at_utc[:16].replace('T', ' ')}"
+            )
         )
-    Console(emoji=False, markup=False).print(table if found else "nothing found")
+        _say(f"    {_plain(' '.join(each.snippet.split()))}")
+    if not found:
+        _say("nothing found")
     if len(found) == limit:
         _say(f"more may follow: --after {shlex.quote(found[-1].cursor)}")
 
@@ -247,6 +250,10 @@ def erase_command(
     with _open(record, settings) as opened:
         erased = erasure.erase_customer(opened, customer, actor="conversations erase")
     _tell_erased(erased, "removed", as_json)
+    if not erased.conversations and not as_json:
+        _say(
+            f"{_plain(customer)} has no conversation here; the name is remembered all the same, so that no import brings it in"
+        )
 
 
 @app.command("expire")

@@ -1,6 +1,7 @@
 """What the file promises: every version leads to the newest, many may come at once, and each refusal says what to do."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -372,3 +373,15 @@ def test_a_copy_is_whole_while_others_write(record: Record, tmp_path: Path) -> N
     finally:
         stop.set()
         chatting.join()
+
+
+def test_nobody_outside_this_package_writes_sql() -> None:
+    root = Path(__file__).parents[2]
+    statement = re.compile(r"\b(SELECT|INSERT INTO|UPDATE \w+ SET|DELETE FROM|PRAGMA)\b|import sqlite3|sqlite_utils")
+    found = [
+        f"{path.relative_to(root)}: {match.group()}"
+        for room in ("support_bot", "distill")
+        for path in (root / room).rglob("*.py")
+        if (match := statement.search(path.read_text(encoding="utf-8")))
+    ]
+    assert found == []
