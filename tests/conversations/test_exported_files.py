@@ -185,6 +185,7 @@ def test_every_export_is_noted_where_an_erasure_looks(record: Record, tmp_path: 
     assert told.digest == row["digest"] and os.stat(tmp_path / "out.jsonl").st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_export_left_is_noted_and_can_be_forgotten(record: Record, tmp_path: Path) -> None:
     bring_in(record, tmp_path / "in.jsonl", *({**JO, "id": f"c-{number}"} for number in range(3000)))
     command = [sys.executable, "-c", "from conversations.cli import main; main()", "export", "--record", str(record.path)]

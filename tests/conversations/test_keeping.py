@@ -1,8 +1,10 @@
 """What backup and retention promise: a copy is whole, the old goes for good, and the young stays."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from conftest import bring_in, talk_of
 
 from conversations import backup, checks, erasure, search, turns
+from conversations.cli import main
 from conversations.errors import OperatorError
 from conversations.messages import utc_text
 from conversations.store import Record, open_existing
@@ -25,9 +28,17 @@ def conversation(name: str, days_old: float) -> dict[str, object]:
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
-    code = "from conversations.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+    """Run the command in this process and return its exit code and what it wrote."""
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    before = sys.argv
+    sys.argv = ["conversations", *arguments]
+    try:
+        with redirect_stdout(out), redirect_stderr(error), pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = before
+    told = [stream.buffer.getvalue().decode() for stream in (out, error)]  # type: ignore[attr-defined]
+    return int(ended.value.code or 0), told[0], told[1]
 
 
 def left(record: Record) -> set[str]:

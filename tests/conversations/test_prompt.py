@@ -35,6 +35,7 @@ def test_ids_are_those_of_the_students_own_template() -> None:
     assert list(Renderer.load(STUDENT).prompt(TALK, max_prompt_tokens=500).token_ids) == list(own["input_ids"])
 
 
+@pytest.mark.slow
 @needs_student
 @given(st.text(max_size=200))
 @settings(max_examples=50, deadline=None)

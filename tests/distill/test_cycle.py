@@ -39,6 +39,7 @@ def test_what_would_stop_a_cycle_late_stops_it_before_anybody_is_asked(
         assert teacher.seen == [] and runs.runs(small.record) == []
 
 
+@pytest.mark.slow
 def test_a_cycle_that_its_data_refused_is_over_and_the_next_one_sees_new_conversations(tmp_path: Path) -> None:
     with (
         ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.")) as teacher,

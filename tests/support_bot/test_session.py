@@ -427,6 +427,7 @@ world.close()
 """
 
 
+@pytest.mark.slow
 def test_the_chat_process_loads_no_model_library_even_after_a_message_full_of_personal_data(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", AFTER_A_MESSAGE, str(tmp_path)],

@@ -285,6 +285,7 @@ def test_an_attached_server_with_another_base_is_not_used_and_the_record_says_wh
     run(scenario)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["server", "engine hang"])
 def test_a_killed_or_hanging_server_comes_back_with_its_releases_and_leaves_no_process(
     record: Record, base_id: str, tmp_path: Path, victim: str
@@ -307,6 +308,7 @@ def test_a_killed_or_hanging_server_comes_back_with_its_releases_and_leaves_no_p
     run(scenario)
 
 
+@pytest.mark.slow
 def test_weights_that_end_the_server_are_tried_three_times_and_the_base_serves_on(
     record: Record, base_id: str, tmp_path: Path
 ) -> None:
