@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import BinaryIO
 
+from conversations.artefacts import file_digest
 from conversations.exchange.lines_out import CSV_COLUMNS, harmless_cell
 from conversations.exchange.raw_json import Member, Refused, members
 from conversations.messages import MAX_MESSAGE_CHARACTERS, Json
@@ -182,15 +183,11 @@ def _renew_manifest(path: Path, removed: list[int]) -> None:
         manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
     manifest |= {
         "conversations": manifest.get("conversations", 0) - len(removed),
         "turns": manifest.get("turns", 0) - sum(removed),
         "bytes": path.stat().st_size,
-        "digest": "sha256:" + digest.hexdigest(),
+        "digest": file_digest(path),
         "forgotten": manifest.get("forgotten", 0) + len(removed),
     }
     write_manifest(path, manifest)
