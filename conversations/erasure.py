@@ -134,7 +134,13 @@ def _remove(transaction: Transaction, conversation_ids: Sequence[str]) -> _Remov
             for row in transaction.query("SELECT edition FROM edition_decisions WHERE decision_id = ?", [decision_id]):
                 editions[int(row["edition"] or 0)] = editions.get(int(row["edition"] or 0), 0) + 1
             transaction.execute("DELETE FROM edition_decisions WHERE decision_id = ?", [decision_id])
+            transaction.execute(
+                "DELETE FROM answer_reviews WHERE answer_id IN (SELECT answer_id FROM answers WHERE decision_id = ?)",
+                [decision_id],
+            )
             removed.answers += transaction.execute("DELETE FROM answers WHERE decision_id = ?", [decision_id])
+            transaction.execute("DELETE FROM decision_vectors WHERE decision_id = ?", [decision_id])
+            transaction.execute("DELETE FROM teacher_batch_requests WHERE decision_id = ?", [decision_id])
             # A reply that was paid for once serves every decision with the same history: it goes on with another one.
             transaction.execute(
                 "UPDATE teacher_replies SET decision_id = (SELECT decision_id FROM answers a "

@@ -65,6 +65,12 @@ def m002_findable_and_forgettable(db: Database) -> None:
         db.conn.execute("UPDATE editions SET rows_hash = ? WHERE edition = ?", [rows_hash, edition])
 
 
+@record_migrations()
+def m003_paid_judged_and_reviewed(db: Database) -> None:
+    """Cap tokens too, keep batches, operators' reviews, what a run rests on, and the embeddings of questions."""
+    _run_script(db, "003_paid_judged_and_reviewed.sql")
+
+
 def _run_script(db: Database, name: str) -> None:
     for statement in statements(files("conversations").joinpath("migrations", name).read_text(encoding="utf-8")):
         db.conn.execute(statement)

@@ -169,7 +169,7 @@ def teacher(
 ) -> None:
     """Serve the handbook teacher: an OpenAI-compatible endpoint that answers out of the handbook, without a large model."""
     read = read_settings(DistillSettings, settings)
-    from distill.dataset.serving import serve_teacher
+    from distill.dataset.handbook.serving import serve_teacher
 
     serve_teacher(read, host, port)
 
@@ -202,7 +202,7 @@ def _progress() -> Iterator[Announce]:
 
 
 def _print_estimate(record: Record, settings: DistillSettings, as_json: bool) -> None:
-    from distill.dataset.budget import estimate
+    from distill.dataset.teaching.budget import estimate
 
     teachers = estimate(record, settings)
     if as_json:

@@ -75,9 +75,9 @@ def check_before(settings: DistillSettings) -> None:
     Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
     a teacher that must not be used or whose key is missing, and a second pass of redaction that is not installed.
     """
-    from distill.dataset.budget import chosen_teacher
     from distill.dataset.second_pass import check_second_pass
-    from distill.dataset.teacher import key_of
+    from distill.dataset.teaching.budget import chosen_teacher
+    from distill.dataset.teaching.teacher import key_of
     from distill.evaluation.metrics import Metric
 
     place, base = settings.settings_file, settings.student.base

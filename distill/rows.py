@@ -4,14 +4,25 @@ In and out: lines of text. A row says where it comes from; nothing here knows ho
 """
 
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conversations.decisions import Verdict
+from conversations.decisions import AnswerAuthor, Verdict
 from conversations.errors import OperatorError
-from conversations.messages import ChatMessage, Role, Split
+from conversations.messages import Author, ChatMessage, Role, Split
+
+
+class Task(StrEnum):
+    """What a data set teaches: conversations of the record, or what files hold."""
+
+    CONVERSATION = "conversation"
+    QA = "qa"
+    SUMMARIZATION = "summarization"
+    NLI = "nli"
+    MATH = "math"
 
 
 class RowModel(BaseModel):
@@ -46,15 +57,39 @@ class FactRow(RowModel):
 
 
 class LabelsRow(RowModel):
-    """What is known of a decision apart from any model: expected facts, or that nothing is known about it."""
+    """What is known of a decision apart from any model: expected facts, or that nothing is known about it.
+
+    `reference` is the right answer of a data set's file; `replies` are what people answered here.
+    """
 
     answerable: bool | None = None
     articles: tuple[str, ...] = ()
     facts: tuple[FactRow, ...] = ()
+    reference: str = ""
+    replies: tuple[str, ...] = ()
+
+
+class OfferedRow(RowModel):
+    """What stood in the request beside the messages: JSON texts as they were logged, redacted; empty where there were none."""
+
+    tools_json: str = ""
+    tool_choice_json: str = ""
+    response_format_json: str = ""
+
+
+class LoggedReply(RowModel):
+    """The reply that stands in the log, redacted. Only an operator's is surely a person's."""
+
+    author: Author
+    content: str
+    extra_json: str = ""
 
 
 class ChosenRow(RowModel):
-    """A decision chosen to be taught. `messages` are redacted and end with the customer's question."""
+    """A decision chosen to be taught. `messages` are redacted and end with the customer's question.
+
+    `chosen_because` is the strongest of `signals`; `turn_depth` counts the customer's messages up to the question, from 1.
+    """
 
     decision_id: str
     conversation_id: str
@@ -63,17 +98,29 @@ class ChosenRow(RowModel):
     split: Split
     weight: float = 1.0
     chosen_because: str
+    signals: tuple[str, ...] = ()
+    task: Task = Task.CONVERSATION
+    language: str = ""
+    turn_depth: int = 1
     labels: LabelsRow
+    offered: OfferedRow = OfferedRow()
+    logged: LoggedReply | None = None
     messages: tuple[MessageRow, ...]
 
 
 class AnswerRow(RowModel):
-    """A teacher's answer for a decision. `passages` are hashes of the handbook passages that it rests on."""
+    """An answer for a decision. `passages` are hashes of the handbook passages that it rests on.
+
+    `author` says whether a teacher, the log or an operator gave it, `teacher` names it; `extra_json` holds its tool calls.
+    `agreement` is how alike the answers of several teachers are, 0 to 1; empty where one alone was asked.
+    """
 
     decision_id: str
     answer_id: str
     teacher: str
+    author: AnswerAuthor = AnswerAuthor.TEACHER
     text: str
+    extra_json: str = ""
     finish_reason: str
     passages: tuple[str, ...]
     request_hash: str
@@ -81,16 +128,19 @@ class AnswerRow(RowModel):
     completion_tokens: int
     cost_usd: float
     latency_ms: float
+    licence: Literal["yes", "unknown"] = "yes"
+    agreement: float | None = None
 
 
 class VerdictRow(RowModel):
-    """What verify said of an answer."""
+    """What verify said of an answer, and who said it: the rules, the judge or an operator."""
 
     decision_id: str
     answer_id: str
     verdict: Verdict
     reason: str
     detail: str = ""
+    by: Literal["rules", "judge", "operator"] = "rules"
 
 
 class DatasetRow(RowModel):
@@ -102,7 +152,14 @@ class DatasetRow(RowModel):
     topic: str
     weight: float
     teacher: str
+    task: Task = Task.CONVERSATION
+    language: str = ""
+    turn_depth: int = 1
     labels: LabelsRow
+    offered: OfferedRow = OfferedRow()
+    answer_id: str = ""
+    passages: tuple[str, ...] = ()
+    licence: Literal["yes", "unknown"] = "yes"
     messages: tuple[MessageRow, ...]
 
 

@@ -5,7 +5,7 @@ In: the settings file. Out: frozen models. Teacher, student, paths and gates hav
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from conversations.settings import (
     PromptTable,
@@ -31,20 +31,60 @@ class HandbookTable(Table):
 
 
 class TeacherTable(Table):
-    """One teacher: an OpenAI-compatible endpoint, its price and its licence."""
+    """One teacher: an OpenAI-compatible endpoint, or the people in the record; its price, its pace and its licence."""
 
-    base_url: str
-    model: str
+    kind: Literal["model", "handbook", "logged"] = "model"
+    base_url: str = ""
+    model: str = ""
+    family: str = Field(default="", description="whose model it is, such as 'gpt' or 'llama'; empty: told by its name")
     api_key_variable: str = Field(default="", description="the environment variable with the key; empty: none needed")
-    kind: Literal["model", "handbook"] = "model"
     licence_allows_training: Literal["yes", "no", "unknown"]
     prompt_usd_per_million: float = Field(default=0.0, ge=0)
+    cached_prompt_usd_per_million: float | None = Field(
+        default=None, ge=0, description="for prompt tokens that the provider had in its cache; empty: as others"
+    )
     completion_usd_per_million: float = Field(default=0.0, ge=0)
+    batch_price_share: float = Field(default=0.5, gt=0, le=1, description="what a request costs in a batch, of its price")
     max_answer_tokens: int = Field(default=400, ge=16)
+    limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: float = Field(default=0.0, ge=0, le=2)
+    omit_temperature: bool = Field(default=False, description="for models that take no temperature")
+    seed: int | None = None
+    top_logprobs: int = Field(default=0, ge=0, le=20, description="log-probabilities asked for with each token")
     concurrency: int = Field(default=8, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
     timeout_seconds: float = Field(default=120, gt=0)
     handbook_passages: int = Field(default=0, ge=0, description="passages put before the teacher, never the student")
+    logged_authors: tuple[Literal["operator", "imported"], ...] = Field(
+        default=("operator",),
+        description="whose logged replies a teacher of the kind `logged` gives; imported may be a bot's",
+    )
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> "TeacherTable":
+        if self.kind != "logged" and not (self.base_url and self.model):
+            raise ValueError("base_url and model are missing; only a teacher of kind 'logged' needs neither")
+        return self
+
+
+class JudgeTable(Table):
+    """Who compares and grades answers, and what counts as good."""
+
+    teacher: str = Field(description="a name of the table [teachers]; best not of the family of the teacher it judges")
+    rubric: str = "Is the answer right, complete, and of use to this customer? Does it stay with what is known?"
+    min_grade: int = Field(default=6, ge=1, le=10, description="the floor: below it no answer is taken, were it the best")
+    reject_worse_than_logged: bool = True
+    concurrency: int = Field(default=8, ge=1)
+
+
+class DatasetsTable(Table):
+    """Training data out of files instead of the record's conversations."""
+
+    task: Literal["conversation", "qa", "summarization", "nli", "math"]
+    train: SettingsPath
+    validation: SettingsPath | None = None
+    test: SettingsPath | None = Field(default=None, description="empty: the validation file's rows are held out as the test")
 
 
 class ChooseTable(Table):
@@ -58,15 +98,35 @@ class ChooseTable(Table):
         default="", description="empty: the record's own, drawn at random; given: splits can be made again"
     )
     near_duplicate_jaccard: float = Field(default=0.5, gt=0, le=1)
+    near_duplicate_cosine: float = Field(
+        default=0.92, gt=0, le=1, description="questions that mean the same so nearly are twins; 1: by wording alone"
+    )
+    largest_cluster_share: float = Field(
+        default=0.2, gt=0, le=1, description="a cluster that holds more of the record is for training"
+    )
+    max_twins: int = Field(default=8, ge=1, description="how many near-duplicates of one question are taught")
     max_decisions: int = Field(default=50_000, ge=1)
+    max_topic_share: float = Field(default=0.25, gt=0, le=1, description="of what is chosen, once the limit binds")
+    ordinary_share: float = Field(default=0.3, ge=0, le=1, description="for plain coverage, once the limit binds")
+    low_confidence_logprob: float = Field(default=-1.2, lt=0, description="mean log-probability of a token of a reply")
+    person_weight: float = Field(default=3.0, gt=0, description="of what a person answered, in training")
 
 
 class TeachTable(Table):
-    """How the teacher is asked, and what may be spent in one run."""
+    """How the teacher is asked, and what may be spent in one run, the judge included."""
 
     teacher: str = Field(description="a name of the table [teachers]")
+    fallback: tuple[str, ...] = Field(
+        default=(), description="who is asked, in order, for what the one before did not answer"
+    )
+    best_of: tuple[str, ...] = Field(default=(), description="who answers every decision too; the judge picks the best")
+    people_first: bool = Field(default=True, description="take what a person has answered, and ask no teacher")
+    transport: Literal["chat", "batch"] = "chat"
+    batch_poll_seconds: float = Field(default=30.0, gt=0)
+    max_batch_requests: int = Field(default=5000, ge=1, le=50_000)
     max_cost_usd: float = Field(ge=0)
     max_calls: int = Field(ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, description="prompt and completion tokens together; empty: no cap")
     allow_unknown_licence: bool = False
     smoke_decisions: int = Field(default=16, ge=1)
     max_smoke_failures: int = Field(default=1, ge=0)
@@ -80,12 +140,31 @@ class VerifyTable(Table):
     min_answer_words: int = Field(default=2, ge=1)
     declining_phrases: tuple[str, ...] = ("I don't know", "I do not know", "not in my handbook")
     max_declined_share: float = Field(default=0.5, ge=0, le=1)
+    policy_topics: tuple[str, ...] = Field(default=(), description="topics or words where a refusal is wanted")
+    refusal_phrases: tuple[str, ...] = Field(default=(), description="beyond the built-in ones")
+    same_language: bool = Field(default=True, description="whether an answer must be in the question's language")
+    grounding: Literal["numbers", "sentences"] = Field(
+        default="numbers", description="what the handbook must hold: numbers and codes, or what every sentence says"
+    )
+    near_copy_jaccard: float = Field(
+        default=0.8, gt=0, le=1, description="an answer so like those of another topic is a copy of them"
+    )
 
 
 class AssembleTable(Table):
     """How accepted answers become sets."""
 
     max_rows_per_answer: int = Field(default=200, ge=1, description="how often one answer text may stand in training")
+    max_topic_share: float = Field(
+        default=0.5, gt=0, le=1, description="of the training rows; more are left out and counted"
+    )
+    max_depth_share: float = Field(
+        default=0.9, gt=0, le=1, description="of the training rows, for first turns and for later ones"
+    )
+    unknown_answer: str = Field(
+        default="I don't know that, so I'm passing this to a colleague.",
+        description="taught where the handbook does not answer; empty: such questions are left out",
+    )
     study_handbook: bool = Field(
         default=True, description="whether the student learns the handbook's articles themselves too"
     )
@@ -164,6 +243,8 @@ class DistillSettings(RoomSettings):
     runs: RunsTable
     handbook: HandbookTable | None = None
     teachers: dict[str, TeacherTable]
+    judge: JudgeTable | None = None
+    datasets: DatasetsTable | None = None
     choose: ChooseTable = ChooseTable()
     teach: TeachTable
     verify: VerifyTable = VerifyTable()

@@ -14,8 +14,8 @@ from conversations.decisions import Verdict, freeze_edition, newest_edition
 from conversations.errors import Refused
 from conversations.messages import Json, Role, Split, content_hash
 from conversations.tombstones import erased_among
-from distill.dataset.handbook import Handbook
-from distill.dataset.study import Study, study_handbook
+from distill.dataset.handbook.articles import Handbook
+from distill.dataset.handbook.study import Study, study_handbook
 from distill.rows import AnswerRow, ChosenRow, DatasetRow, MessageRow, VerdictRow, read_rows, rows_text
 from distill.run import Counts, Outcome, Run, Stage
 

@@ -29,10 +29,10 @@ from conversations.messages import (
 from conversations.prompt import SpokenTurn, messages_for_model
 from conversations.redaction import SecondPass
 from conversations.store import Record
-from distill.dataset.handbook import Handbook
+from distill.dataset.choosing.topics import topics_of
+from distill.dataset.handbook.articles import Handbook
 from distill.dataset.second_pass import second_pass
 from distill.dataset.similarity import Groups, near_duplicate_pairs, words
-from distill.dataset.topics import topics_of
 from distill.rows import ChosenRow, FactRow, LabelsRow, MessageRow
 from distill.run import Counts, Outcome, Run, Stage
 from distill.settings import DistillSettings

@@ -15,11 +15,11 @@ from conversations import decisions
 from conversations.decisions import AnswerAuthor, TeacherReply
 from conversations.errors import OutsideError, Refused
 from conversations.messages import Json, Role
-from distill.dataset.answering import HandbookTeacher
-from distill.dataset.budget import chosen_teacher, cost_usd, reserve, spoken_of
-from distill.dataset.handbook import Handbook, Passage
+from distill.dataset.handbook.answering import HandbookTeacher
+from distill.dataset.handbook.articles import Handbook, Passage
 from distill.dataset.similarity import load_embedder
-from distill.dataset.teacher import (
+from distill.dataset.teaching.budget import chosen_teacher, cost_usd, reserve, spoken_of
+from distill.dataset.teaching.teacher import (
     MAX_TRIES,
     Delay,
     ParsedReply,

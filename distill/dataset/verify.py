@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from conversations.decisions import Verdict, give_verdict
 from conversations.messages import Role, Split
 from conversations.redaction import RedactionRules, Redactor, SecondPass
-from distill.dataset.handbook import Handbook, sentences
+from distill.dataset.handbook.articles import Handbook, sentences
 from distill.dataset.second_pass import is_known_to_chat, second_pass
 from distill.dataset.similarity import words
 from distill.rows import AnswerRow, ChosenRow, VerdictRow, read_rows

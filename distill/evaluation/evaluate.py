@@ -20,7 +20,7 @@ from conversations import decisions, releases
 from conversations.errors import OperatorError
 from conversations.messages import Json, Role, utc_now
 from conversations.prompt import Renderer
-from distill.dataset.handbook import Handbook
+from distill.dataset.handbook.articles import Handbook
 from distill.evaluation.generation import Generated, Question, Student, answer_together, wait_until_loaded
 from distill.evaluation.metrics import Yardstick, score
 from distill.rows import AnswerRow, DatasetRow, EvaluationRow, read_rows

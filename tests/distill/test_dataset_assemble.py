@@ -10,8 +10,8 @@ from conversations.decisions import Verdict
 from conversations.errors import OperatorError, Refused
 from conversations.messages import Role, Split
 from conversations.redaction import RedactionRules
-from distill.dataset.handbook import Handbook
-from distill.dataset.study import study_handbook
+from distill.dataset.handbook.articles import Handbook
+from distill.dataset.handbook.study import study_handbook
 from distill.dataset.verify import Evidence, judge
 from distill.rows import AnswerRow, ChosenRow, DatasetRow, LabelsRow, MessageRow, VerdictRow, read_rows
 from distill.run import STAGES, Stage

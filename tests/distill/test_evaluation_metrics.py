@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.dataset.handbook import Handbook
+from distill.dataset.handbook.articles import Handbook
 from distill.evaluation.metrics import Metric, Yardstick, concrete_values, score
 from distill.rows import FactRow, LabelsRow
 

@@ -13,8 +13,8 @@ from conversations.messages import ChatMessage
 from conversations.prompt import Renderer
 from conversations.store import Record
 from distill.dataset.choose import plan_decisions
-from distill.dataset.handbook import Handbook
-from distill.dataset.teacher import Request, is_on_this_machine, make_request
+from distill.dataset.handbook.articles import Handbook
+from distill.dataset.teaching.teacher import Request, is_on_this_machine, make_request
 from distill.rows import ChosenRow
 from distill.settings import DistillSettings, TeacherTable
 

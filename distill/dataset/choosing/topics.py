@@ -6,7 +6,7 @@ In: questions. Out: one topic for each. A topic orders figures and balances sets
 from collections import Counter
 from collections.abc import Sequence
 
-from distill.dataset.handbook import Handbook
+from distill.dataset.handbook.articles import Handbook
 from distill.dataset.similarity import load_embedder, words
 
 _SAME_TOPIC = 0.45

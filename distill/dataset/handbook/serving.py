@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Json, Role, new_name
 from conversations.settings import secret
-from distill.dataset.answering import HandbookAnswer, HandbookTeacher
-from distill.dataset.handbook import Handbook
+from distill.dataset.handbook.answering import HandbookAnswer, HandbookTeacher
+from distill.dataset.handbook.articles import Handbook
 from distill.dataset.similarity import Embedder, load_embedder
 from distill.settings import DistillSettings
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import ChatMessage, Json, Role, content_hash
 from conversations.settings import secret
-from distill.dataset.handbook import Passage
+from distill.dataset.handbook.articles import Passage
 from distill.settings import TeacherTable
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from conversations.messages import ChatMessage, Role, TurnStatus, content_hash
 from conversations.prompt import SpokenTurn, messages_for_model
 from conversations.redaction import RedactionRules
-from distill.dataset.handbook import Article, Handbook, described_in
+from distill.dataset.handbook.articles import Article, Handbook, described_in
 from distill.dataset.similarity import near_duplicate_pairs
 from distill.rows import DatasetRow, LabelsRow, MessageRow
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversations.messages import ChatMessage, Role
-from distill.dataset.handbook import Article, Handbook, Passage, described_in, sentences
+from distill.dataset.handbook.articles import Article, Handbook, Passage, described_in, sentences
 from distill.dataset.similarity import Embedder, Vectors, words
 
 DECLINED = "I don't know that from my handbook, so I'm passing this to a colleague."

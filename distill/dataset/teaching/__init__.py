@@ -1,0 +1,1 @@
+"""What `teach` is made of: requests and their teachers, pace, money, transports."""

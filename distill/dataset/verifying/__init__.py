@@ -1,0 +1,1 @@
+"""What `verify` is made of: the checks, each with its reason code, and the judge."""
