@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from conversations.errors import OperatorError
 from conversations.messages import Json, Split, content_hash, new_name, utc_now
 from conversations.store import Record, Row, Transaction
 
@@ -108,6 +109,17 @@ def decisions(record: Record, conversation_id: str | None = None) -> list[Decisi
         [conversation_id] if conversation_id else [],
     )
     return [_decision_of(row) for row in rows]
+
+
+def decision(record: Record, decision_id: str) -> Decision:
+    """Return a decision.
+
+    Raises OperatorError when there is none of that name.
+    """
+    row = record.one("SELECT * FROM decisions WHERE decision_id = ?", [decision_id])
+    if row is None:
+        raise OperatorError(f"no decision {decision_id!r} in {record.path}; the console's tab Compare lists them")
+    return _decision_of(row)
 
 
 def add_answer(

@@ -65,6 +65,10 @@ class Redactor:
             end_of_last = end
         return "".join(parts) + text[end_of_last:]
 
+    def redact_message(self, message: ChatMessage) -> ChatMessage:
+        """Return the message with its text and its other keys' values redacted."""
+        return replace(message, content=self.redact(message.content), extra_json=_redact_json(self, message.extra_json))
+
     @property
     def placeholders(self) -> Placeholders:
         """The table so far."""
@@ -113,10 +117,7 @@ def redact_messages(
     A second pass runs where its costs are borne, which is never the chat.
     """
     redactor = Redactor(rules, second_pass)
-    redacted = tuple(
-        replace(message, content=redactor.redact(message.content), extra_json=_redact_json(redactor, message.extra_json))
-        for message in messages
-    )
+    redacted = tuple(redactor.redact_message(message) for message in messages)
     return redacted, redactor.placeholders
 
 

@@ -1,20 +1,23 @@
 """The tab Compare: one decision, and beside each other what was said, what the teacher says and what the student says.
 
-In: a decision that an operator chose. Out: the question with its history, and every answer with its origin. Reads only.
+In: a decision that an operator chose. Out: the question with its history, every answer with its origin, and below them the panel
+where the operator has a word in it.
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import gradio as gr
 
-from conversations import decisions, releases, search, turns
+from conversations import decisions, releases, reviews, search, turns
 from conversations.decisions import Answer, AnswerAuthor, Decision, Verdict
+from conversations.errors import OperatorError
 from conversations.messages import Split
 from conversations.releases import Release, ReleaseKind
+from conversations.reviews import Review, ReviewVerdict
 from conversations.store import Record
 from conversations.turns import Turn
-from support_bot.console import markup
+from support_bot.console import markup, word
 from support_bot.console.desk import QUIETLY, Desk, Drawing
 
 SHOWN_DECISIONS = 50
@@ -42,26 +45,30 @@ def tab(desk: Desk) -> Drawing:
                 apply_default_css=False,
                 elem_id="side-by-side",
             )
+            own = word.panel(desk, side_by_side, lambda decision_id: compare_answers(record, decision_id))
 
     def choose(words: str, used_for: str) -> str:
         return _listing(record, words, used_for)
 
-    def show(event: gr.EventData) -> str:
-        return compare_answers(record, str(event.key))
+    def show(event: gr.EventData) -> tuple[object, ...]:
+        decision_id = str(event.key)
+        return compare_answers(record, decision_id), *word.filled(desk, decision_id)
 
     def draw() -> tuple[object, ...]:
         return _listing(record, "", ANY), "", ANY
 
     gr.on([query.submit, split.input], choose, [query, split], found, **QUIETLY)
-    found.click(show, None, side_by_side, **QUIETLY)
+    found.click(show, None, [side_by_side, *own.outputs()], **QUIETLY)
     return draw, [found, query, split]
 
 
 def compare_answers(record: Record, decision_id: str) -> str:
     """Return one decision as HTML: its history, and the answers side by side."""
-    decision = next((each for each in decisions.decisions(record) if each.decision_id == decision_id), None)
-    if decision is None:
+    try:
+        decision = decisions.decision(record, decision_id)
+    except OperatorError:
         return markup.note(f"There is no decision {decision_id} any more.")
+    reviewed = reviews.newest(record, decision_id)
     every = turns.all_turns(record, decision.conversation_id)
     history = turns.branch_to(every, decision.question_turn_id)
     logged = next((turn for turn in every if turn.turn_id == decision.reply_turn_id), None)
@@ -72,7 +79,9 @@ def compare_answers(record: Record, decision_id: str) -> str:
             _logged_facts(logged),
             nothing="The question got no reply.",
         ),
-        *_given(decisions.answers(record, decision_id), {each.release_id: each for each in releases.releases(record)}),
+        *_given(
+            decisions.answers(record, decision_id), {each.release_id: each for each in releases.releases(record)}, reviewed
+        ),
     ]
     spoken = "".join(_spoken(turn) for turn in history if turn.content)
     facts = " ".join(
@@ -101,15 +110,16 @@ def _spoken(turn: Turn) -> str:
     return f'<li class="turn {turn.role}">{line}{markup.words(turn.content)}</li>'
 
 
-def _given(answers: Sequence[Answer], known: dict[str, Release]) -> list[str]:
+def _given(answers: Sequence[Answer], known: dict[str, Release], reviewed: Mapping[str, Review]) -> list[str]:
     """Return a column for the newest answer of each author: teacher, operators, students, the base student last."""
     newest: dict[tuple[AnswerAuthor, str], Answer] = {}
     for answer in answers:
         newest.setdefault((answer.author, answer.author_name), answer)
     of_author = {author: [each for each in newest.values() if each.author is author] for author in AnswerAuthor}
-    columns = [_answer_column("Teacher", answer) for answer in of_author[AnswerAuthor.TEACHER]]
+    columns = [_answer_column("Teacher", each, _reviewed(reviewed, each)) for each in of_author[AnswerAuthor.TEACHER]]
     columns = columns or [_column("Teacher", None, [], nothing="The teacher has not answered this.")]
-    columns += [_answer_column("Operator", answer) for answer in of_author[AnswerAuthor.OPERATOR]]
+    columns += [_answer_column("Operator", each, _reviewed(reviewed, each)) for each in of_author[AnswerAuthor.OPERATOR]]
+    columns += [_answer_column("A person", each, _reviewed(reviewed, each)) for each in of_author[AnswerAuthor.LOGGED]]
     tuned: list[str] = []
     base: list[str] = []
     for answer in of_author[AnswerAuthor.STUDENT]:
@@ -119,6 +129,14 @@ def _given(answers: Sequence[Answer], known: dict[str, Release]) -> list[str]:
         (base if is_base else tuned).append(_answer_column("Base student" if is_base else "Student", answer, state))
     students = tuned[:2] + base[:1]
     return columns + (students or [_column("Student", None, [], nothing="No student was measured on this.")])
+
+
+def _reviewed(reviewed: Mapping[str, Review], answer: Answer) -> list[markup.Markup]:
+    found = reviewed.get(answer.answer_id)
+    if found is None:
+        return []
+    tone: markup.Tone = "good" if found.verdict is ReviewVerdict.APPROVED else "bad"
+    return [markup.pill(f"{found.verdict} by {found.reviewed_by}", tone)]
 
 
 def _answer_column(title: str, answer: Answer, more: Sequence[markup.Markup] = ()) -> str:

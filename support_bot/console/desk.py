@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import gradio as gr
 
+from conversations.redaction import RedactionRules
 from conversations.store import Record
 from support_bot.access import Operators
 
@@ -23,10 +24,11 @@ Drawing: TypeAlias = tuple[Callable[[], tuple[object, ...]], list[gr.components.
 
 @dataclass(frozen=True)
 class Desk:
-    """The record and the operators of one console."""
+    """The record and the operators of one console, and what counts as personal there."""
 
     record: Record
     operators: Operators
+    rules: RedactionRules
 
     def operator(self, request: gr.Request) -> str:
         """Return who is asking.

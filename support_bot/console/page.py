@@ -33,7 +33,7 @@ def console_application(session: Session, operators: Operators) -> FastAPI:
     add_login(application, operators, session.stored, table.brand)
     gr.mount_gradio_app(
         application,
-        _page(Desk(session.record, operators), table),
+        _page(Desk(session.record, operators, session.settings.redaction.rules), table),
         path="/",
         footer_links=[],
         run_history=False,

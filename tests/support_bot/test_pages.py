@@ -13,7 +13,7 @@ from chat_world import PASSWORD, ChatWorld, start_pages
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from conversations import decisions, releases, runs, tags, turns
+from conversations import decisions, releases, reviews, runs, tags, turns
 from conversations.decisions import AnswerAuthor, Decision, Verdict
 from conversations.messages import Author, Role, Split, TurnStatus
 
@@ -391,6 +391,39 @@ def test_compare_shows_logged_teacher_and_student_answers_side_by_side(visitor, 
     expect(cards.nth(1)).to_contain_text("coral#2")
     lefts = [card.bounding_box()["x"] for card in cards.all()]
     assert lefts == sorted(set(lefts)), "on a desktop they stand side by side"
+
+
+def test_an_operator_writes_a_better_answer_and_judges_the_one_that_was_given(visitor, world):
+    record = world.record
+    asked = turns.create_conversation(record, customer_id="dan", channel="import").conversation_id
+    question = turns.append_message(
+        record, asked, Role.USER, Author.CUSTOMER, "Write to dan@example.org when the beacon is mended"
+    )
+    if not runs.runs(record):
+        runs.begin_run(record, run_id="run-1", path="run", settings_digest="x")
+    decisions.put_decisions(
+        record, [Decision("decision-2", asked, question.turn_id, None, "c2", Split.TRAIN, "lights", "h", "run-1", "thumb")]
+    )
+    taught = decisions.add_answer(
+        record, "decision-2", author=AnswerAuthor.TEACHER, author_name="big", content="Nobody mends beacons"
+    )
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#word")).to_be_hidden()
+    choose(page, "#decisions", "when the beacon is mended", until="#side-by-side .answer")
+    page.locator("#better-answer").get_by_role("textbox").fill("We write to dan@example.org <b>today</b>.")
+    page.locator("#save-answer").click()
+    expect(page.locator("#word-said")).to_contain_text("Saved as version 1 of your answer")
+    expect(page.locator("#side-by-side")).to_contain_text("We write to <EMAIL_1> <b>today</b>.")
+    page.locator("#reject").click()
+    expect(page.locator("#word-said")).to_contain_text("Choose an answer above first")
+    page.locator("#given").get_by_text("big: Nobody mends beacons").click()
+    page.locator("#reject").click()
+    expect(page.locator("#word-said")).to_contain_text("The answer is rejected")
+    expect(page.locator("#side-by-side")).to_contain_text("rejected by operator")
+    assert reviews.newest(record)[taught.answer_id].reviewed_by == "operator"
+    written = [each.content for each in decisions.answers(record, "decision-2") if each.author is AnswerAuthor.OPERATOR]
+    assert written == ["We write to <EMAIL_1> <b>today</b>."]
 
 
 def test_roll_back_needs_a_reason_and_restores_the_release_before(visitor, world):

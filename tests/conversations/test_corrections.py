@@ -1,0 +1,62 @@
+"""What an operator's word promises: it is kept as it will be learnt, never changed, and above every earlier word."""
+
+import pytest
+
+from conversations import audit, decisions, reviews, runs, turns
+from conversations.corrections import correct
+from conversations.decisions import AnswerAuthor, Decision
+from conversations.errors import OperatorError
+from conversations.messages import Author, Role, Split
+from conversations.redaction import RedactionRules
+from conversations.reviews import ReviewVerdict
+from conversations.store import Record
+
+
+@pytest.fixture
+def decision_id(record: Record) -> str:
+    talk = turns.create_conversation(record, customer_id="eve", channel="chat").conversation_id
+    turns.append_message(record, talk, Role.USER, Author.CUSTOMER, "I am eve@example.org")
+    turns.append_message(record, talk, Role.ASSISTANT, Author.STUDENT, "And the new address?")
+    asked = turns.append_message(record, talk, Role.USER, Author.CUSTOMER, "eve@example.com from today on")
+    runs.begin_run(record, run_id="run-1", path="run", settings_digest="x")
+    made = Decision("decision-1", talk, asked.turn_id, None, "c", Split.TRAIN, "t", "h", "run-1", "coverage")
+    decisions.put_decisions(record, [made])
+    return "decision-1"
+
+
+def test_a_correction_has_the_placeholders_of_its_conversation_and_versions_that_stay(
+    record: Record, decision_id: str
+) -> None:
+    first = correct(record, decision_id, " We write to eve@example.com now. ", operator="ann", rules=RedactionRules())
+    assert first.content == "We write to <EMAIL_2> now."
+    second = correct(record, decision_id, "Done, eve@example.org is gone.", operator="ann", rules=RedactionRules())
+    assert (second.version, second.content) == (2, "Done, <EMAIL_1> is gone.")
+    assert [each.version for each in decisions.answers(record, decision_id)] == [2, 1]
+    assert correct(record, decision_id, "Another.", operator="bob", rules=RedactionRules()).version == 1
+    assert {each.author for each in decisions.answers(record, decision_id)} == {AnswerAuthor.OPERATOR}
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "a\x00b"])
+def test_a_correction_that_says_nothing_or_cannot_be_kept_is_refused(record: Record, decision_id: str, text: str) -> None:
+    with pytest.raises(OperatorError):
+        correct(record, decision_id, text, operator="ann", rules=RedactionRules())
+    with pytest.raises(OperatorError, match="no decision 'decision-9'"):
+        correct(record, "decision-9", "text", operator="ann", rules=RedactionRules())
+    assert decisions.answers(record, decision_id) == []
+
+
+def test_the_newest_review_counts_and_none_is_lost(record: Record, decision_id: str) -> None:
+    given = decisions.add_answer(record, decision_id, author=AnswerAuthor.TEACHER, author_name="big", content="Yes.")
+    reviews.review(record, given.answer_id, ReviewVerdict.APPROVED, reviewed_by="ann")
+    reviews.review(record, given.answer_id, ReviewVerdict.REJECTED, reviewed_by="bob", note="no")
+    found = reviews.newest(record, decision_id)[given.answer_id]
+    assert (found.verdict, found.reviewed_by, found.note) == (ReviewVerdict.REJECTED, "bob", "no")
+    assert reviews.newest(record) == reviews.newest(record, decision_id)
+    assert [row["action"] for row in record.query("SELECT action FROM audit ORDER BY audit_seq")][-2:] == [
+        "answer approved",
+        "answer rejected",
+    ]
+    with pytest.raises(OperatorError, match="no answer 'answer-9'"):
+        reviews.review(record, "answer-9", ReviewVerdict.APPROVED, reviewed_by="ann")
+    with record.snapshot() as now:
+        assert list(audit.broken_entries(now)) == []
