@@ -122,6 +122,28 @@ def decision(record: Record, decision_id: str) -> Decision:
     return _decision_of(row)
 
 
+def disputed(record: Record) -> set[str]:
+    """Return the decisions whose answers differ, by two people or teachers, or of which an operator rejected one."""
+    rows = record.query(
+        "SELECT a.decision_id FROM answers a JOIN decisions d USING (decision_id) JOIN conversations c USING (conversation_id) "
+        "JOIN answers b ON b.decision_id = a.decision_id WHERE c.has_disagreement = 1 AND a.author_kind <> 'student' "
+        "AND b.author_kind <> 'student' AND (a.author_kind, a.author_name) <> (b.author_kind, b.author_name) "
+        "AND a.content_hash <> b.content_hash UNION "
+        "SELECT a.decision_id FROM answers a JOIN answer_reviews r USING (answer_id) WHERE r.verdict = 'rejected' "
+        "AND NOT EXISTS (SELECT 1 FROM answer_reviews n WHERE n.answer_id = r.answer_id "
+        "AND (n.reviewed_at_utc, n.review_id) > (r.reviewed_at_utc, r.review_id))"
+    )
+    return {str(row["decision_id"]) for row in rows}
+
+
+def operators_answers(record: Record) -> dict[str, str]:
+    """Return the newest answer that an operator wrote, by decision."""
+    rows = record.query(
+        "SELECT decision_id, content FROM answers WHERE author_kind = 'operator' ORDER BY answered_at_utc, answer_id"
+    )
+    return {str(row["decision_id"]): str(row["content"]) for row in rows}
+
+
 def add_answer(
     record: Record,
     decision_id: str,

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Role, TurnStatus
-from conversations.redaction import Placeholders, RedactionRules, SecondPass, redact_messages
+from conversations.redaction import Placeholders, RedactionRules, Redactor, SecondPass, redact_messages
 
 PROMPT_VERSION = "1"
 _CONTROL = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
@@ -217,20 +217,21 @@ def messages_for_model(
     system_prompt: str,
     rules: RedactionRules | None = None,
     second_pass: SecondPass | None = None,
+    redactor: Redactor | None = None,
 ) -> tuple[tuple[ChatMessage, ...], Placeholders]:
     """Return the messages that a model may read, redacted, with the table that puts the originals back.
 
     What was said counts, without failed or empty turns; a stopped or interrupted answer with the part that the customer saw.
     The configured system prompt stands first, unless the conversation brought its own; that one is redacted like all that was
     said, because logs carry customers' data in it, while the configured one is the operator's own text. A second pass runs
-    where its costs are borne, which is never the chat.
+    where its costs are borne, which is never the chat. A redactor that is given has the rules and the second pass in it.
     """
     said = [
         ChatMessage(turn.role, turn.content, turn.extra_json)
         for turn in turns
         if (turn.content or turn.extra_json) and turn.status is not TurnStatus.FAILED
     ]
-    redacted, placeholders = redact_messages(said, rules, second_pass)
+    redacted, placeholders = redact_messages(said, rules, second_pass, redactor)
     if said and said[0].role is Role.SYSTEM:
         return redacted, placeholders
     return (ChatMessage(Role.SYSTEM, system_prompt), *redacted), placeholders

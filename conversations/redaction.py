@@ -67,7 +67,27 @@ class Redactor:
 
     def redact_message(self, message: ChatMessage) -> ChatMessage:
         """Return the message with its text and its other keys' values redacted."""
-        return replace(message, content=self.redact(message.content), extra_json=_redact_json(self, message.extra_json))
+        return replace(message, content=self.redact(message.content), extra_json=self.redact_json(message.extra_json))
+
+    def redact_json(self, text: str) -> str:
+        """Redact the values inside a JSON text; a number that is personal, such as a card's, becomes a string.
+
+        A text that holds nothing personal comes back byte for byte.
+        """
+
+        def walk(value: Json) -> Json:
+            if isinstance(value, dict):
+                return {key: walk(each) for key, each in value.items()}
+            if isinstance(value, list):
+                return [walk(each) for each in value]
+            if isinstance(value, bool) or value is None:
+                return value
+            redacted = self.redact(str(value))
+            return value if redacted == str(value) else redacted
+
+        value: Json = json.loads(text) if text else None
+        redacted = walk(value)
+        return text if redacted == value else json.dumps(redacted, ensure_ascii=False)
 
     @property
     def placeholders(self) -> Placeholders:
@@ -110,31 +130,19 @@ def _outside(found: Sequence[Span], further: Iterable[Span]) -> list[Span]:
 
 
 def redact_messages(
-    messages: Sequence[ChatMessage], rules: RedactionRules | None = None, second_pass: SecondPass | None = None
+    messages: Sequence[ChatMessage],
+    rules: RedactionRules | None = None,
+    second_pass: SecondPass | None = None,
+    redactor: Redactor | None = None,
 ) -> tuple[tuple[ChatMessage, ...], Placeholders]:
     """Return the messages of one conversation redacted, with the table that puts the originals back.
 
-    A second pass runs where its costs are borne, which is never the chat.
+    A second pass runs where its costs are borne, which is never the chat. Who has more of the conversation to redact brings the
+    redactor, so that the same writing gets the same placeholder there.
     """
-    redactor = Redactor(rules, second_pass)
-    redacted = tuple(redactor.redact_message(message) for message in messages)
-    return redacted, redactor.placeholders
-
-
-def _redact_json(redactor: Redactor, text: str) -> str:
-    """Redact the values inside a JSON text; a number that is personal, such as a card's, becomes a string."""
-
-    def walk(value: Json) -> Json:
-        if isinstance(value, dict):
-            return {key: walk(each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [walk(each) for each in value]
-        if isinstance(value, bool) or value is None:
-            return value
-        redacted = redactor.redact(str(value))
-        return value if redacted == str(value) else redacted
-
-    return json.dumps(walk(json.loads(text)), ensure_ascii=False) if text else ""
+    using = redactor or Redactor(rules, second_pass)
+    redacted = tuple(using.redact_message(message) for message in messages)
+    return redacted, using.placeholders
 
 
 class StreamRestorer:

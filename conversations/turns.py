@@ -4,7 +4,7 @@ In: what a customer or a student said. Out: frozen values. Every way out of a tu
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from conversations.entry import insert_conversation, insert_turn, turn_hash
@@ -67,6 +67,7 @@ class Turn:
     created_at_utc: str
     finished_at_utc: str | None
     vote: Vote | None
+    mean_token_logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class ReplyInProgress(Exception):
     """The conversation already has an answer on its way."""
 
 
-_TURN_COLUMNS = """t.turn_id, t.conversation_id, t.parent_turn_id, t.position, t.role, t.author, t.status, t.content,
+TURN_COLUMNS = """t.turn_id, t.conversation_id, t.parent_turn_id, t.position, t.role, t.author, t.status, t.content,
     t.extra_json, t.release_id, t.prompt_version, t.prompt_tokens, t.completion_tokens, t.first_token_ms, t.latency_ms,
-    t.failure_code, t.created_at_utc, t.finished_at_utc,
+    t.failure_code, t.created_at_utc, t.finished_at_utc, t.mean_token_logprob,
     (SELECT vote FROM feedback f WHERE f.turn_id = t.turn_id LIMIT 1) AS vote"""
 
 
@@ -300,18 +301,18 @@ def turn(record: Record, turn_id: str) -> Turn:
 
     Raises OperatorError when there is none of that name.
     """
-    row = record.one(f"SELECT {_TURN_COLUMNS} FROM turns t WHERE t.turn_id = ?", [turn_id])
+    row = record.one(f"SELECT {TURN_COLUMNS} FROM turns t WHERE t.turn_id = ?", [turn_id])
     if row is None:
         raise OperatorError(f"no turn {turn_id!r} in {record.path}; `conversations show ID` lists the turns of one")
-    return _turn_of(row)
+    return turn_of(row)
 
 
 def all_turns(record: Record, conversation_id: str) -> list[Turn]:
     """Return every turn of a conversation, branches included, oldest first."""
     rows = record.query(
-        f"SELECT {_TURN_COLUMNS} FROM turns t WHERE t.conversation_id = ? ORDER BY t.turn_seq", [conversation_id]
+        f"SELECT {TURN_COLUMNS} FROM turns t WHERE t.conversation_id = ? ORDER BY t.turn_seq", [conversation_id]
     )
-    return [_turn_of(row) for row in rows]
+    return [turn_of(row) for row in rows]
 
 
 def thread(record: Record, conversation_id: str) -> list[Turn]:
@@ -371,22 +372,8 @@ def conversations_of(record: Record, customer_id: str) -> list[Conversation]:
     return [conversation_of(row) for row in rows]
 
 
-def every_conversation(record: Record) -> Iterator[Conversation]:
-    """Yield every conversation, the oldest first, one page at a time."""
-    after = ("", "")
-    while True:
-        rows = record.query(
-            "SELECT * FROM conversations WHERE (created_at_utc, conversation_id) > (?, ?) "
-            "ORDER BY created_at_utc, conversation_id LIMIT 500",
-            after,
-        )
-        yield from map(conversation_of, rows)
-        if not rows:
-            return
-        after = (str(rows[-1]["created_at_utc"]), str(rows[-1]["conversation_id"]))
-
-
-def _turn_of(row: Row) -> Turn:
+def turn_of(row: Row) -> Turn:
+    """Build a turn from a row with TURN_COLUMNS."""
     return Turn(
         turn_id=str(row["turn_id"]),
         conversation_id=str(row["conversation_id"]),
@@ -407,6 +394,7 @@ def _turn_of(row: Row) -> Turn:
         created_at_utc=str(row["created_at_utc"]),
         finished_at_utc=_text(row["finished_at_utc"]),
         vote=Vote(str(row["vote"])) if row["vote"] else None,
+        mean_token_logprob=_number(row["mean_token_logprob"]),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import kills, record
+from tests.bench import choose, kills, record
 
 
 @pytest.mark.slow
@@ -56,3 +56,14 @@ def test_redaction_prints_its_figures_as_json_also_of_real_conversations(tmp_pat
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found["files"]["talks.jsonl"]["by_kind"] == {"EMAIL": 1, "PHONE": 1}
     assert all(kind["recall"] >= 0.98 for kind in found["kinds"].values())
+
+
+@pytest.mark.slow
+def test_choosing_and_assembling_are_measured_part_by_part() -> None:
+    found = choose.figures([40])
+    figures = found["40 conversations"]
+    assert figures["chosen"] == figures["assembled"] > 50
+    assert figures["candidates"] == figures["chosen"] + sum(n for name, n in figures.items() if name.startswith("left out"))
+    parts = ("read", "cluster", "embed", "select", "redact", "write")
+    assert {f"choose: {part}, s" for part in parts} | {"choose, peak MB", "assemble, peak MB"} <= set(figures)
+    choose.show(found)

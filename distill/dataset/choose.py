@@ -1,341 +1,298 @@
-"""Choose: which customer questions are worth teaching, redacted, each with its reason and its split for ever.
+"""Choose: which customer questions are worth teaching, redacted, each with its reasons and its split for ever.
 
-In: the record. Out: `choose/decisions.jsonl` and the decisions in the record. A decision is one customer question with its
-logged history. Its split is a salted hash of its cluster: near-duplicate questions over the whole record, all questions of a
-conversation, and everything of one customer, together. What was decided once stays; what would join two splits is left out.
+In: the record. Out: `choose/decisions.jsonl`, and the decisions and the vectors of their questions in the record. A decision is one
+customer question with its logged history. The path: every candidate of the log; clusters over the whole record, and with them the
+split; what may be learnt, without duplicates; then, among what is left, twins by meaning and topics, and the limit. Only what was
+chosen is read again and redacted. Every candidate is chosen or left out for one reason.
 """
 
-import hashlib
-import re
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from conversations import decisions as kept
-from conversations import turns as log
 from conversations.errors import Refused
-from conversations.messages import (
-    Author,
-    ChatMessage,
-    Consent,
-    Json,
-    Role,
-    Split,
-    TurnStatus,
-    Vote,
-    messages_hash,
-)
-from conversations.prompt import SpokenTurn, messages_for_model
+from conversations.messages import Json, Split, messages_hash
 from conversations.redaction import SecondPass
 from conversations.store import Record
+from conversations.vectors import put_vectors
+from conversations.vectors import vectors as kept_vectors
+from distill.dataset.choosing.candidates import Candidate, candidates
+from distill.dataset.choosing.clusters import Clusters, LeftOut, Placed
+from distill.dataset.choosing.rows import chosen_rows
+from distill.dataset.choosing.selection import strength, within_limit, without_further_twins, worth_teaching
+from distill.dataset.choosing.signals import with_new_topic
 from distill.dataset.choosing.topics import topics_of
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.second_pass import second_pass
-from distill.dataset.similarity import Groups, near_duplicate_pairs, words
-from distill.rows import ChosenRow, FactRow, LabelsRow, MessageRow
-from distill.run import Counts, Outcome, Run, Stage
+from distill.dataset.similarity import EMBEDDING_PACKAGE, Vectors, load_embedder, near_duplicates_of
+from distill.rows import ChosenRow, RowModel, read_rows
+from distill.run import Counts, Outcome, Run, Stage, read_json, write_whole
 from distill.settings import DistillSettings
 
-# A cluster that holds more of the record than this says nothing as a test; it is for training.
-_LARGEST_CLUSTER_SHARE = 0.2
-
-
-class Because(StrEnum):
-    """Why a decision was chosen, the strongest reason first."""
-
-    THUMBS_DOWN = "thumbs_down"
-    OPEN_QUESTION = "open_question"
-    RETRIED = "retried"
-    FAILED = "failed"
-    COVERAGE = "coverage"
-
-
-class LeftOut(StrEnum):
-    """Why a question was not chosen."""
-
-    NO_CONSENT = "no_consent"
-    TOO_SHORT = "too_short"
-    DUPLICATE = "duplicate"
-    JOINS_SPLITS = "joins_splits"
-    CLUSTER_TOO_LARGE = "cluster_too_large"
-    TWIN_OF_TEST = "twin_of_test"
-    OVER_LIMIT = "over_limit"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A customer question as it may become a decision."""
-
-    decision_id: str
-    conversation: log.Conversation
-    question: log.Turn
-    reply: log.Turn | None
-    user_turn: int
-    messages: tuple[ChatMessage, ...]
-    because: Because
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A candidate with its cluster and its split."""
-
-    candidate: Candidate
-    cluster_id: str
-    split: Split
+# More than the limit are embedded, so that what twins and full topics cost can be made up for.
+_POOL_SHARE = 1.15
+_EMBEDDED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and how many were not, by reason."""
+    """What was chosen, what the record is to keep of it, and how many were not chosen, by reason."""
 
     rows: tuple[ChosenRow, ...]
-    placed: tuple[Placed, ...]
+    decisions: tuple[kept.Decision, ...]
+    vectors: Mapping[str, bytes]
     left_out: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+class _Tally(RowModel):
+    """What a choice left out, written beside its rows so that a killed stage need not choose again."""
+
+    left_out: dict[str, int]
+
+
+@dataclass
+class _Watch:
+    """How long each part took, and who is told how far the work is."""
+
+    tell: Callable[[float, str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def done(self, part: str, share: float, following: str) -> None:
+        now = time.monotonic()
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + now - self._began, 3)
+        self._began = now
+        self.tell(share, following)
 
 
 def choose(run: Run) -> Outcome:
     """Choose the decisions of a run and enter them into the record.
 
-    Raises Refused when there is none.
+    The rows are written first and the decisions after them, in one step: a stage that was killed behind that takes the rows as
+    they are, because their splits are decided. Raises Refused when there is nothing to choose.
     """
-    further = second_pass(run.settings.redaction)
-    choice = plan_decisions(run.record, run.settings, with_topics=True, second_pass=further)
+    folder = run.stage_folder(Stage.CHOOSE)
+    decided = kept.decisions(run.record)
+    if any(each.chosen_by_run_id == run.run_id for each in decided):
+        return _taken_up(run, {each.decision_id for each in decided})
+    choice = plan_decisions(
+        run.record,
+        run.settings,
+        with_topics=True,
+        second_pass=second_pass(run.settings.redaction),
+        run_id=run.run_id,
+        progress=lambda share, note: run.report_progress(Stage.CHOOSE, share, note),
+    )
     if not choice.rows:
         told = ", ".join(f"{count} {name}" for name, count in sorted(choice.left_out.items())) or "the record holds none"
         raise Refused(
             f"no customer question is there to be taught (left out: {told}); import conversations, and where they are yours to "
             'use but say nothing of consent, mark them "consent": true or set [choose] learn_from_unknown_consent = true'
         )
-    run.report_progress(Stage.CHOOSE, 0.9)
-    topics = {row.decision_id: row.topic for row in choice.rows}
-    kept.put_decisions(
-        run.record,
-        (
-            kept.Decision(
-                decision_id=each.candidate.decision_id,
-                conversation_id=each.candidate.conversation.conversation_id,
-                question_turn_id=each.candidate.question.turn_id,
-                reply_turn_id=each.candidate.reply.turn_id if each.candidate.reply else None,
-                cluster_id=each.cluster_id,
-                split=each.split,
-                topic=topics[each.candidate.decision_id],
-                history_hash=messages_hash(each.candidate.messages),
-                chosen_by_run_id=run.run_id,
-                chosen_because=each.candidate.because,
-            )
-            for each in choice.placed
-        ),
-    )
+    began = time.monotonic()
+    tally = _Tally(left_out=dict(sorted(choice.left_out.items())))
+    write_whole(folder / "counts.json", tally.model_dump_json(indent=2) + "\n")
     run.write_rows(Stage.CHOOSE, "decisions.jsonl", choice.rows)
-    splits: dict[str, Json] = dict(sorted(Counter(row.split.value for row in choice.rows).items()))
-    because: dict[str, Json] = dict(sorted(Counter(row.chosen_because for row in choice.rows).items()))
-    rejected = sum(choice.left_out.values())
-    return Outcome(
-        Counts(
-            taken_in=len(choice.rows) + rejected,
-            accepted=len(choice.rows),
-            rejected=rejected,
-            unscored=0,
-            rejected_by_reason=dict(sorted(choice.left_out.items())),
-        ),
-        {"by_split": splits, "by_reason": because, "clusters": len({row.cluster_id for row in choice.rows})},
-    )
+    kept.put_decisions(run.record, choice.decisions)
+    put_vectors(run.record, EMBEDDING_PACKAGE, choice.vectors)
+    return _outcome(choice.rows, tally, {**choice.seconds, "write": round(time.monotonic() - began, 3)})
 
 
 def plan_decisions(
-    record: Record, settings: DistillSettings, *, with_topics: bool, second_pass: SecondPass | None = None
+    record: Record,
+    settings: DistillSettings,
+    *,
+    with_topics: bool,
+    second_pass: SecondPass | None = None,
+    run_id: str = "",
+    progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Choice:
     """Return what a run chooses from the record as it is now, writing nothing.
 
     Without topics no embedding model is loaded, and without a second pass no Presidio; a dry run has no use for either, because
-    it sends nothing.
+    it sends nothing. It then knows no twins by meaning and no full topics, so a run chooses a few less, or others, than it says.
     """
-    left_out: Counter[str] = Counter()
-    every = list(_candidates(record, settings, second_pass))
-    wanted = list(_worth_teaching(every, settings, left_out))
-    placed = list(_place(record, settings, every, wanted, left_out))
-    placed = _without_twins(settings, placed, left_out)
-    placed = _within_limit(placed, settings.choose.max_decisions, left_out)
-    placed.sort(key=lambda each: each.candidate.decision_id)
-    handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
-    questions = [each.candidate.messages[-1].content for each in placed]
-    topics = topics_of(questions, handbook) if with_topics else [""] * len(questions)
-    rows = tuple(_row(each, topic, handbook) for each, topic in zip(placed, topics, strict=True))
-    return Choice(rows, tuple(placed), dict(left_out))
-
-
-def _candidates(record: Record, settings: DistillSettings, second_pass: SecondPass | None) -> Iterator[Candidate]:
-    """Yield every customer question of the record that was the last word before an answer, or still waits for one."""
-    for conversation in log.every_conversation(record):
-        branch = [turn for turn in log.thread(record, conversation.conversation_id) if turn.content or turn.extra_json]
-        every = log.all_turns(record, conversation.conversation_id)
-        spoken = [SpokenTurn(turn.role, turn.status, turn.content, turn.extra_json) for turn in branch]
-        redacted, _ = messages_for_model(
-            spoken, system_prompt=settings.prompt.system, rules=settings.redaction.rules, second_pass=second_pass
-        )
-        heard = [turn for turn in branch if turn.status is not TurnStatus.FAILED]
-        # Where the conversation brought no system prompt, the configured one stands before its first turn.
-        shift = len(redacted) - len(heard)
-        user_turn = -1
-        for place, turn in enumerate(heard):
-            user_turn += turn.role is Role.USER
-            following = heard[place + 1] if place + 1 < len(heard) else None
-            if turn.role is not Role.USER or (following is not None and following.role is Role.USER):
-                continue
-            reply = following if following is not None and following.role is Role.ASSISTANT else None
-            yield Candidate(
-                decision_id=f"decision_{hashlib.sha256(turn.turn_id.encode()).hexdigest()[:24]}",
-                conversation=conversation,
-                question=turn,
-                reply=reply,
-                user_turn=user_turn,
-                messages=redacted[: place + shift + 1],
-                because=_because(turn, reply, every),
-            )
-
-
-def _because(question: log.Turn, reply: log.Turn | None, every: Sequence[log.Turn]) -> Because:
-    replies = [turn for turn in every if turn.parent_turn_id == question.turn_id and turn.author is Author.STUDENT]
-    if any(turn.vote is Vote.DOWN for turn in (*replies, *([reply] if reply else []))):
-        return Because.THUMBS_DOWN
-    if any(turn.status is TurnStatus.FAILED for turn in replies):
-        return Because.FAILED
-    if reply is None:
-        return Because.OPEN_QUESTION
-    return Because.RETRIED if len(replies) > 1 else Because.COVERAGE
-
-
-def _worth_teaching(every: Sequence[Candidate], settings: DistillSettings, left_out: Counter[str]) -> Iterator[Candidate]:
-    allowed = {Consent.YES, Consent.UNKNOWN} if settings.choose.learn_from_unknown_consent else {Consent.YES}
-    seen: set[str] = set()
-    for candidate in every:
-        asked = messages_hash(candidate.messages)
-        if candidate.conversation.consent not in allowed:
-            left_out[LeftOut.NO_CONSENT] += 1
-        elif len(words(candidate.question.content)) < settings.choose.min_question_words:
-            left_out[LeftOut.TOO_SHORT] += 1
-        elif asked in seen:
-            left_out[LeftOut.DUPLICATE] += 1
-        else:
-            seen.add(asked)
-            yield candidate
-
-
-def _place(
-    record: Record,
-    settings: DistillSettings,
-    every: Sequence[Candidate],
-    wanted: Sequence[Candidate],
-    left_out: Counter[str],
-) -> Iterator[Placed]:
-    """Give each wanted candidate its cluster and split, or leave it out."""
+    watch = _Watch(progress)
+    table = settings.choose
+    left_out: dict[str, LeftOut] = {}
+    every = list(candidates(record, settings))
+    watch.done("read", 0.1, "clusters")
     known = {decision.decision_id: decision for decision in kept.decisions(record)}
-    salt = settings.choose.split_salt or record.fact("split_salt")
-    for cluster in _clusters(every, settings.choose.near_duplicate_jaccard):
-        members = set(cluster)
-        decided = [known[name] for name in cluster if name in known]
-        splits = {decision.split for decision in decided}
-        new = [candidate for candidate in wanted if candidate.decision_id in members and candidate.decision_id not in known]
-        for candidate in wanted:
-            if candidate.decision_id in members and candidate.decision_id in known:
-                decision = known[candidate.decision_id]
-                yield Placed(candidate, decision.cluster_id, decision.split)
-        if len(splits) > 1:
-            left_out[LeftOut.JOINS_SPLITS] += len(new)
-            continue
-        is_large = len(cluster) > max(20, _LARGEST_CLUSTER_SHARE * len(every))
-        if is_large and Split.TEST in splits:
-            left_out[LeftOut.CLUSTER_TOO_LARGE] += len(new)
-            continue
-        cluster_id = (
-            decided[0].cluster_id if decided else f"cluster_{hashlib.sha256(min(cluster).encode()).hexdigest()[:16]}"
-        )
-        split = decided[0].split if decided else Split.TRAIN if is_large else _split_of(cluster_id, salt, settings)
-        for candidate in new:
-            yield Placed(candidate, cluster_id, split)
-
-
-def _clusters(every: Sequence[Candidate], threshold: float) -> list[list[str]]:
-    """Return the decisions of the whole record in clusters: twins, conversations and customers together."""
-    groups: Groups[str] = Groups(candidate.decision_id for candidate in every)
-    first_of: dict[str, str] = {}
-    for candidate in every:
-        for name in (candidate.conversation.conversation_id, f"customer {candidate.conversation.customer_id}"):
-            groups.join(candidate.decision_id, first_of.setdefault(name, candidate.decision_id))
-    texts = {candidate.decision_id: candidate.messages[-1].content for candidate in every}
-    for one, other in near_duplicate_pairs(texts, threshold):
-        groups.join(one, other)
-    return groups.members()
-
-
-def _split_of(cluster_id: str, salt: str, settings: DistillSettings) -> Split:
-    """Return the split of a new cluster: its salted hash as a number from 0 to 1, against the shares."""
-    place = int(hashlib.sha256(f"{salt} {cluster_id}".encode()).hexdigest()[:13], 16) / 16**13
-    if place < settings.choose.test_share:
-        return Split.TEST
-    if place < settings.choose.test_share + settings.choose.validation_share:
-        return Split.VALIDATION
-    return Split.TRAIN
-
-
-def _without_twins(settings: DistillSettings, placed: Sequence[Placed], left_out: Counter[str]) -> list[Placed]:
-    """Leave out what would be learnt and is the near-duplicate of a test question.
-
-    Clusters keep such twins together; what is left are rows whose clusters were decided before they met.
-    """
-    texts = {each.candidate.decision_id: each.candidate.messages[-1].content for each in placed}
-    split_of = {each.candidate.decision_id: each.split for each in placed}
-    twins: set[str] = set()
-    for pair in near_duplicate_pairs(texts, settings.choose.near_duplicate_jaccard):
-        if {split_of[name] for name in pair} > {Split.TEST}:
-            twins |= {name for name in pair if split_of[name] is not Split.TEST}
-    left_out[LeftOut.TWIN_OF_TEST] += len(twins)
-    if not twins:
-        del left_out[LeftOut.TWIN_OF_TEST]
-    return [each for each in placed if each.candidate.decision_id not in twins]
-
-
-def _within_limit(placed: Sequence[Placed], limit: int, left_out: Counter[str]) -> list[Placed]:
-    """Keep the strongest reasons first, and among equals by the decision's name, which is a hash."""
-    order = list(Because)
-    ranked = sorted(placed, key=lambda each: (order.index(each.candidate.because), each.candidate.decision_id))
-    if len(ranked) > limit:
-        left_out[LeftOut.OVER_LIMIT] += len(ranked) - limit
-    return ranked[:limit]
-
-
-def _row(placed: Placed, topic: str, handbook: Handbook | None) -> ChosenRow:
-    candidate = placed.candidate
-    return ChosenRow(
-        decision_id=candidate.decision_id,
-        conversation_id=candidate.conversation.conversation_id,
-        cluster_id=placed.cluster_id,
-        topic=topic,
-        split=placed.split,
-        chosen_because=candidate.because,
-        labels=_labels(candidate, handbook),
-        messages=tuple(MessageRow.of(message) for message in candidate.messages),
+    clusters = Clusters(every, known, table, table.split_salt or record.fact("split_salt"))
+    placed = clusters.place(worth_teaching(every, known, table.min_question_words, left_out), left_out)
+    placed = clusters.without_twins_of_test(placed, left_out)
+    placed = without_further_twins(placed, known, clusters, table.max_twins, left_out)
+    watch.done("cluster", 0.2, "embeddings" if with_topics else "rows")
+    topics: dict[str, str] = {}
+    vectors: dict[str, Vectors] = {}
+    if with_topics:
+        # Embedding takes longest, so what the limit surely leaves out is not embedded.
+        pool = within_limit(placed, table, round(_POOL_SHARE * table.max_decisions), {}, left_out)
+        vectors = _vectors(record, every, {each.name for each in pool} | known.keys(), progress)
+        watch.done("embed", 0.7, "twins by meaning")
+        placed = _without_twins_by_meaning(pool, vectors, known, clusters, settings, left_out)
+        topics, placed = _topics(placed, vectors, known, settings)
+    placed = within_limit(placed, table, table.max_decisions, topics, left_out)
+    watch.done("select", 0.75, "personal data")
+    made = {row.decision_id: row for row in chosen_rows(record, settings, placed, topics, second_pass)}
+    placed = _once_more(placed, made, known, settings, left_out)
+    watch.done("redact", 0.95, "writing")
+    assert len(every) == len(placed) + len(left_out), "a candidate was lost, or chosen and left out at once"
+    placed.sort(key=lambda each: each.name)
+    return Choice(
+        rows=tuple(made[each.name] for each in placed),
+        decisions=tuple(_decision(each, made[each.name], run_id) for each in placed),
+        vectors={each.name: vectors[each.name].astype(np.float16).tobytes() for each in placed if each.name in vectors},
+        left_out=dict(Counter(reason.value for reason in left_out.values())),
+        seconds=watch.seconds,
     )
 
 
-def _labels(candidate: Candidate, handbook: Handbook | None) -> LabelsRow:
-    """Return what a person wrote down about this question; facts that the customer has said are not expected."""
-    noted = candidate.conversation.labels.get("turns")
-    for each in noted if isinstance(noted, list) else []:
-        if not isinstance(each, dict) or each.get("user_turn") != candidate.user_turn:
-            continue
-        articles, facts, answerable = each.get("articles"), each.get("facts"), each.get("answerable")
-        known = handbook.facts if handbook else {}
-        named = [known[str(name)] for name in (facts if isinstance(facts, list) else []) if str(name) in known]
-        asked = "\n".join(message.content for message in candidate.messages if message.role is Role.USER)
-        return LabelsRow(
-            answerable=answerable if isinstance(answerable, bool) else None,
-            articles=tuple(str(name) for name in (articles if isinstance(articles, list) else [])),
-            facts=tuple(fact for fact in named if not _says(asked, fact)),
+def _vectors(
+    record: Record, every: Sequence[Candidate], wanted: Collection[str], progress: Callable[[float, str], None]
+) -> dict[str, Vectors]:
+    """Return the vectors of the wanted questions: those that the record keeps, and the others embedded now, each text once."""
+    names = [each.decision_id for each in every if each.decision_id in wanted]
+    kept_now = kept_vectors(record, EMBEDDING_PACKAGE)
+    found = {name: np.frombuffer(kept_now[name], np.float16).astype(np.float32) for name in names if name in kept_now}
+    missing: dict[str, list[str]] = {}
+    for each in every:
+        if each.decision_id in wanted and each.decision_id not in found:
+            missing.setdefault(each.question, []).append(each.decision_id)
+    # Texts of one length together, so that none is padded.
+    texts = sorted(missing, key=lambda text: (len(text), text))
+    for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
+        progress(0.2 + 0.5 * start / len(texts), f"embeddings: {start} of {len(texts)}")
+        some = texts[start : start + _EMBEDDED_AT_ONCE]
+        # Rounded as the record keeps them, so that a later run sees the same.
+        for text, vector in zip(some, load_embedder().embed(some).astype(np.float16).astype(np.float32), strict=True):
+            found.update(dict.fromkeys(missing[text], vector))
+    return found
+
+
+def _without_twins_by_meaning(
+    pool: Sequence[Placed],
+    vectors: Mapping[str, Vectors],
+    known: Mapping[str, kept.Decision],
+    clusters: Clusters,
+    settings: DistillSettings,
+    left_out: dict[str, LeftOut],
+) -> list[Placed]:
+    """Join what means the same and place it again: a cluster that grew so may have another split, or none any more."""
+    names = sorted(vectors)
+    clusters.join_by_meaning(names, np.stack([vectors[name] for name in names]))
+    placed = clusters.place([each.candidate for each in pool], left_out)
+    placed = clusters.without_twins_of_test(placed, left_out, vectors)
+    return without_further_twins(placed, known, clusters, settings.choose.max_twins, left_out)
+
+
+def _topics(
+    placed: Sequence[Placed], vectors: Mapping[str, Vectors], known: Mapping[str, kept.Decision], settings: DistillSettings
+) -> tuple[dict[str, str], list[Placed]]:
+    """Return the topic of each question, and the questions, those of a topic that is new to the record with that signal."""
+    ordered = sorted(placed, key=lambda each: each.name)
+    earlier: dict[str, list[Vectors]] = {}
+    for name, decision in sorted(known.items()):
+        if name in vectors and decision.topic:
+            earlier.setdefault(decision.topic, []).append(vectors[name])
+    named = topics_of(
+        [each.candidate.question for each in ordered],
+        np.stack([vectors[each.name] for each in ordered]) if ordered else np.zeros((0, 0), np.float32),
+        Handbook.load(settings.handbook.path) if settings.handbook else None,
+        {topic: np.stack(members) for topic, members in earlier.items()},
+    )
+    topics = {each.name: topic for each, topic in zip(ordered, named, strict=True)}
+    met = {decision.topic for decision in known.values()}
+    return topics, [
+        replace(each, candidate=replace(each.candidate, signals=with_new_topic(each.candidate.signals)))
+        if met and each.name not in known and topics[each.name] not in met
+        else each
+        for each in placed
+    ]
+
+
+def _once_more(
+    placed: Sequence[Placed],
+    made: Mapping[str, ChosenRow],
+    known: Mapping[str, kept.Decision],
+    settings: DistillSettings,
+    left_out: dict[str, LeftOut],
+) -> list[Placed]:
+    """Look at the words as they will be taught: redacting a whole conversation can make alike what was not."""
+    left = [each for each in placed if each.name in made]
+    left_out.update((each.name, LeftOut.GONE) for each in placed if each.name not in made)
+    seen: set[str] = set()
+    for each in sorted(left, key=lambda each: (each.name not in known, strength(each))):
+        asked = _history_hash(made[each.name])
+        if asked in seen and each.name not in known:
+            left_out[each.name] = LeftOut.DUPLICATE
+        seen.add(asked)
+    learnt = [each.name for each in left if each.split is not Split.TEST]
+    held_out = [made[each.name].messages[-1].content for each in left if each.split is Split.TEST]
+    texts = [made[name].messages[-1].content for name in learnt]
+    for place in near_duplicates_of(held_out, texts, settings.choose.near_duplicate_jaccard):
+        left_out[learnt[place]] = LeftOut.TWIN_OF_TEST
+    return [each for each in left if each.name not in left_out]
+
+
+def _decision(placed: Placed, row: ChosenRow, run_id: str) -> kept.Decision:
+    return kept.Decision(
+        decision_id=row.decision_id,
+        conversation_id=row.conversation_id,
+        question_turn_id=placed.candidate.question_turn_id,
+        reply_turn_id=placed.candidate.reply_turn_id,
+        cluster_id=row.cluster_id,
+        split=row.split,
+        topic=row.topic,
+        history_hash=_history_hash(row),
+        chosen_by_run_id=run_id,
+        chosen_because=row.chosen_because,
+    )
+
+
+def _history_hash(row: ChosenRow) -> str:
+    return messages_hash([message.message() for message in row.messages])
+
+
+def _taken_up(run: Run, there: Collection[str]) -> Outcome:
+    """Finish a stage that was killed after its decisions were entered; what was erased since then is left out."""
+    path = run.stage_folder(Stage.CHOOSE)
+    written = list(read_rows(path / "decisions.jsonl", ChosenRow))
+    rows = [row for row in written if row.decision_id in there]
+    tally = _Tally.model_validate(read_json(path / "counts.json"))
+    if len(rows) < len(written):
+        tally = _Tally(
+            left_out={**tally.left_out, LeftOut.GONE: tally.left_out.get(LeftOut.GONE, 0) + len(written) - len(rows)}
         )
-    return LabelsRow()
+        run.write_rows(Stage.CHOOSE, "decisions.jsonl", rows)
+    return _outcome(rows, tally, {})
 
 
-def _says(text: str, fact: FactRow) -> bool:
-    return any(re.search(pattern, text, re.IGNORECASE) for pattern in fact.match)
+def _outcome(rows: Sequence[ChosenRow], tally: _Tally, seconds: Mapping[str, float]) -> Outcome:
+    rejected = sum(tally.left_out.values())
+    counts = Counts(
+        taken_in=len(rows) + rejected,
+        accepted=len(rows),
+        rejected=rejected,
+        unscored=0,
+        rejected_by_reason=dict(sorted(tally.left_out.items())),
+    )
+    return Outcome(
+        counts,
+        {
+            "by_split": _counted(row.split for row in rows),
+            "by_reason": _counted(row.chosen_because for row in rows),
+            "by_signal": _counted(signal for row in rows for signal in row.signals),
+            "clusters": len({row.cluster_id for row in rows}),
+            "seconds": dict(seconds),
+        },
+    )
+
+
+def _counted(values: Iterable[str]) -> dict[str, Json]:
+    return dict(sorted(Counter(map(str, values)).items()))

@@ -6,10 +6,11 @@ embedding; it never opens a connection.
 
 import importlib.util
 import logging
+import math
 import os
 import re
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -27,7 +28,8 @@ DIMENSIONS = 384
 MIN_COMPARED_WORDS = 5
 
 _MAX_KEPT_VECTORS = 50_000
-_PERMUTATIONS = 128
+# Rows of a product of vectors at a time: 512 x 60,000 take 123 MB.
+_BLOCK = 512
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
 
 log = logging.getLogger(__name__)
@@ -111,28 +113,184 @@ def _jaccard(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...
 
 
 def near_duplicate_pairs(texts: Mapping[str, str], threshold: float) -> list[tuple[str, str]]:
-    """Return the pairs of names whose texts have a trigram Jaccard of at least `threshold`, sorted.
-
-    Candidates come from MinHash LSH (Broder 1997; datasketch), with a net wide enough that a pair at the threshold is
-    missed about once in a million; every candidate is checked exactly.
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    grams = {name: found for name, text in texts.items() if (found := trigrams(text))}
-    # 64 bands of 2 rows: a pair of similarity s is a candidate with probability 1 - (1 - s**2)**64.
-    index = MinHashLSH(params=(_PERMUTATIONS // 2, 2), num_perm=_PERMUTATIONS)
-    same: dict[frozenset[tuple[str, ...]], list[str]] = {}
-    for name in sorted(grams):
-        same.setdefault(grams[name], []).append(name)
-    pairs = {pair for names in same.values() for pair in combinations(names, 2)}
-    for found, names in same.items():
-        sketch = MinHash(num_perm=_PERMUTATIONS, seed=1)
-        sketch.update_batch([" ".join(gram).encode("utf-8", "replace") for gram in found])
-        for first in index.query(sketch):
-            if _jaccard(found, grams[first]) >= threshold:
-                pairs |= {(min(pair), max(pair)) for pair in product(names, same[grams[first]])}
-        index.insert(names[0], sketch)
+    """Return the pairs of names whose texts have a trigram Jaccard of at least `threshold`, sorted. None is missed."""
+    names = sorted(texts)
+    sets = _GramSets([texts[name] for name in names])
+    pairs = {(names[one], names[other]) for same in sets.texts_of for one, other in combinations(same, 2)}
+    index: dict[int, list[int]] = {}
+    for place in range(len(sets.grams)):
+        for other in sets.alike(place, index, threshold):
+            pairs |= {(names[min(pair)], names[max(pair)]) for pair in product(sets.texts_of[place], sets.texts_of[other])}
+        for gram in sets.prefix(place, threshold):
+            index.setdefault(gram, []).append(place)
     return sorted(pairs)
+
+
+def near_duplicates_of(held_out: Sequence[str], texts: Sequence[str], threshold: float) -> set[int]:
+    """Return the places of the texts that have a trigram Jaccard of at least `threshold` with one that is held out."""
+    sets = _GramSets([*held_out, *texts])
+    index: dict[int, list[int]] = {}
+    tested = [min(places) < len(held_out) for places in sets.texts_of]
+    for place in range(len(sets.grams)):
+        for gram in sets.prefix(place, threshold) if tested[place] else ():
+            index.setdefault(gram, []).append(place)
+    return {
+        text - len(held_out)
+        for place, same in enumerate(sets.texts_of)
+        if same[-1] >= len(held_out) and (tested[place] or next(sets.alike(place, index, threshold), None) is not None)
+        for text in same
+        if text >= len(held_out)
+    }
+
+
+def near_duplicate_groups(texts: Sequence[str], threshold: float) -> list[int]:
+    """Return for each text the place of one that stands for its group: near-duplicates, and the near-duplicates of those.
+
+    A text is compared with the members of a group until one is alike, so that thousands of copies of a template take one look
+    each. Time and memory grow with the texts; 300,000 questions take about half a minute and a gigabyte.
+    """
+    sets = _GramSets(texts)
+    groups = _PlaceGroups(len(sets.grams))
+    index: dict[int, dict[int, list[int]]] = {}
+    for place in range(len(sets.grams)):
+        prefix = sets.prefix(place, threshold)
+        unlike: set[int] = set()
+        for gram in prefix:
+            for root, members in index.get(gram, {}).items():
+                if groups.find(root) != groups.find(place):
+                    for other in members:
+                        if other not in unlike and sets.are_alike(place, other, threshold):
+                            groups.join(place, other)
+                            break
+                        unlike.add(other)
+        for gram in prefix:
+            index.setdefault(gram, {}).setdefault(groups.find(place), []).append(place)
+    label = list(range(len(texts)))
+    first: dict[int, int] = {}
+    for place, same in enumerate(sets.texts_of):
+        stands_for = first.setdefault(groups.find(place), same[0])
+        for text in same:
+            label[text] = stands_for
+    return label
+
+
+class _GramSets:
+    """The trigrams of texts as numbers, the rarest first; texts with the same trigrams are one, and short ones are none.
+
+    Two sets with a Jaccard index of t share an element among the rarest |x| - ceil(t |x|) + 1 of each, so only those are indexed
+    and looked up, and no pair is missed (prefix filtering: Bayardo, Ma and Srikant 2007).
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        grams, starts, owners, self._once = _numbered(texts)
+        self.grams: list[frozenset[int]] = []
+        self.texts_of: list[list[int]] = []
+        self._ordered: list[NDArray[np.int64]] = []
+        place_of: dict[bytes, int] = {}
+        for start, end, owner in zip(starts[:-1], starts[1:], owners, strict=True):
+            found = grams[start:end]
+            place = place_of.setdefault(found.tobytes(), len(self.grams))
+            if place == len(self.grams):
+                self.grams.append(frozenset(found.tolist()))
+                self._ordered.append(found)
+                self.texts_of.append([])
+            self.texts_of[place].append(int(owner))
+
+    def prefix(self, place: int, threshold: float) -> list[int]:
+        """Return the rarest trigrams of a set, one of which everything alike shares, without those of this text alone."""
+        found = self._ordered[place]
+        length = len(found) - math.ceil(threshold * len(found) - 1e-9) + 1
+        return [gram for gram in found[:length].tolist() if gram >= self._once]
+
+    def alike(self, place: int, index: Mapping[int, Sequence[int]], threshold: float) -> Iterator[int]:
+        """Yield the indexed sets that are alike, each once."""
+        seen = {place}
+        for gram in self.prefix(place, threshold):
+            for other in index.get(gram, ()):
+                if other not in seen:
+                    seen.add(other)
+                    if self.are_alike(place, other, threshold):
+                        yield other
+
+    def are_alike(self, place: int, other: int, threshold: float) -> bool:
+        """Tell whether two sets have a Jaccard index of at least the threshold."""
+        one, two = self.grams[place], self.grams[other]
+        if min(len(one), len(two)) < threshold * max(len(one), len(two)):
+            return False
+        shared = len(one & two)
+        return shared >= threshold * (len(one) + len(two) - shared)
+
+
+def _numbered(texts: Sequence[str]) -> tuple[NDArray[np.int64], list[int], list[int], int]:
+    """Number the trigrams of texts by how rare they are.
+
+    Returns the numbers, text after text, each in rising order without repeats; where each text begins and the last one ends; which
+    text it is; and how many trigrams stand in one text alone, which have the lowest numbers.
+    """
+    number_of: dict[str, int] = {}
+    flat: list[int] = []
+    lengths: list[int] = []
+    owners: list[int] = []
+    for place, text in enumerate(texts):
+        spoken = words(text)
+        if len(spoken) >= MIN_COMPARED_WORDS:
+            flat += [number_of.setdefault(word, len(number_of)) for word in spoken]
+            lengths.append(len(spoken))
+            owners.append(place)
+    if not owners:
+        return np.zeros(0, np.int64), [0], [], 0
+    said = np.asarray(flat, np.int64)
+    owner = np.repeat(np.arange(len(owners), dtype=np.int64), lengths)
+    # In two steps, so that the numbers fit 64 bits whatever the vocabulary.
+    pairs = np.unique(said[:-1] * len(number_of) + said[1:], return_inverse=True)[1]
+    whole = owner[:-2] == owner[2:]
+    grams = np.unique((pairs[:-1] * len(number_of) + said[2:])[whole], return_inverse=True)[1].astype(np.int64)
+    count = int(grams.max()) + 1
+    held = np.unique(owner[:-2][whole] * count + grams)
+    spread = np.bincount(held % count, minlength=count)
+    rank = np.empty(count, np.int64)
+    rank[np.argsort(spread, kind="stable")] = np.arange(count)
+    ranked = np.unique((held // count) * count + rank[held % count])
+    starts = np.searchsorted(ranked // count, np.arange(len(owners) + 1)).tolist()
+    return ranked % count, starts, owners, int((spread == 1).sum())
+
+
+class _PlaceGroups:
+    """Union-find over places: the group that was there first keeps its root."""
+
+    def __init__(self, size: int) -> None:
+        self._parent = list(range(size))
+
+    def find(self, place: int) -> int:
+        parent = self._parent
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    def join(self, place: int, other: int) -> None:
+        one, two = sorted((self.find(place), self.find(other)))
+        self._parent[two] = one
+
+
+def meaning_groups(vectors: Vectors, threshold: float) -> list[int]:
+    """Return for each vector of length 1 the place of one that stands for its group by cosine. Shape: (texts, dimensions)."""
+    groups = _PlaceGroups(len(vectors))
+    for start in range(0, len(vectors), _BLOCK):
+        alike = vectors[start : start + _BLOCK] @ vectors[start:].T >= threshold
+        for row, column in zip(*np.nonzero(alike), strict=True):
+            if row < column:
+                groups.join(start + int(row), start + int(column))
+    return [groups.find(place) for place in range(len(vectors))]
+
+
+def alike_in_meaning(held_out: Vectors, vectors: Vectors, threshold: float) -> set[int]:
+    """Return the places of the vectors whose cosine with a held-out one is at least the threshold."""
+    found: set[int] = set()
+    for start in range(0, len(vectors) if len(held_out) else 0, _BLOCK):
+        alike = (vectors[start : start + _BLOCK] @ held_out.T >= threshold).any(axis=1)
+        found |= {start + int(place) for place in np.flatnonzero(alike)}
+    return found
 
 
 class Groups(Generic[Item]):
@@ -159,11 +317,3 @@ class Groups(Generic[Item]):
         for item in self._parent:
             groups.setdefault(self.find(item), []).append(item)
         return list(groups.values())
-
-
-def near_duplicate_clusters(texts: Mapping[str, str], threshold: float) -> list[list[str]]:
-    """Return the names grouped so that near-duplicates, and the near-duplicates of those, are together."""
-    groups = Groups(sorted(texts))
-    for first, second in near_duplicate_pairs(texts, threshold):
-        groups.join(first, second)
-    return groups.members()

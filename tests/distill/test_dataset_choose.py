@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -36,26 +37,10 @@ def plan(record: Record, settings: DistillSettings, **choose: object) -> Choice:
 
 
 def enter(record: Record, choice: Choice) -> None:
+    """Keep what was chosen, as an earlier run would have."""
     if not runs.runs(record):
         runs.begin_run(record, run_id="run_a", path="/p", settings_digest="d")
-    decisions.put_decisions(
-        record,
-        (
-            decisions.Decision(
-                decision_id=each.candidate.decision_id,
-                conversation_id=each.candidate.conversation.conversation_id,
-                question_turn_id=each.candidate.question.turn_id,
-                reply_turn_id=None,
-                cluster_id=each.cluster_id,
-                split=each.split,
-                topic="",
-                history_hash="",
-                chosen_by_run_id="run_a",
-                chosen_because=each.candidate.because,
-            )
-            for each in choice.placed
-        ),
-    )
+    decisions.put_decisions(record, (replace(each, chosen_by_run_id="run_a") for each in choice.decisions))
 
 
 def test_the_demo_holds_out_over_a_hundred_questions_with_facts_and_none_has_a_twin_in_training(

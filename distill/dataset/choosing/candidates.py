@@ -1,0 +1,147 @@
+"""Candidates: every customer question of the log that was the last word before an answer, or still waits for one.
+
+In: the record. Out: of each only what clustering and selection need; the log is read a page at a time, and what a candidate keeps of
+it is its question, redacted, and a few names. The messages that go on to a teacher are made later, for what is chosen alone.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from conversations.decisions import disputed, operators_answers
+from conversations.dialogues import Dialogue, every_dialogue
+from conversations.messages import Author, Consent, Role, TurnStatus
+from conversations.redaction import PLACEHOLDER, RedactionRules, Redactor
+from conversations.store import Record
+from conversations.turns import Turn, branch_to
+from distill.dataset.choosing.signals import Asked, Signal, signals_of
+from distill.dataset.similarity import words
+from distill.settings import DistillSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A customer question as it may become a decision.
+
+    `question` is redacted by itself; `history_digest` tells whether the same was asked on the same history; `user_turn` counts the
+    customer's messages before it.
+    """
+
+    decision_id: str
+    conversation_id: str
+    customer_id: str
+    question_turn_id: str
+    reply_turn_id: str | None
+    question: str
+    word_count: int
+    history_digest: bytes
+    user_turn: int
+    may_be_learnt: bool
+    signals: tuple[Signal, ...]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question on a branch, at `place` of what was heard there, and the reply that counts: a person's before a bot's."""
+
+    question: Turn
+    reply: Turn | None
+    place: int
+    user_turn: int
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the record knows about its earlier decisions, by name."""
+
+    disputed: Collection[str]
+    operators_answers: Mapping[str, str]
+
+
+def candidates(record: Record, settings: DistillSettings) -> Iterator[Candidate]:
+    """Yield every candidate of the record, in the order of the conversations."""
+    known = _Known(disputed(record), operators_answers(record))
+    allowed = {Consent.YES, Consent.UNKNOWN} if settings.choose.learn_from_unknown_consent else {Consent.YES}
+    for dialogue in every_dialogue(record):
+        yield from _candidates_of(dialogue, settings, known, dialogue.conversation.consent in allowed)
+
+
+def decision_id_of(question_turn_id: str) -> str:
+    """Return the name of the decision that a question makes."""
+    return f"decision_{hashlib.sha256(question_turn_id.encode()).hexdigest()[:24]}"
+
+
+def heard(turns: Sequence[Turn], turn_id: str | None = None) -> list[Turn]:
+    """Return the turns of a branch that a model reads (the newest branch by default), oldest first."""
+    branch = branch_to(turns, turn_id)
+    return [turn for turn in branch if (turn.content or turn.extra_json) and turn.status is not TurnStatus.FAILED]
+
+
+def exchanges(branch: Sequence[Turn]) -> Iterator[Exchange]:
+    """Yield each question that was the last word of the customer before an answer, or still waits for one."""
+    user_turn = -1
+    for place, turn in enumerate(branch):
+        user_turn += turn.role is Role.USER
+        following = branch[place + 1] if place + 1 < len(branch) else None
+        if turn.role is Role.USER and (following is None or following.role is not Role.USER):
+            yield Exchange(turn, _reply(branch, place), place, user_turn)
+
+
+def _reply(branch: Sequence[Turn], place: int) -> Turn | None:
+    """Return the reply to a question: the first that a person gave before the customer spoke again, or what came next."""
+    for turn in branch[place + 1 :]:
+        if turn.role is Role.USER:
+            break
+        if turn.author is Author.OPERATOR and turn.role is Role.ASSISTANT and turn.content:
+            return turn
+    following = branch[place + 1] if place + 1 < len(branch) else None
+    return following if following is not None and following.role is Role.ASSISTANT else None
+
+
+def _candidates_of(dialogue: Dialogue, settings: DistillSettings, known: _Known, may_be_learnt: bool) -> Iterator[Candidate]:
+    branch = heard(dialogue.turns)
+    digest = hashlib.sha256(f"{dialogue.tools_json}\x00".encode("utf-8", "replace"))
+    hashed = 0
+    for exchange in exchanges(branch):
+        question = exchange.question
+        name = decision_id_of(question.turn_id)
+        told = _redacted_alone(question.content, settings.redaction.rules)
+        for turn in branch[hashed : exchange.place]:
+            _add(digest, turn.role, turn.content, turn.extra_json)
+        _add(digest, question.role, told, question.extra_json)
+        hashed = exchange.place + 1
+        asked = Asked(
+            question,
+            exchange.reply,
+            dialogue.turns,
+            dialogue.conversation.state,
+            name in known.disputed,
+            name in known.operators_answers,
+        )
+        yield Candidate(
+            decision_id=name,
+            conversation_id=dialogue.conversation.conversation_id,
+            customer_id=dialogue.conversation.customer_id,
+            question_turn_id=question.turn_id,
+            reply_turn_id=exchange.reply.turn_id if exchange.reply else None,
+            question=told,
+            word_count=len(words(question.content)),
+            history_digest=digest.copy().digest()[:16],
+            user_turn=exchange.user_turn,
+            may_be_learnt=may_be_learnt,
+            signals=signals_of(asked, settings.choose.low_confidence_logprob),
+        )
+
+
+def _redacted_alone(text: str, rules: RedactionRules) -> str:
+    """Redact a question without its conversation; placeholders lose their numbers, which tell the place and not the words."""
+    redacted = Redactor(rules).redact(text)
+    return PLACEHOLDER.sub(lambda found: re.sub(r"_\d+>$", ">", found.group()), redacted) if "<" in redacted else redacted
+
+
+def _add(digest: "hashlib._Hash", *parts: str) -> None:
+    for part in parts:
+        raw = part.encode("utf-8", "replace")
+        digest.update(len(raw).to_bytes(8, "big"))
+        digest.update(raw)

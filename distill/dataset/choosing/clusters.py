@@ -1,0 +1,186 @@
+"""Clusters: what must be on one side of the split, over the whole record; and the split, which is fixed here for ever.
+
+In: every candidate, the decisions of earlier runs. Out: each wanted candidate with its cluster and its split, or the reason why it has
+none. A cluster is near-duplicate questions, all of one conversation and all of one customer, together. Its split is a salted hash of
+its name; what was decided once stays, and what would join two splits is left out.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from conversations.decisions import Decision
+from conversations.messages import Split
+from distill.dataset.choosing.candidates import Candidate
+from distill.dataset.similarity import (
+    MIN_COMPARED_WORDS,
+    Groups,
+    Vectors,
+    alike_in_meaning,
+    meaning_groups,
+    near_duplicate_groups,
+    near_duplicates_of,
+    words,
+)
+from distill.settings import ChooseTable
+
+# Below so many questions a share says nothing.
+_SMALL_CLUSTER = 20
+
+
+class LeftOut(StrEnum):
+    """Why a question was not chosen."""
+
+    NO_CONSENT = "no_consent"
+    TOO_SHORT = "too_short"
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    JOINS_SPLITS = "joins_splits"
+    CLUSTER_TOO_LARGE = "cluster_too_large"
+    TWIN_OF_TEST = "twin_of_test"
+    TOPIC_FULL = "topic_full"
+    OVER_LIMIT = "over_limit"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A candidate with its cluster and its split."""
+
+    candidate: Candidate
+    cluster_id: str
+    split: Split
+
+    @property
+    def name(self) -> str:
+        """The decision's name."""
+        return self.candidate.decision_id
+
+
+class Clusters:
+    """The clusters of one record, and inside them the groups of twins, which are alike by wording or by meaning."""
+
+    def __init__(self, every: Sequence[Candidate], known: Mapping[str, Decision], table: ChooseTable, salt: str) -> None:
+        self._every = {candidate.decision_id: candidate for candidate in every}
+        self._known = known
+        self._table = table
+        self._salt = salt
+        self._twins: Groups[str] = Groups(self._every)
+        self._joined: Groups[str] = Groups(self._every)
+        first_of: dict[str, str] = {}
+        for candidate in every:
+            for name in (f"conversation {candidate.conversation_id}", f"customer {candidate.customer_id}"):
+                self._joined.join(candidate.decision_id, first_of.setdefault(name, candidate.decision_id))
+        # A decided question that the customer has since put otherwise still holds its conversation to its split.
+        for decision in known.values():
+            name = f"conversation {decision.conversation_id}"
+            self._joined.join(decision.decision_id, first_of.setdefault(name, decision.decision_id))
+        names = list(self._every)
+        self._join_twins(names, near_duplicate_groups([each.question for each in every], self._table.near_duplicate_jaccard))
+
+    def join_by_meaning(self, names: Sequence[str], vectors: Vectors) -> None:
+        """Join the named questions whose vectors are nearly the same. A few words mean what went before them: they join nothing."""
+        if self._table.near_duplicate_cosine < 1:
+            spoken = self._with_meaning(names)
+            groups = meaning_groups(vectors[spoken], self._table.near_duplicate_cosine)
+            self._join_twins([names[place] for place in spoken], groups)
+
+    def twin_group(self, name: str) -> str:
+        """Return the decision that stands for the twins of this one."""
+        return self._twins.find(name)
+
+    def place(self, wanted: Iterable[Candidate], left_out: dict[str, LeftOut]) -> list[Placed]:
+        """Give each wanted candidate its cluster and split; note of those that have none why."""
+        wanted_in: dict[str, list[Candidate]] = {}
+        for candidate in wanted:
+            wanted_in.setdefault(self._joined.find(candidate.decision_id), []).append(candidate)
+        placed: list[Placed] = []
+        for cluster in self._joined.members():
+            found = wanted_in.get(self._joined.find(cluster[0]), [])
+            if found:
+                placed += self._place_cluster(cluster, found, left_out)
+        return placed
+
+    def without_twins_of_test(
+        self, placed: Sequence[Placed], left_out: dict[str, LeftOut], vectors: Mapping[str, Vectors] | None = None
+    ) -> list[Placed]:
+        """Leave out what would be learnt and is the near-duplicate of a test question, by wording or, with vectors, by meaning.
+
+        Clusters keep such twins together; what is left are rows whose clusters were decided before they met.
+        """
+        tested = {each.name for each in placed if each.split is Split.TEST}
+        tested |= {name for name, decision in self._known.items() if decision.split is Split.TEST and name in self._every}
+        groups = {self._twins.find(name) for name in tested}
+        learnt = [each for each in placed if each.split is not Split.TEST and self._twins.find(each.name) in groups]
+        groups = {self._twins.find(each.name) for each in learnt}
+        held_out = sorted(name for name in tested if self._twins.find(name) in groups)
+        near = near_duplicates_of(
+            [self._every[name].question for name in held_out],
+            [each.candidate.question for each in learnt],
+            self._table.near_duplicate_jaccard,
+        )
+        if vectors is not None and self._table.near_duplicate_cosine < 1:
+            near |= self._near_in_meaning(held_out, [each.name for each in learnt], vectors)
+        twins = {learnt[place].name for place in near}
+        left_out.update(dict.fromkeys(twins, LeftOut.TWIN_OF_TEST))
+        return [each for each in placed if each.name not in twins]
+
+    def _near_in_meaning(self, held_out: Sequence[str], learnt: Sequence[str], vectors: Mapping[str, Vectors]) -> set[int]:
+        tested = [name for name in held_out if name in vectors and self._is_compared(name)]
+        places = [place for place, name in enumerate(learnt) if name in vectors and self._is_compared(name)]
+        if not tested or not places:
+            return set()
+        near = alike_in_meaning(
+            _stacked(vectors, tested),
+            _stacked(vectors, [learnt[place] for place in places]),
+            self._table.near_duplicate_cosine,
+        )
+        return {places[found] for found in near}
+
+    def _place_cluster(
+        self, cluster: Sequence[str], found: Sequence[Candidate], left_out: dict[str, LeftOut]
+    ) -> list[Placed]:
+        decided = [self._known[name] for name in cluster if name in self._known]
+        placed = [
+            Placed(each, self._known[each.decision_id].cluster_id, self._known[each.decision_id].split)
+            for each in found
+            if each.decision_id in self._known
+        ]
+        new = [each for each in found if each.decision_id not in self._known]
+        splits = {decision.split for decision in decided}
+        is_large = len(cluster) > max(_SMALL_CLUSTER, self._table.largest_cluster_share * len(self._every))
+        if len(splits) > 1 or (is_large and Split.TEST in splits):
+            reason = LeftOut.JOINS_SPLITS if len(splits) > 1 else LeftOut.CLUSTER_TOO_LARGE
+            left_out.update((each.decision_id, reason) for each in new)
+            return placed
+        first = min(cluster)
+        cluster_id = decided[0].cluster_id if decided else f"cluster_{hashlib.sha256(first.encode()).hexdigest()[:16]}"
+        split = decided[0].split if decided else Split.TRAIN if is_large else self._split_of(cluster_id)
+        return placed + [Placed(each, cluster_id, split) for each in new]
+
+    def _split_of(self, cluster_id: str) -> Split:
+        """Return the split of a new cluster: its salted hash as a number from 0 to 1, against the shares."""
+        place = int(hashlib.sha256(f"{self._salt} {cluster_id}".encode()).hexdigest()[:13], 16) / 16**13
+        if place < self._table.test_share:
+            return Split.TEST
+        if place < self._table.test_share + self._table.validation_share:
+            return Split.VALIDATION
+        return Split.TRAIN
+
+    def _join_twins(self, names: Sequence[str], stands_for: Sequence[int]) -> None:
+        for name, place in zip(names, stands_for, strict=True):
+            self._twins.join(name, names[place])
+            self._joined.join(name, names[place])
+
+    def _with_meaning(self, names: Sequence[str]) -> list[int]:
+        return [place for place, name in enumerate(names) if self._is_compared(name)]
+
+    def _is_compared(self, name: str) -> bool:
+        return len(words(self._every[name].question)) >= MIN_COMPARED_WORDS
+
+
+def _stacked(vectors: Mapping[str, Vectors], names: Sequence[str]) -> Vectors:
+    import numpy as np
+
+    return np.stack([vectors[name] for name in names])

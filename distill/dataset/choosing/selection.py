@@ -1,0 +1,93 @@
+"""Selection: which of the placed questions are taught, so that the set is diverse and within its limit.
+
+In: candidates with their signals, twins and topics. Out: those that are chosen; of the others, why not. The strongest signal goes
+first and equals go by the hash that their name is, so that the same record gives the same choice.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from conversations.messages import Split
+from distill.dataset.choosing.candidates import Candidate
+from distill.dataset.choosing.clusters import Clusters, LeftOut, Placed
+from distill.dataset.choosing.signals import STRENGTH, Signal
+from distill.settings import ChooseTable
+
+
+def worth_teaching(
+    every: Iterable[Candidate], known: Collection[str], min_words: int, left_out: dict[str, LeftOut]
+) -> list[Candidate]:
+    """Return what may be learnt, is long enough, and was not asked alike on the same history; a decided question goes first."""
+    wanted: list[Candidate] = []
+    for candidate in every:
+        if not candidate.may_be_learnt:
+            left_out[candidate.decision_id] = LeftOut.NO_CONSENT
+        elif candidate.word_count < min_words:
+            left_out[candidate.decision_id] = LeftOut.TOO_SHORT
+        else:
+            wanted.append(candidate)
+    kept: dict[bytes, Candidate] = {}
+    # Of equals the first in the record stays: `sorted` keeps their order.
+    for candidate in sorted(wanted, key=lambda each: (each.decision_id not in known, STRENGTH[each.signals[0]])):
+        first = kept.setdefault(candidate.history_digest, candidate)
+        if first is not candidate and candidate.decision_id not in known:
+            left_out[candidate.decision_id] = LeftOut.DUPLICATE
+    return [candidate for candidate in wanted if candidate.decision_id not in left_out]
+
+
+def without_further_twins(
+    placed: Sequence[Placed], known: Collection[str], clusters: Clusters, max_twins: int, left_out: dict[str, LeftOut]
+) -> list[Placed]:
+    """Keep the strongest of each group of twins that would be learnt; decisions of earlier runs stay, and count."""
+    learnt: Counter[str] = Counter()
+    for each in sorted(placed, key=lambda each: (each.name not in known, strength(each))):
+        if each.split is Split.TEST:
+            continue
+        group = clusters.twin_group(each.name)
+        learnt[group] += 1
+        if learnt[group] > max_twins and each.name not in known:
+            left_out[each.name] = LeftOut.NEAR_DUPLICATE
+    return [each for each in placed if each.name not in left_out]
+
+
+def within_limit(
+    placed: Sequence[Placed], table: ChooseTable, limit: int, topics: Mapping[str, str], left_out: dict[str, LeftOut]
+) -> list[Placed]:
+    """Keep as many as the limit allows: the strongest, a quota of ordinary cases, and of each topic a share at most.
+
+    Without topics (a dry run has none) only the limit and the quota hold.
+    """
+    if len(placed) <= limit:
+        return list(placed)
+    ranked = sorted(placed, key=strength)
+    ordinary = [each for each in ranked if each.candidate.signals[0] is Signal.COVERAGE]
+    telling = [each for each in ranked if each.candidate.signals[0] is not Signal.COVERAGE]
+    quota = min(len(ordinary), round(table.ordinary_share * limit))
+    # What its topic has no room for comes last and is told apart.
+    most = max(1, int(table.max_topic_share * limit))
+    of_topic: Counter[str] = Counter()
+    kept: list[Placed] = []
+
+    def take(some: Sequence[Placed], up_to: int) -> list[Placed]:
+        passed_over: list[Placed] = []
+        for each in some:
+            topic = topics.get(each.name, "")
+            if topic and of_topic[topic] >= most:
+                left_out[each.name] = LeftOut.TOPIC_FULL
+            elif len(kept) >= up_to:
+                passed_over.append(each)
+            else:
+                of_topic[topic] += 1
+                kept.append(each)
+        return passed_over
+
+    waiting = take(telling, limit - quota)
+    over = [*take(ordinary, limit), *take(waiting, limit)]
+    left_out.update((each.name, LeftOut.OVER_LIMIT) for each in over)
+    return kept
+
+
+def strength(placed: Placed) -> tuple[int, int, str]:
+    """Return what orders decisions: the strongest signal, how many more there are, and a hash."""
+    signals = placed.candidate.signals
+    return STRENGTH[signals[0]], -len(signals), placed.name
