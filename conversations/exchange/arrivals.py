@@ -49,9 +49,7 @@ class _Recorded:
     has_open_reply: bool
 
 
-def enter(
-    transaction: Transaction, imported: ImportedConversation, language: str, *, channel: str = "import"
-) -> Arrival:
+def enter(transaction: Transaction, imported: ImportedConversation, language: str, *, channel: str = "import") -> Arrival:
     """Enter a conversation.
 
     Raises LineRejected, with nothing changed, when its customer or the conversation itself was erased, or when it has grown

@@ -29,6 +29,7 @@ from conversations.messages import (
 from conversations.prompt import SpokenTurn, messages_for_model
 from conversations.redaction import SecondPass
 from conversations.store import Record
+from distill.dataset.choosing.files import choose_from_files
 from distill.dataset.choosing.topics import topics_of
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.second_pass import second_pass
@@ -99,6 +100,8 @@ def choose(run: Run) -> Outcome:
 
     Raises Refused when there is none.
     """
+    if run.settings.datasets is not None:
+        return choose_from_files(run)
     further = second_pass(run.settings.redaction)
     choice = plan_decisions(run.record, run.settings, with_topics=True, second_pass=further)
     if not choice.rows:

@@ -35,7 +35,7 @@ def honest_refusals(
     share = settings.verify.max_declined_share
     # declined / (declined + answered) <= share
     room = len(candidates) if share >= 1 else max(0, int(answered * share / (1 - share)) - declined)
-    unknown = _unknown(candidates, HandbookTeacher(Handbook.load(settings.handbook.path), load_embedder())) if room else []
+    unknown = _unknown(candidates, HandbookTeacher(Handbook.load(settings.handbook.path), load_embedder()))
     return set(unknown[:room]), len(unknown[room:])
 
 
