@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conversations import audit
 from conversations.artefacts import file_digest
-from conversations.decisions import edition_hash
+from conversations.editions import edition_hash
 from conversations.entry import TURNS_PER_CONVERSATION, turn_hash
 from conversations.erasure import UNFINISHED
 from conversations.errors import OperatorError

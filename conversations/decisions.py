@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from conversations.errors import OperatorError
-from conversations.messages import Json, Split, content_hash, new_name, utc_now
-from conversations.store import Record, Row, Transaction
+from conversations.messages import Split, content_hash, new_name, utc_now
+from conversations.store import Record, Row
 
 
 class AnswerAuthor(StrEnum):
@@ -164,13 +164,14 @@ def add_answer(
         )
         if earlier and earlier[0]["content"] == content:
             return _answer_of(earlier[0])
-        answer_id = new_name("answer")
+        version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
+        answer_id = answer_name(decision_id, author, author_name, version)
         transaction.insert(
             "answers",
             {
                 "answer_id": answer_id,
                 "decision_id": decision_id,
-                "version": int(earlier[0]["version"] or 0) + 1 if earlier else 1,
+                "version": version,
                 "author_kind": author,
                 "author_name": author_name,
                 "content": content,
@@ -182,6 +183,11 @@ def add_answer(
             },
         )
         return _answer_of(transaction.query("SELECT * FROM answers WHERE answer_id = ?", [answer_id])[0])
+
+
+def answer_name(decision_id: str, author: AnswerAuthor, author_name: str, version: int) -> str:
+    """Return the name of an answer: derived, so that a run that was killed writes the same files as one that was not."""
+    return f"answer_{content_hash([decision_id, author, author_name, version]).removeprefix('sha256:')[:24]}"
 
 
 def give_verdict(record: Record, verdicts: Mapping[str, tuple[Verdict, str]]) -> None:
@@ -304,47 +310,13 @@ def usual_completion(record: Record, teacher: str) -> tuple[int, float]:
     return int(found.get("replies") or 0), float(found.get("tokens") or 0.0)
 
 
-def newest_edition(record: Record) -> tuple[int, dict[str, Mapping[str, Json]]]:
-    """Return the newest test edition's number (0 when there is none) and its frozen rows by decision."""
-    row = record.one("SELECT MAX(edition) AS edition FROM editions")
-    edition = int((row or {}).get("edition") or 0)
-    rows = record.query("SELECT * FROM edition_decisions WHERE edition = ? ORDER BY decision_id", [edition])
-    return edition, {str(each["decision_id"]): json.loads(str(each["row_json"])) for each in rows}
-
-
-def freeze_edition(record: Record, run_id: str, rows: Mapping[str, Mapping[str, Json]], digest: str) -> int:
-    """Freeze a new edition of the test set and return its number; it never changes afterwards."""
-    with record.write() as transaction:
-        newest = transaction.query("SELECT COALESCE(MAX(edition), 0) AS edition FROM editions")[0]
-        edition = int(newest["edition"] or 0) + 1
-        transaction.insert(
-            "editions", {"edition": edition, "digest": digest, "made_by_run_id": run_id, "made_at_utc": utc_now()}
-        )
-        for decision_id, row in rows.items():
-            transaction.insert(
-                "edition_decisions",
-                {
-                    "edition": edition,
-                    "decision_id": decision_id,
-                    "row_json": json.dumps(dict(row), sort_keys=True, ensure_ascii=False),
-                },
-            )
-        note_edition_rows(transaction, edition)
-    return edition
-
-
-def note_edition_rows(transaction: Transaction, edition: int, *, erased: int = 0) -> None:
-    """Note the hash of an edition's rows as they are now, and how many an erasure took out."""
-    rows = transaction.query("SELECT * FROM edition_decisions WHERE edition = ? ORDER BY decision_id", [edition])
-    transaction.execute(
-        "UPDATE editions SET rows_hash = ?, erased_rows = erased_rows + ? WHERE edition = ?",
-        [edition_hash(rows), erased, edition],
+def approved_answers(record: Record) -> set[str]:
+    """Return the answers that operators approved; of several words on one answer the newest counts."""
+    rows = record.query(
+        "SELECT answer_id FROM answer_reviews r WHERE verdict = 'approved' AND rowid = "
+        "(SELECT MAX(rowid) FROM answer_reviews WHERE answer_id = r.answer_id)"
     )
-
-
-def edition_hash(rows: Sequence[Row]) -> str:
-    """Return the hash of an edition's rows, in the order of their decisions."""
-    return content_hash([[row["decision_id"], row["row_json"]] for row in rows])
+    return {str(row["answer_id"]) for row in rows}
 
 
 def _decision_of(row: Row) -> Decision:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conversations import artefacts, audit
 from conversations.artefacts import ArtefactKind
-from conversations.decisions import note_edition_rows
+from conversations.editions import note_edition_rows
 from conversations.errors import OperatorError, OutsideError
 from conversations.exchange.exports import forget
 from conversations.messages import check_storable, utc_text

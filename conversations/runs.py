@@ -5,7 +5,7 @@ The run's own folder holds the rows; this holds the thread that leads there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -227,8 +227,17 @@ def note_use(record: Record, run_id: str, used: Mapping[str, Split]) -> None:
     """Enter which decisions a run uses, and as what, so that an erase knows who learnt from whom."""
     with record.write() as transaction:
         transaction.execute("DELETE FROM run_decisions WHERE run_id = ?", [run_id])
-        for decision_id, split in used.items():
-            transaction.insert("run_decisions", {"run_id": run_id, "decision_id": decision_id, "used_as": split})
+        transaction.insert_many(
+            "run_decisions",
+            [{"run_id": run_id, "decision_id": decision_id, "used_as": split} for decision_id, split in used.items()],
+        )
+
+
+def note_passages(record: Record, run_id: str, passages: Iterable[str]) -> None:
+    """Enter which handbook passages a run's training set rests on, so that a changed handbook finds who learnt the old words."""
+    with record.write() as transaction:
+        transaction.execute("DELETE FROM run_passages WHERE run_id = ?", [run_id])
+        transaction.insert_many("run_passages", [{"run_id": run_id, "passage_hash": each} for each in sorted(set(passages))])
 
 
 def _request_of(row: Row) -> RunRequest:

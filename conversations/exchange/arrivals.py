@@ -49,7 +49,7 @@ class _Recorded:
     has_open_reply: bool
 
 
-def enter(transaction: Transaction, imported: ImportedConversation, language: str) -> Arrival:
+def enter(transaction: Transaction, imported: ImportedConversation, language: str, *, channel: str = "import") -> Arrival:
     """Enter a conversation.
 
     Raises LineRejected, with nothing changed, when its customer or the conversation itself was erased, or when it has grown
@@ -75,7 +75,7 @@ def enter(transaction: Transaction, imported: ImportedConversation, language: st
             return arrival
     if len(imported.messages) > TURNS_PER_CONVERSATION:
         raise LineRejected(f"{len(imported.messages)} messages; {TURNS_PER_CONVERSATION} are allowed in one conversation")
-    _insert(transaction, imported, customer_id, language, is_first=not versions)
+    _insert(transaction, imported, customer_id, language, is_first=not versions, channel=channel)
     notes = (_DIFFERS,) if versions else ()
     return Arrival(1, len(imported.messages), notes)
 
@@ -117,14 +117,20 @@ def _meet(transaction: Transaction, head: Row, imported: ImportedConversation, l
 
 
 def _insert(
-    transaction: Transaction, imported: ImportedConversation, customer_id: str, language: str, *, is_first: bool
+    transaction: Transaction,
+    imported: ImportedConversation,
+    customer_id: str,
+    language: str,
+    *,
+    is_first: bool,
+    channel: str,
 ) -> None:
     created = imported.created_at_utc or utc_now()
     # Derived from the source, so that the same import into two records gives the same names.
-    conversation_id = f"conversation_{_short_hash(imported.source_id if is_first else _version_name(imported))}"
+    conversation_id = conversation_name(imported.source_id if is_first else _version_name(imported))
     if transaction.query("SELECT 1 FROM conversations WHERE conversation_id = ?", [conversation_id]):
         # The same words under the same id, of another customer.
-        conversation_id = f"conversation_{_short_hash(f'{_version_name(imported)} {customer_id}')}"
+        conversation_id = conversation_name(f"{_version_name(imported)} {customer_id}")
     if transaction.query("SELECT 1 FROM conversations WHERE conversation_id = ?", [conversation_id]):
         conversation_id = new_name("conversation")
     insert_conversation(
@@ -133,7 +139,7 @@ def _insert(
         customer_id=customer_id,
         created_at_utc=created,
         more={
-            "channel": "import",
+            "channel": channel,
             "state": "resolved" if imported.messages[-1].role is Role.ASSISTANT else "bot",
             "consent": imported.consent,
             "source_id": imported.source_id,
@@ -147,6 +153,16 @@ def _insert(
     )
     _append(transaction, conversation_id, customer_id, imported, 0, created)
     insert_tags(transaction, conversation_id, imported.tags, tagged_by="import")
+
+
+def conversation_name(source_id: str) -> str:
+    """Return the name under which a conversation of a log is first entered."""
+    return f"conversation_{_short_hash(source_id)}"
+
+
+def turn_name(conversation_id: str, place: int) -> str:
+    """Return the name of a turn that comes in at a place of its conversation."""
+    return f"turn_{_short_hash(f'{conversation_id} {place}')}"
 
 
 def _version_name(imported: ImportedConversation) -> str:
@@ -163,7 +179,7 @@ def _append(
         )
         detail = imported.details.get(place, usual)
         # Decisions and their splits are derived from this name: it never changes.
-        turn_id = f"turn_{_short_hash(f'{conversation_id} {place}')}"
+        turn_id = turn_name(conversation_id, place)
         # A place that a branch beside this one took before.
         if first and transaction.query("SELECT 1 FROM turns WHERE turn_id = ?", [turn_id]):
             turn_id = new_name("turn")

@@ -1,164 +1,267 @@
 """Assemble: accepted answers become the training and validation sets; held-out decisions become the edition of the test set.
 
-In: the rows of choose, teach and verify, and the handbook. Out: `assemble/train.jsonl`, `validation.jsonl` and `test.jsonl`,
-and the record's note of what this run learns from. An edition, once frozen, never changes: the next one is the old one and
-the new held-out decisions. Nothing of a held-out conversation or cluster is ever in training, and nothing of an erased one
-anywhere. The handbook's own rows are for training alone.
+In: the rows of choose, teach and verify, the handbook, and what operators approved. Out: `assemble/train.jsonl`,
+`validation.jsonl` and `test.jsonl`, the data card, and the record's note of what this run learns from. An edition, once frozen,
+never changes: the next one is the old one and the new held-out decisions. Nothing of a held-out conversation, cluster or answer is
+ever in training, and nothing of an erased one anywhere. The handbook's own rows are for training alone. The files are the same,
+byte for byte, however often the run was killed.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from conversations import runs
-from conversations.decisions import Verdict, freeze_edition, newest_edition
-from conversations.errors import Refused
-from conversations.messages import Json, Role, Split, content_hash
+from conversations.decisions import Verdict, approved_answers
+from conversations.editions import Edition, newest_edition, next_edition
+from conversations.errors import OperatorError, Refused
+from conversations.messages import Json, Split
 from conversations.tombstones import erased_among
+from distill.dataset.assembling.balance import Weighed, surplus
+from distill.dataset.assembling.card import write_card
+from distill.dataset.assembling.figures import Figures
+from distill.dataset.assembling.leaks import HeldOut, KnownTexts, question_of, references_of
+from distill.dataset.assembling.refusals import UNSUPPORTED, honest_refusals
+from distill.dataset.assembling.rows import Sources, is_accepted, read_sources, write_lines
+from distill.dataset.handbook.answering import DECLINED, GREETING, WELCOME
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.study import Study, study_handbook
-from distill.rows import AnswerRow, ChosenRow, DatasetRow, MessageRow, VerdictRow, read_rows, rows_text
+from distill.rows import ChosenRow, DatasetRow
 from distill.run import Counts, Outcome, Run, Stage
 
 _FILES = {Split.TRAIN: "train.jsonl", Split.VALIDATION: "validation.jsonl", Split.TEST: "test.jsonl"}
+_NO_ANSWER = "no_answer"
+
+
+@dataclass
+class _Sorting:
+    """What becomes of the chosen decisions: why some stay out, and which are taught as not known."""
+
+    chosen: int = 0
+    against: dict[str, str] = field(default_factory=dict)
+    unscored: dict[str, str] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+    unknown_surplus: int = 0
+    tested: dict[str, str] = field(default_factory=dict)
+    logged: dict[str, str] = field(default_factory=dict)
+
+    def keeps(self, row: ChosenRow) -> bool:
+        """Tell whether a decision is still in."""
+        return row.decision_id not in self.against and row.decision_id not in self.unscored
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """The edition and what training must not know of it."""
+
+    edition: Edition
+    held_out: HeldOut
+    questions: tuple[str, ...]
 
 
 def assemble(run: Run) -> Outcome:
-    """Write the three sets.
+    """Write the three sets and the card.
 
-    Raises Refused when no answer is left to learn from.
+    Raises Refused when no answer is left to learn from, OperatorError for a record whose editions are of another task.
     """
-    chosen = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
-    answers = {each.decision_id: each for each in read_rows(run.stage_folder(Stage.TEACH) / "answers.jsonl", AnswerRow)}
-    verdicts = {each.decision_id: each for each in read_rows(run.stage_folder(Stage.VERIFY) / "verdicts.jsonl", VerdictRow)}
-    against = _reasons_against(run, chosen, answers, verdicts)
-    unscored = {name for name, reason in against.items() if reason == "no_answer"}
-    kept = [row for row in chosen if row.decision_id not in against]
-    sets = {
-        split: [_dataset_row(row, answers.get(row.decision_id), run) for row in kept if row.split is split]
-        for split in Split
-    }
-    edition, sets[Split.TEST] = _edition(run, sets[Split.TEST])
-    study = _study(run, sets[Split.TEST])
-    if not sets[Split.TRAIN]:
+    sources = read_sources(run, approved_answers(run.record))
+    handbook = Handbook.load(run.settings.handbook.path) if run.settings.handbook else None
+    figures = Figures()
+    sorting = _sort(sources)
+    run.report_progress(Stage.ASSEMBLE, 0.2)
+    tested = _tested(run, sorting, handbook, figures)
+    _leave_out_leaks(sources, sorting, tested.held_out)
+    run.report_progress(Stage.ASSEMBLE, 0.5)
+    _leave_out_surplus(sources, sorting)
+    study = _study(run, handbook, tested.questions)
+    splits = _write_learnt(sources, sorting, study, figures)
+    if Split.TRAIN not in splits.values():
         raise Refused(
-            f"no answer is left to learn from: {len(chosen)} decisions, {_told(against)}; "
+            f"no answer is left to learn from: {sorting.chosen} decisions, {_told(sorting)}; "
             "expected at least one accepted answer in training; see verify/verdicts.jsonl of this run"
         )
-    runs.note_use(run.record, run.run_id, {row.decision_id: split for split, rows in sets.items() for row in rows})
-    sets[Split.TRAIN] += study.rows
-    _assert_apart(sets)
-    for split, rows in sets.items():
-        run.write_rows(Stage.ASSEMBLE, _FILES[split], rows)
-    reasons = Counter(reason for name, reason in against.items() if name not in unscored)
-    if study.twins_of_test:
-        reasons["twin_of_test"] += study.twins_of_test
-    counts = Counts(
-        taken_in=len(chosen) + len(study.rows) + study.twins_of_test,
-        accepted=len(kept) + len(study.rows),
-        rejected=sum(reasons.values()),
-        unscored=len(unscored),
-        rejected_by_reason=dict(sorted(reasons.items())),
-    )
-    return Outcome(counts, {**_details(run, sets, edition), "study_rows": len(study.rows)})
+    write_lines(run.stage_folder(Stage.ASSEMBLE) / _FILES[Split.TEST], tested.edition.lines.values())
+    runs.note_use(run.record, run.run_id, {**splits, **dict.fromkeys(tested.edition.lines, Split.TEST)})
+    runs.note_passages(run.record, run.run_id, figures.passages)
+    counts = _counts(sorting, study)
+    details = _details(run, sorting, tested, study, figures)
+    write_card(run, counts, details, figures)
+    return Outcome(counts, details)
 
 
-def _reasons_against(
-    run: Run, chosen: Sequence[ChosenRow], answers: Mapping[str, AnswerRow], verdicts: Mapping[str, VerdictRow]
-) -> dict[str, str]:
-    """Return why decisions stay out. A held-out one stays in whatever its answer is, once the teacher was asked."""
-    against: dict[str, str] = {}
-    repeated: Counter[str] = Counter()
-    erased = erased_among(run.record, {row.conversation_id for row in chosen})
+def _sort(sources: Sources) -> _Sorting:
+    """Sort the decisions by their answers. A held-out one stays in whatever its answer is, once the teacher was asked."""
+    run, sorting = sources.run, _Sorting()
     refused = run.manifest(Stage.TEACH).details.get("request_refused", [])
     assert isinstance(refused, list)
-    for row in chosen:
-        answer, verdict = answers.get(row.decision_id), verdicts[row.decision_id]
+    held = newest_edition(run.record).lines.keys()
+    erased = erased_among(run.record, {row.conversation_id for row in sources.chosen()})
+    unsupported: list[ChosenRow] = []
+    answered: Counter[bool] = Counter()
+    for row in sources.chosen():
+        sorting.chosen += 1
+        name, answer, verdict = row.decision_id, sources.answers.get(row.decision_id), sources.verdicts.get(row.decision_id)
         if row.conversation_id in erased:
-            against[row.decision_id] = "erased"
+            sorting.against[name] = "erased"
         elif row.split is Split.TEST:
             # One that the teacher has not been asked for waits for the next edition.
-            if answer is None and row.decision_id not in refused:
-                against[row.decision_id] = "no_answer"
-        elif answer is None or verdict.verdict is Verdict.UNSCORED:
-            against[row.decision_id] = "no_answer"
-        elif verdict.verdict is Verdict.REJECTED:
-            against[row.decision_id] = verdict.reason
-        elif row.split is Split.TRAIN:
-            repeated[answer.text] += 1
-            if repeated[answer.text] > run.settings.assemble.max_rows_per_answer:
-                against[row.decision_id] = "answer_repeated"
-    return against
-
-
-def _dataset_row(row: ChosenRow, answer: AnswerRow | None, run: Run) -> DatasetRow:
-    text = answer.text if answer else ""
-    return DatasetRow(
-        decision_id=row.decision_id,
-        conversation_id=row.conversation_id,
-        cluster_id=row.cluster_id,
-        topic=row.topic,
-        weight=row.weight,
-        teacher=answer.teacher if answer else run.settings.teach.teacher,
-        labels=row.labels,
-        messages=(*row.messages, MessageRow(role=Role.ASSISTANT, content=text)),
+            if answer is None and name not in refused and name not in held:
+                sorting.unscored[name] = _NO_ANSWER
+                continue
+            sorting.tested[name] = sources.dataset_row(row).model_dump_json()
+            sorting.logged[name] = row.logged.content if row.logged else ""
+        elif answer is None or verdict is None:
+            sorting.unscored[name] = _NO_ANSWER
+        elif verdict.verdict is Verdict.UNSCORED:
+            sorting.unscored[name] = verdict.reason or _NO_ANSWER
+        elif not is_accepted(verdict):
+            sorting.against[name] = verdict.reason
+            if verdict.reason in UNSUPPORTED:
+                unsupported.append(row)
+        else:
+            answered[verdict.reason == "declined"] += 1
+    sorting.unknown, sorting.unknown_surplus = honest_refusals(
+        run.settings, unsupported, answered=answered[False], declined=answered[True]
     )
+    for name in sorting.unknown:
+        del sorting.against[name]
+    return sorting
 
 
-def _edition(run: Run, held_out: Sequence[DatasetRow]) -> tuple[int, list[DatasetRow]]:
-    """Return the current edition and its rows; new held-out decisions make the next one, where the old rows stand as they were."""
-    edition, frozen = newest_edition(run.record)
-    rows = {name: DatasetRow.model_validate(row) for name, row in frozen.items()}
-    new = {row.decision_id: row for row in held_out if row.decision_id not in rows}
-    rows = dict(sorted({**rows, **new}.items()))
-    if new:
-        dumped = {name: row.model_dump(mode="json") for name, row in rows.items()}
-        edition = freeze_edition(run.record, run.run_id, dumped, _digest(list(rows.values())))
-    return edition, list(rows.values())
+def _tested(run: Run, sorting: _Sorting, handbook: Handbook | None, figures: Figures) -> _Tested:
+    """Freeze the edition, and gather what must not be learnt of it."""
+    _check_tasks(run, sorting)
+    edition = next_edition(run.record, run.run_id, sorting.tested)
+    passages = [passage.text for passage in handbook.passages.values()] if handbook else []
+    known = KnownTexts(passages, (run.settings.assemble.unknown_answer, DECLINED, WELCOME, GREETING))
+    held_out = HeldOut(run.settings.choose.near_duplicate_jaccard)
+    questions: list[str] = []
+    for line in edition.lines.values():
+        row = DatasetRow.model_validate_json(line)
+        held_out.add(row, references_of(row, sorting.logged), known)
+        questions.append(question_of(row))
+        figures.add(row, Split.TEST)
+    sorting.tested.clear()
+    sorting.logged.clear()
+    return _Tested(edition, held_out, tuple(questions))
 
 
-def _study(run: Run, held_out: Sequence[DatasetRow]) -> Study:
-    settings = run.settings
-    if settings.handbook is None or not settings.assemble.study_handbook:
+def _check_tasks(run: Run, sorting: _Sorting) -> None:
+    """Make sure that an edition never mixes tasks: its figures would mean nothing."""
+    lines = [*newest_edition(run.record).lines.values(), *sorting.tested.values()]
+    tasks = sorted({DatasetRow.model_validate_json(line).task.value for line in lines})
+    if len(tasks) > 1:
+        raise OperatorError(
+            f"{run.record.path}: the test set would hold rows of {' and '.join(tasks)}; expected one task in a record; "
+            "give the data set of files a record of its own ([record] path)"
+        )
+
+
+def _leave_out_leaks(sources: Sources, sorting: _Sorting, held_out: HeldOut) -> None:
+    ours = frozenset({sources.run.settings.prompt.system})
+    for row in sources.chosen():
+        if row.split is not Split.TEST and sorting.keeps(row):
+            reason = held_out.reason_against(row, ours)
+            if reason:
+                sorting.against[row.decision_id] = reason
+                sorting.unknown.discard(row.decision_id)
+
+
+def _leave_out_surplus(sources: Sources, sorting: _Sorting) -> None:
+    """Leave out of training what repeats one answer too often, and what would put the set out of balance."""
+    table = sources.run.settings.assemble
+    repeated: Counter[tuple[str, str]] = Counter()
+    weighed: list[Weighed] = []
+    for row in sources.chosen():
+        if row.split is not Split.TRAIN or not sorting.keeps(row):
+            continue
+        learnt = sources.dataset_row(row, as_unknown=row.decision_id in sorting.unknown)
+        answer = learnt.messages[-1].content, learnt.messages[-1].extra_json
+        repeated[answer] += 1
+        if repeated[answer] > table.max_rows_per_answer:
+            sorting.against[row.decision_id] = "answer_repeated"
+        else:
+            weighed.append(Weighed(row.decision_id, row.topic, row.turn_depth, learnt.weight))
+    sorting.against |= surplus(weighed, max_topic_share=table.max_topic_share, max_depth_share=table.max_depth_share)
+    sorting.unknown -= sorting.against.keys()
+
+
+def _study(run: Run, handbook: Handbook | None, held_out: tuple[str, ...]) -> Study:
+    if handbook is None or not run.settings.assemble.study_handbook:
         return Study((), 0)
     return study_handbook(
-        Handbook.load(settings.handbook.path),
-        [row.messages[-2].content for row in held_out],
-        system_prompt=settings.prompt.system,
-        rules=settings.redaction.rules,
-        near_duplicate_jaccard=settings.choose.near_duplicate_jaccard,
+        handbook,
+        held_out,
+        system_prompt=run.settings.prompt.system,
+        rules=run.settings.redaction.rules,
+        near_duplicate_jaccard=run.settings.choose.near_duplicate_jaccard,
     )
 
 
-def _digest(rows: Sequence[DatasetRow]) -> str:
-    return content_hash(rows_text(rows))
+def _write_learnt(sources: Sources, sorting: _Sorting, study: Study, figures: Figures) -> dict[str, Split]:
+    """Write the training and the validation set; return which decision of the record is in which."""
+    splits: dict[str, Split] = {}
+
+    def lines(split: Split) -> Iterator[str]:
+        for row in sources.chosen():
+            if row.split is split and sorting.keeps(row):
+                learnt = sources.dataset_row(row, as_unknown=row.decision_id in sorting.unknown)
+                answer = None if row.decision_id in sorting.unknown else sources.answers.get(row.decision_id)
+                figures.add(learnt, split, answer.author.value if answer else "settings")
+                splits[row.decision_id] = split
+                yield learnt.model_dump_json()
+        for studied in study.rows if split is Split.TRAIN else ():
+            figures.add(studied, split, "handbook")
+            yield studied.model_dump_json()
+
+    folder = sources.run.stage_folder(Stage.ASSEMBLE)
+    for split in (Split.TRAIN, Split.VALIDATION):
+        write_lines(folder / _FILES[split], lines(split))
+    return splits
 
 
-def _assert_apart(sets: Mapping[Split, Sequence[DatasetRow]]) -> None:
-    """Make sure that nothing held out is learnt: no decision, no conversation, no cluster."""
-    learnt = [*sets[Split.TRAIN], *sets[Split.VALIDATION]]
-    for key in ("decision_id", "conversation_id", "cluster_id"):
-        both = {row.model_dump()[key] for row in sets[Split.TEST]} & {row.model_dump()[key] for row in learnt}
-        assert not both, f"held out and learnt from at once: {key} {sorted(both)[:3]}"
+def _counts(sorting: _Sorting, study: Study) -> Counts:
+    reasons = Counter(sorting.against.values())
+    if study.twins_of_test:
+        reasons["twin_of_test"] += study.twins_of_test
+    return Counts(
+        taken_in=sorting.chosen + len(study.rows) + study.twins_of_test,
+        accepted=sorting.chosen - len(sorting.against) - len(sorting.unscored) + len(study.rows),
+        rejected=sum(reasons.values()),
+        unscored=len(sorting.unscored),
+        rejected_by_reason=dict(sorted(reasons.items())),
+    )
 
 
-def _details(run: Run, sets: Mapping[Split, Sequence[DatasetRow]], edition: int) -> dict[str, Json]:
+def _details(run: Run, sorting: _Sorting, tested: _Tested, study: Study, figures: Figures) -> dict[str, Json]:
     teacher = run.settings.teachers[run.settings.teach.teacher]
-    topics: dict[str, Json] = {}
-    for topic in sorted({row.topic for rows in sets.values() for row in rows}):
-        topics[topic] = {split.value: sum(row.topic == topic for row in rows) for split, rows in sets.items()}
-    test = sets[Split.TEST]
+    edition = tested.edition
+    teachers: dict[str, Json] = {
+        name: {"rows": count, "licence_allows_training": figures.licence_of[name]}
+        for name, count in sorted(figures.learnt_by_teacher().items())
+    }
     return {
-        "test_edition": edition,
-        "test_digest": _digest(test),
-        "rows": {split.value: len(rows) for split, rows in sets.items()},
-        "test_answerable": sum(bool(row.labels.answerable) for row in test),
-        "test_unanswerable": sum(row.labels.answerable is False for row in test),
-        "topics": topics,
+        "test_edition": edition.edition,
+        "test_digest": edition.digest,
+        "test_rows_new_in_edition": edition.added_rows,
+        "test_edition_follows_erasure": edition.follows_erasure,
+        "rows": {split.value: figures.rows(split) for split in Split},
+        "test_answerable": figures.answerable[True],
+        "test_unanswerable": figures.answerable[False],
+        "topics": figures.table("topic"),
         "teacher": run.settings.teach.teacher,
         "teacher_model": teacher.model,
         "teacher_licence_allows_training": teacher.licence_allows_training,
+        "teachers": teachers,
+        "study_rows": len(study.rows),
+        "honest_refusals": len(sorting.unknown),
+        "honest_refusal_surplus": sorting.unknown_surplus,
+        "tool_call_rows": figures.tool_calls,
+        "unscored_by_reason": dict(sorted(Counter(sorting.unscored.values()).items())),
+        "test_references": dict(sorted(tested.held_out.counts.items())),
     }
 
 
-def _told(against: Mapping[str, str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(against.values()).items())) or "none chosen"
+def _told(sorting: _Sorting) -> str:
+    found: Mapping[str, int] = Counter([*sorting.against.values(), *sorting.unscored.values()])
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(found.items())) or "none chosen"

@@ -22,6 +22,7 @@ from conversations.vectors import put_vectors
 from conversations.vectors import vectors as kept_vectors
 from distill.dataset.choosing.candidates import Candidate, candidates
 from distill.dataset.choosing.clusters import Clusters, LeftOut, Placed
+from distill.dataset.choosing.files import choose_from_files
 from distill.dataset.choosing.rows import chosen_rows
 from distill.dataset.choosing.selection import strength, within_limit, without_further_twins, worth_teaching
 from distill.dataset.choosing.signals import with_new_topic
@@ -76,6 +77,8 @@ def choose(run: Run) -> Outcome:
     The rows are written first and the decisions after them, in one step: a stage that was killed behind that takes the rows as
     they are, because their splits are decided. Raises Refused when there is nothing to choose.
     """
+    if run.settings.datasets is not None:
+        return choose_from_files(run)
     folder = run.stage_folder(Stage.CHOOSE)
     decided = kept.decisions(run.record)
     if any(each.chosen_by_run_id == run.run_id for each in decided):

@@ -1,12 +1,20 @@
 """The model card: what trained weights say of themselves to whoever finds their folder.
 
-In: what was trained on what, and how it went. Out: the text of a README.md. Holds digests and figures, never a customer's
-words and never the place of a folder.
+In: what was trained on what, whose answers those were, and how it went. Out: the text of a README.md. Holds digests and figures,
+never a customer's words and never the place of a folder.
 """
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from conversations.messages import Json
+from distill.rows import DatasetRow, read_rows
+
+_LICENCE = {
+    "yes": "its licence allows training",
+    "unknown": "whether its licence allows training is UNKNOWN; the operator answers for it",
+}
 
 
 def model_card(
@@ -14,6 +22,7 @@ def model_card(
     base_name: str,
     kind: str,
     digests: Mapping[str, str],
+    teachers: Mapping[str, str],
     settings: Mapping[str, Json],
     figures: Mapping[str, Json],
 ) -> str:
@@ -34,6 +43,9 @@ def model_card(
             "## From what",
             *_table(digests),
             "",
+            "## Whose answers",
+            *_table(teachers),
+            "",
             "## How it went",
             *_table(figures),
             "",
@@ -42,6 +54,16 @@ def model_card(
             "",
         )
     )
+
+
+def teachers_of(train_path: Path) -> dict[str, str]:
+    """Return how many rows each teacher gave, and what its licence says."""
+    rows = Counter((row.teacher, row.licence) for row in read_rows(train_path, DatasetRow))
+    told: dict[str, str] = {}
+    for (teacher, licence), count in sorted(rows.items()):
+        already = f"{told[teacher]}; " if teacher in told else ""
+        told[teacher] = f"{already}{count} rows, {_LICENCE[licence]}"
+    return told
 
 
 def _table(entries: Mapping[str, Json] | Mapping[str, str]) -> list[str]:

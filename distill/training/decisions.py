@@ -52,6 +52,7 @@ class LeftOut(StrEnum):
 
     NO_ANSWER = "no_answer"
     NO_WEIGHT = "no_weight"
+    TOOL_CALL = "tool_call"
     PROMPT_TOO_LONG = "prompt_too_long"
     OVER_LENGTH = "over_length"
 
@@ -91,6 +92,9 @@ def _render(
 ) -> LeftOut | tuple[TrainingRow, int]:
     """Return the row and how many messages its prompt dropped, or why there is no row."""
     messages = [message.message() for message in decision.messages]
+    # The renderer writes no tool calls yet: without them the row would teach an empty answer, or one that only promises.
+    if messages and messages[-1].extra_json:
+        return LeftOut.TOOL_CALL
     if not messages or messages[-1].role is not Role.ASSISTANT or not messages[-1].content.strip():
         return LeftOut.NO_ANSWER
     if decision.weight <= 0:

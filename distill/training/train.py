@@ -24,7 +24,7 @@ from conversations.messages import Json
 from conversations.prompt import Renderer
 from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
 from distill.settings import TrainTable
-from distill.training.card import model_card
+from distill.training.card import model_card, teachers_of
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
 from distill.training.decisions import RowCounts, read_decisions
 from distill.training.fitting import Fitting, MetricsLog, TrainProgress, plan_steps, validation_sample
@@ -270,6 +270,7 @@ def _write_weights(
         base_name=base_name,
         kind=result.kind,
         digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
+        teachers=teachers_of(request.train_path),
         settings=settings,
         figures=figures,
     )

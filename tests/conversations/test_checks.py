@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 from conftest import bring_in, talk_of
 
-from conversations import artefacts, checks, decisions, erasure, releases, runs, tags, turns
+from conversations import artefacts, checks, decisions, editions, erasure, releases, runs, tags, turns
 from conversations.artefacts import ArtefactKind
 from conversations.decisions import AnswerAuthor, Decision
 from conversations.messages import Split, Vote
@@ -31,7 +31,7 @@ def filled(record: Record) -> str:
     runs.begin_run(record, run_id="run", path="/nowhere", settings_digest="d")
     decisions.put_decisions(record, [Decision("d1", talk, turn_id, None, "c", Split.TEST, "t", "h", "run", "coverage")])
     decisions.add_answer(record, "d1", author=AnswerAuthor.TEACHER, author_name="big", content="hold the pin")
-    decisions.freeze_edition(record, "run", {"d1": {"decision_id": "d1"}}, "digest")
+    editions.next_edition(record, "run", {"d1": "{}"})
     releases.register_base(record, base="tiny", weights_path="/nowhere", weights_digest="sha256:" + "ab" * 32)
     path = record.path.with_name("rows.jsonl")
     path.write_text("one\n", encoding="utf-8")

@@ -209,13 +209,15 @@ def test_rows_that_are_left_out_are_counted_by_reason_and_the_others_are_the_cha
         dataset_line(5, 5, ["Be kind.", "Hello"]),
         dataset_line(6, 6, ["Be kind.", "Hello", "Yes."], weight=0.0),
         dataset_line(7, 7, ["Be kind.", "old " * 30, "Hm.", "Hello", "Yes."]),
+        dataset_line(8, 8, ["Be kind.", "Hello", "I look."]).replace('"I look."', '"I look.", "extra_json": "{}"'),
     ]
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows, counts = read_decisions(path, renderer, max_prompt_tokens=120, max_tokens=200)
 
-    assert counts.rows == 7
-    assert dict(counts.left_out) == {"no_answer": 2, "no_weight": 1, "over_length": 1, "prompt_too_long": 1}
+    assert counts.rows == 8
+    expected = {"no_answer": 2, "no_weight": 1, "over_length": 1, "prompt_too_long": 1, "tool_call": 1}
+    assert dict(counts.left_out) == expected
     assert counts.kept == len(rows) == counts.rows - sum(counts.left_out.values())
     assert counts.shortened == 1
     said = [ChatMessage(Role.SYSTEM, "Be kind."), ChatMessage(Role.USER, "Hello")]

@@ -62,5 +62,6 @@ def _rows_of(article: Article, system_prompt: str, rules: RedactionRules) -> Ite
             weight=1.0,
             teacher=TEACHER,
             labels=LabelsRow(answerable=True, articles=(article.article_id,)),
+            passages=(article.passages[0].passage_hash,),
             messages=tuple(MessageRow.of(message) for message in (*redacted, answer)),
         )
