@@ -21,7 +21,7 @@ _UNSAFE_MARKUP = re.compile(
     r"|td|a|font|br|b|i|p)"
     r"(?=[\s/>])[^<]*>?"
     r"|&(?:amp;)*lt;/?[a-z]|\bon(?:click|load|error|focus|mouse\w+|key\w+)\s*="
-    r"|\b(?:javascript|vbscript|file)\s*:\s*[^\s]|\bdata:[a-z]+/[a-z0-9.+-]+[;,]"
+    r"|\b(?:javascript|vbscript):[^\s]|\bfile:/{2,}|\bdata:[a-z]+/[a-z0-9.+-]+[;,]"
     r"|!\[[^\]]*\]\([^)]*\)"
     r"|https?://[^\s/@]+:[^\s/@]+@|https?://(?:localhost|127\.|10\.|169\.254\.|192\.168\.|0\.0\.0\.0|\[::1\])"
     r"|mailto:[^\s]*%0[ad]"

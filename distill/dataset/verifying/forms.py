@@ -6,6 +6,7 @@ In: the evidence. Out: what was found, or None. Each check always says the same 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from conversations.decisions import AnswerAuthor
 from conversations.messages import Role
@@ -19,14 +20,20 @@ from distill.rows import Task
 
 _WHOLE = ("stop", "unknown", "end_turn", "eos", "stop_sequence", "")
 _CALLS = ("tool_calls", "function_call", "tool_use")
-_CUT_OFF = frozenset(
-    words(
-        "the a an and or of to in on with your our their my for from by as at that which is are into if because then "
-        "der die das und oder von zu mit ihre ihr dem den ein eine le la les et ou de du des votre el los las y o "
-        "su una un і та або в на з"
-    )
-)
+# Words that end no sentence; "to", "in" and "that" do ("log in", "ask about that").
+_CUT_OFF = frozenset(words("the a an and or of your our their my because und oder et ou des du el los y o і та або"))
 _LEAKED_RUN_WORDS = 8
+_LEAKED_WHATEVER_IT_SAYS = 14
+# What a prompt says to the assistant, and no assistant says to a customer.
+_TOLD_TO_ASSISTANT = frozenset(words("never instructions prompt persona reveal disclose confidential internal"))
+_TELLS_OF_PROMPT = re.compile(
+    r"\bmy (?:system prompt|instructions|rules|guidelines)\b|\bi (?:was|am|have been|'m|'ve been) (?:told"
+    r"|instructed|programmed)\b",
+    re.IGNORECASE,
+)
+_TOLD_RUN_WORDS = 5
+_QUOTED = re.compile(r"\"[^\"]{3,}\"|“[^”]{3,}”|(?<!\w)'[^'\n]{8,}'(?!\w)")
+_LIST_LINE = re.compile(r"^\s*(?:[-*+•–]|\d{1,2}[.)])\s.*$", re.MULTILINE)
 _REPEATED_RUN_WORDS = 6
 _REPEATED_RUN_TIMES = 3
 _MIN_REPEATED_SENTENCE_WORDS = 4
@@ -44,7 +51,7 @@ def truncated(evidence: Evidence) -> str | None:
     if evidence.answer.finish_reason == "length":
         return "the limit on its length"
     text = evidence.answer.text.rstrip()
-    last = re.search(r"([^\W\d_]+)$", text)
+    last = re.search(r"(?<=\s)[^\W\d_]+$", text)
     is_cut = last is not None and last.group() in _CUT_OFF and len(text.split()) > 3
     return f"ends in {text[-30:]!r}" if is_cut else None
 
@@ -112,16 +119,39 @@ def error_text(evidence: Evidence) -> str | None:
 
 
 def system_prompt_leaked(evidence: Evidence) -> str | None:
-    """Look for eight words in a row out of the system prompt that the handbook does not print too."""
-    told = " ".join(message.content for message in evidence.row.messages if message.role is Role.SYSTEM)
-    runs = set(_runs(words(told), _LEAKED_RUN_WORDS))
-    leaked = (
-        next((run for run in _runs(words(evidence.answer.text), _LEAKED_RUN_WORDS) if run in runs), None) if runs else None
-    )
+    """Look for words of the system prompt that were meant for the assistant alone.
+
+    That is a run of eight words with one that speaks to the assistant, or a run so long that it was copied. What the prompt puts
+    in quotes is to be said, what the handbook prints may be, and system messages after the customer's first are results of tools.
+    """
+    head = []
+    for message in evidence.row.messages:
+        if message.role is not Role.SYSTEM:
+            break
+        head.append(message.content)
+    prompt = "\n".join(head)
+    said = words(evidence.answer.text)
+    short, long = _prompt_runs(prompt)
+    leaked = next((run for run in _runs(said, _LEAKED_RUN_WORDS) if run in short), None)
+    leaked = leaked or next((run for run in _runs(said, _LEAKED_WHATEVER_IT_SAYS) if run in long), None)
+    if leaked is None and _TELLS_OF_PROMPT.search(evidence.answer.text):
+        told = set(_runs(words(prompt), _TOLD_RUN_WORDS))
+        leaked = next((run for run in _runs(said, _TOLD_RUN_WORDS) if run in told), None)
     if leaked is None:
         return None
     printed = " ".join(words(evidence.allowed.whole)) if evidence.allowed else ""
     return None if " ".join(leaked) in printed else " ".join(leaked)
+
+
+@lru_cache(maxsize=256)
+def _prompt_runs(prompt: str) -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]]:
+    """Return the runs of words of a prompt that must not be said: short ones that speak to the assistant, and all "
+    "long ones."""
+    told = words(_QUOTED.sub(" ", prompt))
+    short = (
+        run for run in _runs(told, _LEAKED_RUN_WORDS) if not _TOLD_TO_ASSISTANT.isdisjoint(run) or "you are" in " ".join(run)
+    )
+    return frozenset(short), frozenset(_runs(told, _LEAKED_WHATEVER_IT_SAYS))
 
 
 def placeholder_not_in_question(evidence: Evidence) -> str | None:
@@ -146,20 +176,21 @@ def personal_data(evidence: Evidence) -> str | None:
     kind = next((name for name, text in found if text not in allowed and not PLACEHOLDER.fullmatch(text)), None)
     if kind:
         return kind
-    # Another customer's name or home, in the forms that are surely such.
-    for pattern, sort in ((_TITLED_NAME, "a name"), (_STREET, "an address")):
-        for person in pattern.finditer(evidence.answer.text):
-            if person.group() not in allowed and person.group(person.lastindex or 0) not in evidence.asked:
-                return sort
-    return None
+    name = next((found for found in _TITLED_NAME.finditer(evidence.answer.text) if found[1] not in evidence.asked), None)
+    if name and name.group() not in allowed:
+        return "a name"
+    # Where there is no handbook, an address may well be the company's own.
+    homes = _STREET.findall(evidence.answer.text) if evidence.allowed else []
+    return next(("an address" for home in homes if home not in allowed and home not in evidence.asked), None)
 
 
 def repeats_itself(evidence: Evidence) -> str | None:
-    """Look for a sentence said twice, or six words said three times."""
-    said = [tuple(words(sentence)) for sentence in sentences(evidence.answer.text)]
+    """Look for a sentence said twice, or six words said three times; the items of a list may well be alike."""
+    text = _LIST_LINE.sub("", evidence.answer.text)
+    said = [tuple(words(sentence)) for sentence in sentences(text)]
     twice = [each for each, count in Counter(said).items() if count > 1 and len(each) >= _MIN_REPEATED_SENTENCE_WORDS]
-    runs = Counter(_runs(words(evidence.answer.text), _REPEATED_RUN_WORDS))
-    often = [run for run, count in runs.items() if count >= _REPEATED_RUN_TIMES]
+    runs = Counter(_runs(words(text), _REPEATED_RUN_WORDS))
+    often = [run for run, count in runs.items() if count >= _REPEATED_RUN_TIMES and len(set(run)) > 1]
     return next((" ".join(found) for found in [*twice, *often]), None)
 
 

@@ -4,6 +4,7 @@ In: the evidence, with what the passages say that the answer rests on. Out: what
 rather than broad: a number is compared with its unit, and a denial only with a sentence that is nearly the same.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,13 +21,14 @@ from distill.rows import Task
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 # How like a handbook's sentence an answer's must be before their difference is a contradiction.
-_SAME_STATEMENT_JACCARD = 0.7
+_SAME_STATEMENT_JACCARD = 0.75
 _SAME_MATTER_SHARE = 0.5
 _MIN_SHARED_WORDS = 2
 _MIN_STATEMENT_WORDS = 3
 _SUPPORTED_SHARE = 0.6
 _SUPPORTED_COSINE = 0.65
 _MIN_SUBSTANCE_WORDS = 3
+_DEPENDS = re.compile(r"\b(?:if|unless|except|when|until|otherwise|whether|wenn|falls|si|якщо)\b|[?;:]", re.IGNORECASE)
 _OPPOSITES = tuple(
     (content_of([first]), content_of([second]))
     for first, second in (
@@ -132,14 +134,17 @@ def _given_otherwise(quantity: Quantity, sentence: Said, allowed: Knowledge, evi
 
 def _denied(sentence: Said, allowed: Knowledge) -> str | None:
     """Return the handbook's sentence that says the same with the opposite sign, unless another one agrees as well."""
-    if len(sentence.stems) < _MIN_STATEMENT_WORDS:
+    if len(sentence.stems) < _MIN_STATEMENT_WORDS or _DEPENDS.search(sentence.text):
         return None
     agreed, opposed = 0.0, (0.0, "")
     for _, known in allowed.most_like(sentence):
         likeness = len(sentence.stems & known.stems) / len(sentence.stems | known.stems)
         apart = sentence.stems ^ known.stems
         reversed_ = any(len(apart) == 2 and apart == first | second for first, second in _OPPOSITES)
-        if sentence.denies is not known.denies or reversed_:
+        if _DEPENDS.search(known.text):
+            # What holds under a condition, or is asked, denies nothing; it may well agree.
+            agreed = max(agreed, likeness)
+        elif sentence.denies is not known.denies or reversed_:
             opposed = max(opposed, (1.0 if reversed_ else likeness, known.text))
         else:
             agreed = max(agreed, likeness)

@@ -37,8 +37,14 @@ _EMPTY_WORDS = frozenset(
         "o en por para con es son su usted і й та або але якщо то в у на з із для до від це ви ми ваш ваша"
     )
 )
-_CONTRACTIONS = re.compile(r"\b(can)not\b|\b(\w+)n't\b")
+_CONTRACTIONS = re.compile(r"\b(can)not\b|\b(\w+?)n['\s]t\b", re.IGNORECASE)
+# "No, you must …" answers a question, and "do not forget to" asks for what it names.
+_NO_DENIAL = re.compile(
+    r"^\W*(?:yes|no|nope|nein|ja|non|oui|ні|так)\b|\b(?:do not|don't|never) (?:forget|hesitate|worry)\b|\bnot only\b",
+    re.IGNORECASE,
+)
 _LISTED_SENTENCES = 12
+_RAREST_WORDS = 6
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Said:
     @classmethod
     def of(cls, text: str) -> "Said":
         """Read a sentence."""
+        text = _NO_DENIAL.sub(" ", text)
         spoken = words(_CONTRACTIONS.sub(lambda found: f"{found[1] or found[2]} not", text.replace("’", "'")))
         denials = sum(word in _NEGATIONS for word in spoken)
         return cls(text, content_of(spoken), denials % 2 == 1, tuple(quantities(plain(text))))
@@ -113,7 +120,7 @@ class Knowledge:
             return []
         # The rarest words find it; common ones would list half of the handbook.
         rarest = sorted((each for each in said.stems if each in self._places), key=lambda each: len(self._places[each]))
-        found = Counter(place for each in rarest[:_LISTED_SENTENCES] for place in self._places[each])
+        found = Counter(place for each in rarest[:_RAREST_WORDS] for place in self._places[each])
         near = [self.sentences[place] for place, _ in found.most_common(_LISTED_SENTENCES)]
         return sorted(((len(said.stems & each.stems) / len(said.stems), each) for each in near), key=lambda each: -each[0])
 

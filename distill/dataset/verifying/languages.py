@@ -26,13 +26,24 @@ _ALIKE = (
     {"nl", "de"},
 )
 _NAMED: Mapping[str, str] = {
-    "uk": r"ukrainian|українськ|ukrainisch|ucraniano|ukrainien",
-    "en": r"english|englisch|anglais|inglés|англійськ",
-    "de": r"german\b|deutsch|allemand|alemán|німецьк",
-    "fr": r"french|französisch|français|francés|французьк",
-    "es": r"spanish|spanisch|espagnol|español|іспанськ",
-    "pl": r"polish|polnisch|polski|polonais|польськ",
-    "ru": r"russian|russisch|russe|ruso|русск|російськ",
+    "uk": r"ukrainian|ukrainisch|ucraniano|ukrainien",
+    "en": r"english|englisch|anglais|inglés",
+    "de": r"german|deutsch|allemand|alemán",
+    "fr": r"french|französisch|français|francés",
+    "es": r"spanish|spanisch|espagnol|español",
+    "pl": r"polish|polnisch|polski|polonais",
+    "ru": r"russian|russisch|russe|ruso",
+}
+_ASKS_FOR = {
+    code: re.compile(
+        rf"\b(?:in|into|speak|auf|en|hablar?|parle[rz]?|sprechen|po) (?:{name})\b(?! \w+(?:s|es)\b)"
+        rf"|^\W*(?:{name})\W*(?:please|bitte)?\W*$",
+        re.I,
+    )
+    for code, name in _NAMED.items()
+} | {
+    "uk": re.compile(r"\bin ukrainian\b|\bукраїнською\b|\bauf ukrainisch\b", re.I),
+    "ru": re.compile(r"\bin russian\b|\b(?:по-русски|на русском)\b", re.I),
 }
 # Words that make up a third of ordinary sentences and belong to one language.
 _FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
@@ -67,7 +78,7 @@ def other_language(answer: str, customer: Sequence[str], row_language: str) -> s
     """Return the language that an answer is in, where it is surely not the customer's; `customer` has the question last."""
     said = _NOT_WORDS.sub(" ", answer)
     question = _NOT_WORDS.sub(" ", customer[-1]) if customer else ""
-    named = {code for code, name in _NAMED.items() if re.search(name, question, re.IGNORECASE)}
+    named = {code for code, asks in _ASKS_FOR.items() if asks.search(question)}
     theirs, ours = _script(question) or _script(" ".join(customer)), _script(said)
     if ours and theirs and ours != theirs and not named:
         letters = len(_SCRIPTS[ours].findall(said))
@@ -84,6 +95,9 @@ def other_language(answer: str, customer: Sequence[str], row_language: str) -> s
         return None if language_of(said) in {*named, ""} else language_of(said)
     found = language_of(said)
     if not found or found in expected or any({found, each} <= alike for each in expected for alike in _ALIKE):
+        return None
+    if not named and _sounds_more_like(found, expected, " ".join(customer)):
+        # The customer writes the answer's language as well, or the guess at theirs was wrong.
         return None
     return found if _sounds_more_like(found, expected, said) else None
 

@@ -25,8 +25,7 @@ _CUSTOMER_SPEAKS = re.compile(
     re.IGNORECASE,
 )
 _RUDE = re.compile(
-    r"\bnot my (?:problem|job|fault|department)\b|\b(?:read|rtfm|check) the (?:f\w+ )?manual\b(?! (?:page|chapter"
-    r"|section|that|we|on|at|in|for))"
+    r"\bnot my (?:problem|job|fault|department)\b|\bread the (?:f\w+ )?manual\s*(?=[.,!;]|$)"
     r"|\brtfm\b|\bshut up\b|\b(?:you(?:'re| are)?) (?:an? )?(?:stupid|idiot|dumb|moron|liar|too lazy)\b"
     r"|\bstupid question\b|\bwho cares\b"
     r"|\bnobody cares\b|\bi (?:do not|don't) care\b|\byour own (?:stupid )?fault\b|\bstop (?:wasting|bothering)\b"
@@ -38,7 +37,8 @@ _DANGER = re.compile(
     r"\b(?:battery|batteries|akku|акумулятор)\b.{0,40}\b(?:swollen|bulg\w+|hot|leak\w*|smok\w+|burn\w*)\b"
     r"|\bsmells? (?:of |like )?(?:gas|burning)\b|\bgas leak\b"
     r"|\b(?:smoke|sparks|flames) (?:is |are )?com\w+|\b(?:is|caught|on) fire\b|\belectric(?:al)? shock\b"
-    r"|\b(?:do not|don't) want to (?:live|be alive)\b|\bkill(?:ing)? myself\b|\bsuicid|\bhurt(?:ing)? myself\b"
+    r"|\b(?:do not|don't) want to (?:live|be alive)\b|\bkill(?:ing)? myself\b|\b(?:am|feel|feeling) suicidal\b"
+    r"|\b(?:commit|thinking (?:of|about)|think about) suicide\b|\bhurt(?:ing)? myself\b"
     r"|\bend my life\b|\bne veux plus vivre\b"
     r"|\bnicht mehr leben\b|\bне хочу жити\b|\bno quiero vivir\b",
     re.IGNORECASE,
