@@ -163,7 +163,7 @@ def add_answer(
             [decision_id, author, author_name],
         )
         if earlier and earlier[0]["content"] == content:
-            return _answer_of(earlier[0])
+            return answer_of(earlier[0])
         version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
         answer_id = answer_name(decision_id, author, author_name, version)
         transaction.insert(
@@ -182,7 +182,7 @@ def add_answer(
                 "answered_at_utc": utc_now(),
             },
         )
-        return _answer_of(transaction.query("SELECT * FROM answers WHERE answer_id = ?", [answer_id])[0])
+        return answer_of(transaction.query("SELECT * FROM answers WHERE answer_id = ?", [answer_id])[0])
 
 
 def answer_name(decision_id: str, author: AnswerAuthor, author_name: str, version: int) -> str:
@@ -204,7 +204,7 @@ def answers(record: Record, decision_id: str) -> list[Answer]:
     rows = record.query(
         "SELECT * FROM answers WHERE decision_id = ? ORDER BY answered_at_utc DESC, answer_id DESC", [decision_id]
     )
-    return [_answer_of(row) for row in rows]
+    return [answer_of(row) for row in rows]
 
 
 def save_reply(record: Record, reply: TeacherReply) -> None:
@@ -334,7 +334,8 @@ def _decision_of(row: Row) -> Decision:
     )
 
 
-def _answer_of(row: Row) -> Answer:
+def answer_of(row: Row) -> Answer:
+    """Return the answer that a row of the table holds."""
     return Answer(
         answer_id=str(row["answer_id"]),
         decision_id=str(row["decision_id"]),

@@ -1,0 +1,93 @@
+"""What only many answers together show: copies that belong to another topic, and too many that say "I don't know".
+
+In: rows with their answers and verdicts. Out: the decisions whose answers are not to be learnt, each with what was found. The same
+right answer may well stand under several topics; a copy is rejected only where it fits another topic's question far better than
+the one it was given to.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conversations.messages import Role
+from distill.dataset.similarity import near_duplicate_groups, words
+from distill.dataset.verifying.knowledge import content_of
+from distill.rows import AnswerRow, ChosenRow
+
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+
+_MIN_CONTENT_WORDS = 6
+_POOR_FIT = 0.4
+_BETTER_BY = 0.2
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer that nothing speaks against so far, with its row."""
+
+    row: ChosenRow
+    answer: AnswerRow
+
+
+def copies_of_other_topics(
+    given: Sequence[Given], jaccard: float, embed: Callable[[], Embed], grounded: Collection[str]
+) -> dict[str, str]:
+    """Return the decisions whose answer is a near copy of one that belongs to another topic, with that topic.
+
+    `grounded` are decisions whose answers fit a handbook passage that they cite: what the handbook says may be said anywhere.
+    `embed` opens the embedding model, and is called only when one answer stands under several topics.
+    """
+    texts: dict[str, list[Given]] = defaultdict(list)
+    for each in given:
+        if len(content_of(words(each.answer.text))) >= _MIN_CONTENT_WORDS:
+            texts[each.answer.text].append(each)
+    if not texts:
+        return {}
+    groups: dict[int, list[Given]] = defaultdict(list)
+    for stands_for, alike in zip(near_duplicate_groups(list(texts), jaccard), texts.values(), strict=True):
+        groups[stands_for] += alike
+    suspected = []
+    for group in groups.values():
+        topics = Counter(each.row.topic for each in group)
+        if len(topics) > 1 and any(each.row.decision_id not in grounded for each in group):
+            suspected.append((group, topics))
+    if not suspected:
+        return {}
+    likeness = _likeness([each for group, _ in suspected for each in group], embed())
+    found: dict[str, str] = {}
+    for group, topics in suspected:
+        best = {topic: max(likeness[each.row.decision_id] for each in group if each.row.topic == topic) for topic in topics}
+        for each in group:
+            own, fit = each.row.topic, likeness[each.row.decision_id]
+            if fit >= _POOR_FIT or each.row.decision_id in grounded:
+                continue
+            better = [
+                topic
+                for topic in topics
+                if topic != own and topics[topic] >= topics[own] and best[topic] >= fit + _BETTER_BY
+            ]
+            if better:
+                found[each.row.decision_id] = f"an answer of the topic {max(better, key=lambda topic: best[topic])!r}"
+    return found
+
+
+def declined_surplus(declined: Sequence[str], answered: int, max_share: float) -> list[str]:
+    """Return the declining answers beyond their share of the training part; a student that only declines is no use."""
+    ordered = sorted(declined, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    # declined / (declined + answered) <= share
+    allowed = len(ordered) if max_share >= 1 else int(answered * max_share / (1 - max_share))
+    return ordered[allowed:]
+
+
+def _likeness(given: Sequence[Given], embed: Embed) -> Mapping[str, float]:
+    """Return how near each answer is in meaning to what its customer asked, by decision."""
+    asked = ["\n".join([m.content for m in each.row.messages if m.role is Role.USER][-2:]) for each in given]
+    alone = [[m.content for m in each.row.messages if m.role is Role.USER][-1:] or [""] for each in given]
+    said = embed([each.answer.text for each in given])
+    last, both = embed([text[0] for text in alone]), embed(asked)
+    near = np.maximum((said * last).sum(axis=1), (said * both).sum(axis=1))
+    return {each.row.decision_id: float(value) for each, value in zip(given, near, strict=True)}
