@@ -21,8 +21,11 @@ from distill.rows import AnswerRow, ChosenRow
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 _MIN_CONTENT_WORDS = 6
-_POOR_FIT = 0.4
-_BETTER_BY = 0.2
+# Likeness in meaning of an answer to its question: right pairs have 0.5 to 0.8, strangers 0 to 0.3.
+_STRANGER_FIT = 0.3
+_POOR_FIT = 0.5
+_BETTER_BY = 0.15
+_CLEAR_MAJORITY = 3
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,32 @@ def copies_of_other_topics(
     found: dict[str, str] = {}
     for group, topics in suspected:
         best = {topic: max(likeness[each.row.decision_id] for each in group if each.row.topic == topic) for topic in topics}
+        at_home = {each.row.topic for each in group if each.row.decision_id in grounded}
         for each in group:
-            own, fit = each.row.topic, likeness[each.row.decision_id]
-            if fit >= _POOR_FIT or each.row.decision_id in grounded:
-                continue
-            better = [
-                topic
-                for topic in topics
-                if topic != own and topics[topic] >= topics[own] and best[topic] >= fit + _BETTER_BY
-            ]
-            if better:
-                found[each.row.decision_id] = f"an answer of the topic {max(better, key=lambda topic: best[topic])!r}"
+            if each.row.decision_id not in grounded:
+                owner = _owner(each.row.topic, likeness[each.row.decision_id], topics, best, at_home)
+                if owner is not None:
+                    found[each.row.decision_id] = f"an answer of the topic {owner!r}"
     return found
+
+
+def _owner(
+    own: str, fit: float, topics: Mapping[str, int], best: Mapping[str, float], at_home: Collection[str]
+) -> str | None:
+    """Return the topic that an answer was copied from, or None where it may well be this topic's own.
+
+    An answer that fits many topics a little is a general one. A copy is a stranger to its question, or alone among many of the
+    other topic; and it fits the other topic better, or rests on the handbook there (`at_home`).
+    """
+    if fit >= _POOR_FIT:
+        return None
+    owners = []
+    for topic, count in topics.items():
+        is_clear = count >= _CLEAR_MAJORITY * topics[own]
+        is_candidate = topic != own and (is_clear or (fit < _STRANGER_FIT and count >= topics[own]))
+        if is_candidate and (best[topic] >= fit + _BETTER_BY or (is_clear and fit < _STRANGER_FIT and topic in at_home)):
+            owners.append(topic)
+    return max(owners, key=lambda topic: (best[topic], topic)) if owners else None
 
 
 def declined_surplus(declined: Sequence[str], answered: int, max_share: float) -> list[str]:

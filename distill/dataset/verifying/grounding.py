@@ -28,7 +28,7 @@ _MIN_STATEMENT_WORDS = 3
 _SUPPORTED_SHARE = 0.6
 _SUPPORTED_COSINE = 0.65
 _MIN_SUBSTANCE_WORDS = 3
-_DEPENDS = re.compile(r"\b(?:if|unless|except|when|until|otherwise|whether|wenn|falls|si|якщо)\b|[?;:]", re.IGNORECASE)
+_DEPENDS = re.compile(r"\b(?:if|unless|except|when|until|otherwise|whether|wenn|falls|si|якщо)\b|[?;]", re.IGNORECASE)
 _OPPOSITES = tuple(
     (content_of([first]), content_of([second]))
     for first, second in (

@@ -40,7 +40,8 @@ _EMPTY_WORDS = frozenset(
 _CONTRACTIONS = re.compile(r"\b(can)not\b|\b(\w+?)n['\s]t\b", re.IGNORECASE)
 # "No, you must …" answers a question, and "do not forget to" asks for what it names.
 _NO_DENIAL = re.compile(
-    r"^\W*(?:yes|no|nope|nein|ja|non|oui|ні|так)\b|\b(?:do not|don't|never) (?:forget|hesitate|worry)\b|\bnot only\b",
+    r"^\W*(?:yes|no|nope|nein|ja|non|oui|ні|так)(?:\s*[,.!;]|(?= (?:you|we|i|it|they|that|this)\b))"
+    r"|\b(?:do not|don't|never) (?:forget|hesitate|worry)\b|\bnot only\b",
     re.IGNORECASE,
 )
 _LISTED_SENTENCES = 12

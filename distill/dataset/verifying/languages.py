@@ -82,7 +82,9 @@ def other_language(answer: str, customer: Sequence[str], row_language: str) -> s
     theirs, ours = _script(question) or _script(" ".join(customer)), _script(said)
     if ours and theirs and ours != theirs and not named:
         letters = len(_SCRIPTS[ours].findall(said))
-        return f"{ours} script" if letters >= _MIN_OTHER_SCRIPT_LETTERS and len(said.split()) >= 2 else None
+        # One foreign word may be a name; scripts without spaces have no such words.
+        is_text = len(said.split()) >= 2 or ours in ("eastern", "thai")
+        return f"{ours} script" if letters >= _MIN_OTHER_SCRIPT_LETTERS and is_text else None
     expected = named or {code for code in (_of_customer(question, customer, row_language),) if code}
     if not expected:
         return None
