@@ -188,6 +188,8 @@ def _without_twins_by_meaning(
 ) -> list[Placed]:
     """Join what means the same and place it again: a cluster that grew so may have another split, or none any more."""
     names = sorted(vectors)
+    if not names:
+        return []
     clusters.join_by_meaning(names, np.stack([vectors[name] for name in names]))
     placed = clusters.place([each.candidate for each in pool], left_out)
     placed = clusters.without_twins_of_test(placed, left_out, vectors)

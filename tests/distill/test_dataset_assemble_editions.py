@@ -180,7 +180,7 @@ def test_honest_refusals_stay_within_the_share_of_declining_answers(tmp_path: Pa
     ):
         _, (*_, manifest) = small.perform(*UP_TO_ASSEMBLE)
         assert manifest.details["honest_refusals"] == 0 and manifest.details["honest_refusal_surplus"]
-        assert manifest.counts.rejected_by_reason == {"unsupported_number": manifest.details["honest_refusal_surplus"]}
+        assert manifest.counts.rejected_by_reason == {"contradicts_handbook": manifest.details["honest_refusal_surplus"]}
 
 
 def test_what_operators_approved_weighs_more_and_lineage_and_passages_are_kept(tmp_path: Path) -> None:

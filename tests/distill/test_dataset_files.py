@@ -53,6 +53,17 @@ def line(task: Task, thing: str) -> dict[str, object]:
             }
 
 
+def taught(task: Task, question: str) -> str:
+    """Answer as a teacher does: right, in other words than the file's."""
+    match task:
+        case Task.NLI:
+            return "Entailment."
+        case Task.MATH:
+            return "Both are as light as air, so the answer is 0."
+        case _:
+            return f"That is {question.split()[-1]} surely."
+
+
 def written(path: Path, lines: Sequence[Mapping[str, object] | str]) -> Path:
     path.write_text(
         "".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in lines), encoding="utf-8"
@@ -79,7 +90,7 @@ def run_on_files(
 def test_every_task_goes_from_its_files_into_sets_and_no_row_is_lost(tmp_path: Path, task: Task) -> None:
     lines = [line(task, thing) for thing in THINGS]
     with (
-        ScriptedTeacher(lambda question, before: Act(f"That is {question.split()[-1]} surely.")) as teacher,
+        ScriptedTeacher(lambda question, before: Act(taught(task, question))) as teacher,
         run_on_files(tmp_path, task, teacher.base_url, train=[*lines[:14], "{no json"], test=lines[14:]) as small,
     ):
         run, manifests = small.perform(*UP_TO_ASSEMBLE)
