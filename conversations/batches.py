@@ -43,14 +43,16 @@ class Waiting:
     provider_batch_id: str | None
     spending: dict[str, str]
     """The reservation of each request, by its hash."""
+    decisions: dict[str, str]
+    """What each request is about, by its hash."""
 
 
 @dataclass(frozen=True)
 class Paid:
-    """A request of a batch with what it cost in the end, and its reply where it has one."""
+    """A request of a batch with what it cost in the end (None: what was reserved), and its reply where it has one."""
 
     request_hash: str
-    usd: float
+    usd: float | None
     tokens: int
     reply: TeacherReply | None
 
@@ -93,7 +95,8 @@ def prepare(record: Record, run_id: str, teacher: str, wanted: Sequence[Wanted],
                 if each.request_hash in reserved
             ],
         )
-    return Waiting(batch_id, BatchState.PREPARED, None, None, reserved)
+    about = {each.request_hash: each.decision_id for each in wanted if each.request_hash in reserved}
+    return Waiting(batch_id, BatchState.PREPARED, None, None, reserved, about)
 
 
 def submitted(record: Record, batch_id: str, *, input_file_id: str, provider_batch_id: str | None) -> None:
@@ -125,7 +128,9 @@ def settle(record: Record, waiting: Waiting, paid: Iterable[Paid], *, state: Bat
         for each in paid:
             if each.reply is not None and each.request_hash in still_there:
                 put_reply(transaction, each.reply)
-            settle_one(transaction, open_ones.pop(each.request_hash), each.usd, each.tokens)
+            spending_id = open_ones.pop(each.request_hash)
+            if each.usd is not None:
+                settle_one(transaction, spending_id, each.usd, each.tokens)
         for spending_id in open_ones.values():
             settle_one(transaction, spending_id, 0.0, 0)
         transaction.execute(
@@ -145,7 +150,8 @@ def waiting(record: Record, teacher: str) -> list[Waiting]:
 def _waiting_of(record: Record, row: Row) -> Waiting:
     batch_id = str(row["batch_id"])
     requests = record.query(
-        "SELECT request_hash, spending_id FROM teacher_batch_requests WHERE batch_id = ? ORDER BY request_hash", [batch_id]
+        "SELECT request_hash, decision_id, spending_id FROM teacher_batch_requests WHERE batch_id = ? ORDER BY request_hash",
+        [batch_id],
     )
     return Waiting(
         batch_id=batch_id,
@@ -153,4 +159,5 @@ def _waiting_of(record: Record, row: Row) -> Waiting:
         input_file_id=None if row["input_file_id"] is None else str(row["input_file_id"]),
         provider_batch_id=None if row["provider_batch_id"] is None else str(row["provider_batch_id"]),
         spending={str(each["request_hash"]): str(each["spending_id"]) for each in requests},
+        decisions={str(each["request_hash"]): str(each["decision_id"]) for each in requests},
     )

@@ -154,7 +154,8 @@ def give_verdict(record: Record, verdicts: Mapping[str, tuple[Verdict, str]]) ->
 def answers(record: Record, decision_id: str) -> list[Answer]:
     """Return every answer of a decision, the newest first."""
     rows = record.query(
-        "SELECT * FROM answers WHERE decision_id = ? ORDER BY answered_at_utc DESC, version DESC, answer_id DESC", [decision_id]
+        "SELECT * FROM answers WHERE decision_id = ? ORDER BY answered_at_utc DESC, version DESC, answer_id DESC",
+        [decision_id],
     )
     return [_answer_of(row) for row in rows]
 

@@ -31,15 +31,17 @@ def save_reply(record: Record, reply: TeacherReply) -> None:
 
 
 def put_reply(transaction: Transaction, reply: TeacherReply) -> None:
-    """Keep a reply inside an open transaction; the newest of the same request stays."""
+    """Keep a reply inside an open transaction; the newest of the same request stays.
+
+    Nothing is kept about a decision that an erasure has taken meanwhile.
+    """
     transaction.execute(
-        "INSERT INTO teacher_replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (request_hash) DO UPDATE SET "
+        "INSERT INTO teacher_replies SELECT ?, decision_id, ?, ?, ?, ?, ?, ?, ? FROM decisions WHERE decision_id = ? ON CONFLICT (request_hash) DO UPDATE SET "
         "teacher = excluded.teacher, reply_json = excluded.reply_json, prompt_tokens = excluded.prompt_tokens, "
         "completion_tokens = excluded.completion_tokens, cost_usd = excluded.cost_usd, latency_ms = excluded.latency_ms, "
         "replied_at_utc = excluded.replied_at_utc",
         [
             reply.request_hash,
-            reply.decision_id,
             reply.teacher,
             reply.reply_json,
             reply.prompt_tokens,
@@ -47,6 +49,7 @@ def put_reply(transaction: Transaction, reply: TeacherReply) -> None:
             reply.cost_usd,
             reply.latency_ms,
             utc_now(),
+            reply.decision_id,
         ],
     )
 

@@ -40,12 +40,12 @@ def reserve(
         return tuple(reserve_one(transaction, run_id, teacher, usd, tokens, caps) for usd, tokens in wanted)
 
 
-def reserve_one(
-    transaction: Transaction, run_id: str, teacher: str, usd: float, tokens: int, caps: Caps
-) -> str | None:
+def reserve_one(transaction: Transaction, run_id: str, teacher: str, usd: float, tokens: int, caps: Caps) -> str | None:
     """Reserve one request inside an open transaction; None where a cap would be passed."""
     rows = transaction.query("SELECT calls, usd, tokens FROM run_spending WHERE run_id = ?", [run_id])
-    calls, so_far, used = (int(rows[0]["calls"] or 0), float(rows[0]["usd"] or 0), int(rows[0]["tokens"] or 0)) if rows else (0, 0.0, 0)
+    calls, so_far, used = (
+        (int(rows[0]["calls"] or 0), float(rows[0]["usd"] or 0), int(rows[0]["tokens"] or 0)) if rows else (0, 0.0, 0)
+    )
     if calls + 1 > caps.calls or so_far + usd > caps.usd or (caps.tokens is not None and used + tokens > caps.tokens):
         return None
     spending_id = new_name("spending")

@@ -76,8 +76,7 @@ def check_before(settings: DistillSettings) -> None:
     a teacher that must not be used or whose key is missing, and a second pass of redaction that is not installed.
     """
     from distill.dataset.second_pass import check_second_pass
-    from distill.dataset.teaching.budget import chosen_teacher
-    from distill.dataset.teaching.teacher import key_of
+    from distill.dataset.teaching.budget import check_teachers
     from distill.evaluation.metrics import Metric
 
     place, base = settings.settings_file, settings.student.base
@@ -100,7 +99,7 @@ def check_before(settings: DistillSettings) -> None:
             f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
         )
     check_second_pass(settings.redaction)
-    key_of(settings.teach.teacher, chosen_teacher(settings))
+    check_teachers(settings)
 
 
 def refusal(result: CycleResult) -> Refused | None:

@@ -120,18 +120,25 @@ class _Lesson:
     async def _fetch(self, teachers: Teachers, name: str, rows: Sequence[ChosenRow]) -> None:
         """Have a teacher's answers come by batch; what it cut off is fetched once more with twice the room."""
         asker = self.askers[name]
+        first, with_twice_the_room = ([teachers.request(name, row, factor) for row in rows] for factor in (1, 2))
         transport = BatchTransport(
-            asker, self._run.run_id, poll_seconds=self._teach.batch_poll_seconds, max_requests=self._teach.max_batch_requests
+            asker,
+            self._run.run_id,
+            [*first, *with_twice_the_room],
+            poll_seconds=self._teach.batch_poll_seconds,
+            max_requests=self._teach.max_batch_requests,
         )
-        first = [teachers.request(name, row) for row in rows]
         await transport.fetch(first)
-        cut_off = []
-        for row, request in zip(rows, first, strict=True):
-            known = asker.known(request)
-            if known is not None and known.reply.truncated:
-                cut_off.append(teachers.request(name, row, 2))
-        await transport.fetch(cut_off)
+        known = [asker.known(request) for request in first]
+        await transport.fetch(
+            [
+                again
+                for answered, again in zip(known, with_twice_the_room, strict=True)
+                if answered is not None and answered.reply.truncated
+            ]
+        )
         asker.only_known = True
+        asker.refused |= transport.refused
 
     async def _answer(self, row: ChosenRow) -> None:
         assert self.teachers is not None
@@ -229,7 +236,7 @@ def _details(run: Run, answers: Sequence[AnswerRow], lesson: _Lesson) -> dict[st
     by_teacher = Counter(answer.teacher for answer in answers)
     teachers: dict[str, Json] = {}
     for name, asker in lesson.askers.items():
-        faults: dict[str, Json] = {fault: count for fault, count in sorted(asker.faults.items())}
+        faults: dict[str, Json] = dict(sorted(asker.faults.items()))
         teachers[name] = {
             "model": asker.table.model,
             "kind": asker.table.kind,
@@ -243,9 +250,9 @@ def _details(run: Run, answers: Sequence[AnswerRow], lesson: _Lesson) -> dict[st
     return {
         "teacher": settings.teach.teacher,
         "teachers": teachers,
-        "answers_by_teacher": {name: count for name, count in sorted(by_teacher.items())},
+        "answers_by_teacher": dict(sorted(by_teacher.items())),
         "by_people": sum(answer.author is not AnswerAuthor.TEACHER for answer in answers),
-        "passed_on": {name: count for name, count in sorted(lesson.teachers.passed_on.items())},
+        "passed_on": dict(sorted(lesson.teachers.passed_on.items())),
         "calls": sum(asker.calls for asker in lesson.askers.values()),
         "reused": sum(asker.reused for asker in lesson.askers.values()),
         "truncated": sum(answer.finish_reason == "length" for answer in answers),
@@ -258,5 +265,5 @@ def _details(run: Run, answers: Sequence[AnswerRow], lesson: _Lesson) -> dict[st
         "agreement": round(sum(agreements) / len(agreements), 4) if agreements else None,
         "judge": lesson.judge_details or None,
         "request_refused": rejected,
-        "unscored_by_reason": {name: count for name, count in sorted(unscored.items())},
+        "unscored_by_reason": dict(sorted(unscored.items())),
     }

@@ -63,9 +63,12 @@ class Asker:
         self._unanswered_in_a_row = 0
         self._under_way: dict[str, asyncio.Future[Answered]] = {}
         self.only_known = only_known
+        # What was refused once is refused again.
+        self.refused: set[str] = set()
         self.faults: Counter[str] = Counter()
         self.calls = 0
-        self.reused = 0
+        self._bought: set[str] = set()
+        self._found: set[str] = set()
 
     async def __aenter__(self) -> "Asker":
         return self
@@ -79,6 +82,11 @@ class Asker:
     def teacher(self) -> Teacher:
         """The open connection."""
         return self._teacher
+
+    @property
+    def reused(self) -> int:
+        """How many requests had been paid for before this asker was opened."""
+        return len(self._found)
 
     @property
     def purse(self) -> Purse:
@@ -99,8 +107,11 @@ class Asker:
         """
         known = self.known(request)
         if known is not None:
-            self.reused += 1
+            if request.request_hash not in self._bought:
+                self._found.add(request.request_hash)
             return known
+        if request.request_hash in self.refused:
+            raise RequestRefused(f"{request.decision_id}: refused before")
         if self.only_known:
             raise Unanswered(f"{request.decision_id}: not answered in a batch")
         same = self._under_way.get(request.request_hash)
@@ -190,6 +201,7 @@ class Asker:
                 return got
             except RequestRefused:
                 self.faults[Fault.REFUSED_REQUEST] += 1
+                self.refused.add(request.request_hash)
                 settle(self._record, spending_id, 0.0, 0)
                 raise
             finally:
@@ -199,6 +211,7 @@ class Asker:
         """Save a raw reply, then read it, then settle what it took; what does not say so truly took all that was reserved."""
         stored = TeacherReply(request.request_hash, request.decision_id, self.name, got.body, 0, 0, 0.0, got.latency_ms)
         save_reply(self._record, stored)
+        self._bought.add(request.request_hash)
         reply = read_reply(got.body, request)
         if isinstance(reply, Fault):
             log.warning("%s: the reply for %s is no chat completion: %s", self.name, request.decision_id, reply.value)
@@ -216,9 +229,7 @@ class _Unreadable(Delay):
     """A reply came and holds no answer; repeating it more than once is money thrown after it."""
 
 
-def priced(
-    stored: TeacherReply, reply: Reply, table: TeacherTable, *, most_usd: float, share: float = 1.0
-) -> TeacherReply:
+def priced(stored: TeacherReply, reply: Reply, table: TeacherTable, *, most_usd: float, share: float = 1.0) -> TeacherReply:
     """Return a stored reply with what it took; one without a usage to be believed has cost the most that it could."""
     if reply.usage is None:
         return replace(stored, cost_usd=most_usd)

@@ -45,8 +45,12 @@ class Line:
 class BatchTransport:
     """Sends one teacher's requests in batches and waits for them."""
 
-    def __init__(self, asker: Asker, run_id: str, *, poll_seconds: float, max_requests: int) -> None:
+    def __init__(
+        self, asker: Asker, run_id: str, every: Sequence[Request], *, poll_seconds: float, max_requests: int
+    ) -> None:
+        """`every` request that may come: a batch of a run that was killed holds any of them."""
         self._asker, self._run_id = asker, run_id
+        self._every = {request.request_hash: request for request in every}
         self._poll_seconds, self._max_requests = poll_seconds, max_requests
         self._table = asker.table
         self.refused: set[str] = set()
@@ -57,15 +61,15 @@ class BatchTransport:
 
         Raises OutsideError when the provider fails a whole batch, and OperatorError when it will not serve us.
         """
-        by_hash = {request.request_hash: request for request in requests}
         for waiting in batches.waiting(self._asker.record, self._asker.name):
-            await self._bring_home(waiting, by_hash)
+            await self._bring_home(waiting)
+        wanted = {request.request_hash: request for request in requests}
         for _ in range(ROUNDS):
-            missing = [each for each in by_hash.values() if each.request_hash not in self.refused and self._asker.known(each) is None]
+            missing = [each for name, each in wanted.items() if name not in self.refused and self._asker.known(each) is None]
             prepared = [waiting for waiting in map(self._prepare, self._cut(missing)) if waiting is not None]
             if not prepared:
                 return
-            await asyncio.gather(*(self._bring_home(waiting, by_hash) for waiting in prepared))
+            await asyncio.gather(*(self._bring_home(waiting) for waiting in prepared))
 
     def _cut(self, requests: Sequence[Request]) -> list[Sequence[Request]]:
         return [requests[start : start + self._max_requests] for start in range(0, len(requests), self._max_requests)]
@@ -77,12 +81,12 @@ class BatchTransport:
             wanted.append(Wanted(request.request_hash, request.decision_id, usd, tokens))
         return batches.prepare(self._asker.record, self._run_id, self._asker.name, wanted, self._asker.purse.caps)
 
-    async def _bring_home(self, waiting: Waiting, by_hash: dict[str, Request]) -> None:
+    async def _bring_home(self, waiting: Waiting) -> None:
         """Send a batch unless it was sent, wait until it has ended, and save what came of it."""
         import openai
 
         try:
-            batch = await self._sent(waiting, by_hash)
+            batch = await self._sent(waiting)
             if batch is None:
                 batches.settle(self._asker.record, waiting, (), state=BatchState.FAILED, detail="never sent")
                 return
@@ -103,9 +107,9 @@ class BatchTransport:
                 f"the batches of the teacher {self._asker.name!r} at {self._table.base_url} cannot be reached "
                 f"({error.__cause__ or error}); run again: what was sent is found again"
             ) from None
-        self._collect(waiting, batch, lines, by_hash)
+        self._collect(waiting, batch, lines)
 
-    async def _sent(self, waiting: Waiting, by_hash: dict[str, Request]) -> "Batch | None":
+    async def _sent(self, waiting: Waiting) -> "Batch | None":
         """Return the provider's batch: the one that was sent before, or a new one; None when its requests are gone."""
         client = self._asker.teacher.client
         if waiting.provider_batch_id is not None:
@@ -118,11 +122,13 @@ class BatchTransport:
                         self._asker.record, waiting.batch_id, input_file_id=batch.input_file_id, provider_batch_id=batch.id
                     )
                     return batch
-        requests = [by_hash[name] for name in waiting.spending if name in by_hash]
+        requests = [self._every[name] for name in waiting.spending if name in self._every]
         if not requests:
             return None
         text = "".join(_line_of(request) + "\n" for request in requests)
-        file = await client.files.create(file=(f"{waiting.batch_id}.jsonl", text.encode("utf-8", "replace")), purpose="batch")
+        file = await client.files.create(
+            file=(f"{waiting.batch_id}.jsonl", text.encode("utf-8", "replace")), purpose="batch"
+        )
         batches.submitted(self._asker.record, waiting.batch_id, input_file_id=file.id, provider_batch_id=None)
         batch = await client.batches.create(
             input_file_id=file.id,
@@ -149,11 +155,11 @@ class BatchTransport:
                         found[named[0]] = named[1]
         return found
 
-    def _collect(self, waiting: Waiting, batch: "Batch", lines: dict[str, Line], by_hash: dict[str, Request]) -> None:
+    def _collect(self, waiting: Waiting, batch: "Batch", lines: dict[str, Line]) -> None:
         """Save the replies and settle the money in one step; what has no line was not done, and has cost nothing."""
         strange = lines.keys() - waiting.spending.keys()
         self._asker.faults[Fault.OTHER_REQUEST] += len(strange)
-        paid = [self._paid(name, lines[name], by_hash[name]) for name in waiting.spending if name in lines and name in by_hash]
+        paid = [self._paid(name, lines[name], waiting.decisions[name]) for name in waiting.spending if name in lines]
         undone = len(waiting.spending) - len(paid)
         fault = Fault.BATCH_EXPIRED if batch.status == "expired" else Fault.BATCH_FAILED
         self._asker.faults[fault] += undone
@@ -166,16 +172,20 @@ class BatchTransport:
         state = BatchState.COLLECTED if paid or batch.status == "completed" else BatchState.FAILED
         batches.settle(self._asker.record, waiting, paid, state=state, detail=batch.status)
 
-    def _paid(self, name: str, line: Line, request: Request) -> Paid:
+    def _paid(self, name: str, line: Line, decision_id: str) -> Paid:
         if line.status != 200 or not line.body:
             is_refusal = 400 <= line.status < 500 and line.status != 429
             self._asker.faults[Fault.REFUSED_REQUEST if is_refusal else Fault.SERVER_ERROR] += 1
             if is_refusal:
                 self.refused.add(name)
             return Paid(name, 0.0, 0, None)
+        stored = TeacherReply(name, decision_id, self._asker.name, line.body, 0, 0, 0.0, 0.0)
+        request = self._every.get(name)
+        if request is None:
+            # A run with other settings asked it: kept as it came, and booked at what was reserved.
+            return Paid(name, None, 0, stored)
         share = self._table.batch_price_share
         most_usd, most_tokens = most_it_costs(self._table, request, share=share)
-        stored = TeacherReply(name, request.decision_id, self._asker.name, line.body, 0, 0, 0.0, 0.0)
         reply = read_reply(line.body, request)
         if isinstance(reply, Fault):
             self._asker.faults[reply] += 1

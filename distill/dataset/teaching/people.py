@@ -42,7 +42,9 @@ class PeoplesAnswers:
     def __init__(self, record: Record, settings: DistillSettings) -> None:
         self._record, self._settings = record, settings
         self._written: Mapping[str, Answer] = newest_answers(record, AnswerAuthor.OPERATOR)
-        self._question_turns = {each.decision_id: each.question_turn_id for each in decisions(record)} if self._written else {}
+        self._question_turns = (
+            {each.decision_id: each.question_turn_id for each in decisions(record)} if self._written else {}
+        )
 
     def given(self, row: ChosenRow) -> Given | None:
         """Return what a person answered: an operator's newest answer first, else an operator's reply in the conversation."""

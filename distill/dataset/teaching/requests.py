@@ -20,10 +20,15 @@ NOTHING_OFFERED = OfferedRow()
 
 @dataclass(frozen=True)
 class Request:
-    """One request to one teacher. `body` is what is sent, as JSON; `request_hash` names everything that decides the answer."""
+    """One request to one teacher. `body` is what is sent, as JSON; `request_hash` names everything that decides the answer.
+
+    `messages` and `beside` (tools and schema, as JSON) are what the prompt of it is made of.
+    """
 
     decision_id: str
     teacher: str
+    messages: tuple[ChatMessage, ...]
+    beside: str
     body: str
     max_tokens: int
     offers_tools: bool
@@ -45,9 +50,10 @@ def make_request(
 ) -> Request:
     """Build the request that puts these messages to a teacher."""
     limit = table.max_answer_tokens * limit_factor
+    told = _told(messages, instruction, passages)
     body: dict[str, Json] = {
         "model": table.model,
-        "messages": [message.as_openai() for message in _told(messages, instruction, passages)],
+        "messages": [message.as_openai() for message in told],
         table.limit_parameter: limit,
     }
     if not table.omit_temperature:
@@ -67,6 +73,8 @@ def make_request(
     return Request(
         decision_id=decision_id,
         teacher=name,
+        messages=tuple(told),
+        beside=" ".join(logged for logged in (offered.tools_json, offered.response_format_json) if logged),
         body=text,
         max_tokens=limit,
         offers_tools=bool(body.get("tools")),
