@@ -36,7 +36,8 @@ def put_reply(transaction: Transaction, reply: TeacherReply) -> None:
     Nothing is kept about a decision that an erasure has taken meanwhile.
     """
     transaction.execute(
-        "INSERT INTO teacher_replies SELECT ?, decision_id, ?, ?, ?, ?, ?, ?, ? FROM decisions WHERE decision_id = ? ON CONFLICT (request_hash) DO UPDATE SET "
+        "INSERT INTO teacher_replies SELECT ?, decision_id, ?, ?, ?, ?, ?, ?, ? FROM decisions WHERE decision_id = ? "
+        "ON CONFLICT (request_hash) DO UPDATE SET "
         "teacher = excluded.teacher, reply_json = excluded.reply_json, prompt_tokens = excluded.prompt_tokens, "
         "completion_tokens = excluded.completion_tokens, cost_usd = excluded.cost_usd, latency_ms = excluded.latency_ms, "
         "replied_at_utc = excluded.replied_at_utc",

@@ -52,6 +52,7 @@ class _Lesson:
         self._run, self._rows, self._tables = run, rows, tables
         self._teach = run.settings.teach
         self._done = 0
+        self._purse = Purse(run.record, run.run_id, caps_of(run.settings))
         self.askers: dict[str, Asker] = {}
         self.teachers: Teachers | None = None
         self.judge_details: dict[str, Json] = {}
@@ -60,8 +61,7 @@ class _Lesson:
 
     async def give(self) -> None:
         """Try each teacher that is to answer everything, then have everything answered."""
-        settings = self._run.settings
-        purse = Purse(self._run.record, self._run.run_id, caps_of(settings))
+        settings, purse = self._run.settings, self._purse
         async with AsyncExitStack() as opened:
             for name, table in self._tables.items():
                 if table.kind != "logged":
@@ -159,16 +159,22 @@ class _Lesson:
         async def work_off() -> None:
             for conversation in waiting:
                 for row in conversation:
+                    if self._purse.is_closed:
+                        return
                     await work(row)
 
-        workers = max((asker.table.concurrency for asker in self.askers.values()), default=1)
+        places = max((asker.table.concurrency for asker in self.askers.values()), default=1)
+        workers = [asyncio.create_task(work_off()) for _ in range(places)]
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(work_off())
-        except ExceptionGroup as failures:
-            # The first failure has cut the others off.
-            raise failures.exceptions[0] from None
+            ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            failure = next((found for each in ended if (found := each.exception()) is not None), None)
+            if failure is not None:
+                await self._purse.close()
+                raise failure
+        finally:
+            for each in workers:
+                each.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
 
 def _by_conversation(rows: Sequence[ChosenRow]) -> Iterator[list[ChosenRow]]:

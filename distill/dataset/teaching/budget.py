@@ -30,6 +30,7 @@ class Purse:
         self._record, self._run_id, self._caps = record, run_id, caps
         self._under_way = 0
         self._released = asyncio.Event()
+        self.is_closed = False
 
     @property
     def caps(self) -> Caps:
@@ -39,15 +40,24 @@ class Purse:
     async def reserve(self, payee: str, usd: float, tokens: int) -> str:
         """Reserve for one request; what is on its way may cost less than it reserved, so its end is waited for.
 
-        Raises CapReached when nothing is on its way and there is no room.
+        Raises CapReached when nothing is on its way and there is no room, or the purse was closed.
         """
-        while True:
+        while not self.is_closed:
             (spending_id,) = spending.reserve(self._record, self._run_id, payee, [(usd, tokens)], self._caps)
             if spending_id is not None:
                 self._under_way += 1
                 return spending_id
             if self._under_way == 0:
                 raise CapReached
+            self._released.clear()
+            await self._released.wait()
+        raise CapReached
+
+    async def close(self) -> None:
+        """Let nothing more leave, and wait until what is on its way has come: it is paid for."""
+        self.is_closed = True
+        self._released.set()
+        while self._under_way > 0:
             self._released.clear()
             await self._released.wait()
 

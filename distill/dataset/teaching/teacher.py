@@ -4,6 +4,7 @@ In: a request, byte for byte. Out: the raw reply, or what went wrong and whether
 nothing and never logs a key or a customer's words.
 """
 
+import errno
 import importlib.util
 import logging
 import time
@@ -22,6 +23,7 @@ from distill.settings import TeacherTable
 if TYPE_CHECKING:
     import openai
 
+_NOBODY = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 _MAY_PASS = (408, 409, 425, 429)
 # What providers answer with 429 when the account is empty, which no waiting mends.
 _UNPAID_CODES = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
@@ -100,7 +102,9 @@ class Teacher:
         except openai.APIConnectionError as error:
             if _nobody_listens(error):
                 raise self._nobody_there(error) from None
-            fault = Fault.TIMEOUT if isinstance(error, openai.APITimeoutError) else Fault.CONNECTION_LOST
+            # The client also calls some lost connections a timeout.
+            has_waited = time.monotonic() - began >= 0.9 * self._table.timeout_seconds
+            fault = Fault.TIMEOUT if has_waited else Fault.CONNECTION_LOST
             log.warning("%s: %s after %.1f s", self._name, fault.replace("_", " "), time.monotonic() - began)
             return Delay(fault, 0.0, may_be_billed=True)
         return RawReply(text, (time.monotonic() - began) * 1000)
@@ -161,7 +165,8 @@ def _nobody_listens(error: Exception) -> bool:
     if cause is None or type(cause).__name__ not in ("ConnectError", "ConnectTimeout"):
         return False
     while cause is not None:
-        if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
+        # Resolvers count their failures below zero.
+        if isinstance(cause, OSError) and cause.errno is not None and (cause.errno < 0 or cause.errno in _NOBODY):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -28,11 +28,12 @@ def sounds_like_refusal(text: str) -> bool:
 
 def trial_rows(rows: Sequence[ChosenRow], count: int) -> list[ChosenRow]:
     """Return the first decisions of as many conversations as there are, then the second ones, up to `count`."""
-    place_in: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
     ranked: list[tuple[int, int]] = []
-    for place, row in enumerate(rows):
-        ranked.append((place_in[row.conversation_id], place))
-        place_in[row.conversation_id] += 1
+    # A conversation's first question comes before its second, in the trial too.
+    for place in sorted(range(len(rows)), key=lambda place: (rows[place].turn_depth, len(rows[place].messages), place)):
+        ranked.append((asked[rows[place].conversation_id], place))
+        asked[rows[place].conversation_id] += 1
     return [rows[place] for _, place in sorted(ranked)[:count]]
 
 
