@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from conversations.errors import OperatorError
-from conversations.messages import Split, content_hash, new_name, utc_now
+from conversations.messages import Split, content_hash, utc_now
 from conversations.store import Record, Row
 
 
@@ -57,25 +57,12 @@ class Answer:
     author: AnswerAuthor
     author_name: str
     content: str
+    extra_json: str
     passages: tuple[str, ...]
     run_id: str | None
     verdict: Verdict | None
     verdict_reason: str | None
     answered_at_utc: str
-
-
-@dataclass(frozen=True)
-class TeacherReply:
-    """A teacher's raw reply and what it took."""
-
-    request_hash: str
-    decision_id: str
-    teacher: str
-    reply_json: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    latency_ms: float
 
 
 def put_decisions(record: Record, decisions: Iterable[Decision]) -> None:
@@ -136,14 +123,6 @@ def disputed(record: Record) -> set[str]:
     return {str(row["decision_id"]) for row in rows}
 
 
-def operators_answers(record: Record) -> dict[str, str]:
-    """Return the newest answer that an operator wrote, by decision."""
-    rows = record.query(
-        "SELECT decision_id, content FROM answers WHERE author_kind = 'operator' ORDER BY answered_at_utc, answer_id"
-    )
-    return {str(row["decision_id"]): str(row["content"]) for row in rows}
-
-
 def add_answer(
     record: Record,
     decision_id: str,
@@ -151,6 +130,7 @@ def add_answer(
     author: AnswerAuthor,
     author_name: str,
     content: str,
+    extra_json: str = "",
     passages: Sequence[str] = (),
     run_id: str | None = None,
     request_hash: str | None = None,
@@ -162,7 +142,7 @@ def add_answer(
             "ORDER BY version DESC LIMIT 1",
             [decision_id, author, author_name],
         )
-        if earlier and earlier[0]["content"] == content:
+        if earlier and (earlier[0]["content"], earlier[0]["extra_json"]) == (content, extra_json):
             return answer_of(earlier[0])
         version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
         answer_id = answer_name(decision_id, author, author_name, version)
@@ -175,6 +155,7 @@ def add_answer(
                 "author_kind": author,
                 "author_name": author_name,
                 "content": content,
+                "extra_json": extra_json,
                 "content_hash": content_hash(content),
                 "passages_json": json.dumps(list(passages)),
                 "run_id": run_id,
@@ -202,112 +183,16 @@ def give_verdict(record: Record, verdicts: Mapping[str, tuple[Verdict, str]]) ->
 def answers(record: Record, decision_id: str) -> list[Answer]:
     """Return every answer of a decision, the newest first."""
     rows = record.query(
-        "SELECT * FROM answers WHERE decision_id = ? ORDER BY answered_at_utc DESC, answer_id DESC", [decision_id]
+        "SELECT * FROM answers WHERE decision_id = ? ORDER BY answered_at_utc DESC, version DESC, answer_id DESC",
+        [decision_id],
     )
     return [answer_of(row) for row in rows]
 
 
-def save_reply(record: Record, reply: TeacherReply) -> None:
-    """Keep a teacher's raw reply before anybody parses it."""
-    with record.write() as transaction:
-        transaction.execute(
-            "INSERT OR REPLACE INTO teacher_replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                reply.request_hash,
-                reply.decision_id,
-                reply.teacher,
-                reply.reply_json,
-                reply.prompt_tokens,
-                reply.completion_tokens,
-                reply.cost_usd,
-                reply.latency_ms,
-                utc_now(),
-            ],
-        )
-
-
-def find_reply(record: Record, request_hash: str) -> TeacherReply | None:
-    """Return the reply to a request that was paid for before."""
-    row = record.one("SELECT * FROM teacher_replies WHERE request_hash = ?", [request_hash])
-    if row is None:
-        return None
-    return TeacherReply(
-        request_hash=str(row["request_hash"]),
-        decision_id=str(row["decision_id"]),
-        teacher=str(row["teacher"]),
-        reply_json=str(row["reply_json"]),
-        prompt_tokens=int(row["prompt_tokens"] or 0),
-        completion_tokens=int(row["completion_tokens"] or 0),
-        cost_usd=float(row["cost_usd"] or 0),
-        latency_ms=float(row["latency_ms"] or 0),
-    )
-
-
-def reserve_spending(
-    record: Record, run_id: str, teacher: str, cost_usd: float, *, max_cost_usd: float, max_calls: int
-) -> str | None:
-    """Reserve the money for one request; return the reservation's name, or None when a cap would be passed.
-
-    Reserved money counts until it is settled, so the caps hold whatever the concurrency.
-    """
-    with record.write() as transaction:
-        spent = transaction.query(
-            "SELECT COUNT(*) AS calls, COALESCE(SUM(COALESCE(settled_usd, reserved_usd)), 0) AS usd "
-            "FROM spending WHERE run_id = ?",
-            [run_id],
-        )[0]
-        if int(spent["calls"] or 0) >= max_calls or float(spent["usd"] or 0) + cost_usd > max_cost_usd:
-            return None
-        spending_id = new_name("spending")
-        transaction.insert(
-            "spending",
-            {
-                "spending_id": spending_id,
-                "run_id": run_id,
-                "teacher": teacher,
-                "reserved_usd": cost_usd,
-                "reserved_at_utc": utc_now(),
-            },
-        )
-        return spending_id
-
-
-def settle_spending(record: Record, spending_id: str, cost_usd: float) -> None:
-    """Write what a reserved request cost in the end."""
-    with record.write() as transaction:
-        transaction.execute(
-            "UPDATE spending SET settled_usd = ?, settled_at_utc = ? WHERE spending_id = ?",
-            [cost_usd, utc_now(), spending_id],
-        )
-
-
-def cancel_spending(record: Record, spending_id: str) -> None:
-    """Take back the reservation of a request that never left."""
-    with record.write() as transaction:
-        transaction.execute("DELETE FROM spending WHERE spending_id = ? AND settled_usd IS NULL", [spending_id])
-
-
-def spent_usd(record: Record, run_id: str) -> float:
-    """Return what a run has spent and reserved so far, in US dollars."""
-    row = record.one(
-        "SELECT COALESCE(SUM(COALESCE(settled_usd, reserved_usd)), 0) AS usd FROM spending WHERE run_id = ?", [run_id]
-    )
-    return float((row or {}).get("usd") or 0)
-
-
-def calls_made(record: Record, run_id: str) -> int:
-    """Return how many requests to a teacher a run has reserved so far, failed ones included."""
-    row = record.one("SELECT COUNT(*) AS calls FROM spending WHERE run_id = ?", [run_id])
-    return int((row or {}).get("calls") or 0)
-
-
-def usual_completion(record: Record, teacher: str) -> tuple[int, float]:
-    """Return how many replies of a teacher the record has, and their mean length in tokens (0.0 where there are none)."""
-    row = record.one(
-        "SELECT COUNT(*) AS replies, AVG(completion_tokens) AS tokens FROM teacher_replies WHERE teacher = ?", [teacher]
-    )
-    found = row or {}
-    return int(found.get("replies") or 0), float(found.get("tokens") or 0.0)
+def newest_answers(record: Record, author: AnswerAuthor) -> dict[str, Answer]:
+    """Return the newest answer that an author of this kind gave, by decision."""
+    rows = record.query("SELECT * FROM answers WHERE author_kind = ? ORDER BY answered_at_utc, version, answer_id", [author])
+    return {str(row["decision_id"]): answer_of(row) for row in rows}
 
 
 def approved_answers(record: Record) -> set[str]:
@@ -343,6 +228,7 @@ def answer_of(row: Row) -> Answer:
         author=AnswerAuthor(str(row["author_kind"])),
         author_name=str(row["author_name"]),
         content=str(row["content"]),
+        extra_json=str(row["extra_json"]),
         passages=tuple(json.loads(str(row["passages_json"]))),
         run_id=None if row["run_id"] is None else str(row["run_id"]),
         verdict=Verdict(str(row["verdict"])) if row["verdict"] else None,

@@ -236,16 +236,17 @@ def _progress() -> Iterator[Announce]:
 
 
 def _print_estimate(record: Record, settings: DistillSettings, as_json: bool) -> None:
-    from distill.dataset.teaching.budget import estimate
+    from distill.dataset.teaching.estimate import estimate
 
     teachers = estimate(record, settings)
     if as_json:
-        _print_json({"teachers": {name: dict(figures) for name, figures in teachers.items()}})
+        _print_json({"teachers": {name: dict(found.figures()) for name, found in teachers.items()}})
         return
-    for name, figures in teachers.items():
+    for name, found in teachers.items():
         _say(
-            f"{name}: {figures['decisions']} decisions, {figures['prompt_tokens']} prompt tokens, "
-            f"about {figures['completion_tokens_estimate']} completion tokens, about ${figures['cost_usd_estimate']}"
+            f"{name}: {found.decisions} decisions, {found.prompt_tokens} prompt tokens, "
+            f"about {found.completion_tokens_estimate} completion tokens, about ${found.cost_usd_estimate:.4f}; "
+            f"{found.already_answered} more are answered already, {found.answered_by_people} by people"
         )
     _say("nobody was called")
 

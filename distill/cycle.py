@@ -75,10 +75,8 @@ def check_before(settings: DistillSettings) -> None:
     Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
     a teacher or judge that must not be used or whose key is missing, and a second pass of redaction that is not installed.
     """
-    from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
-    from distill.dataset.teaching.budget import chosen_teacher
-    from distill.dataset.teaching.teacher import key_of
+    from distill.dataset.teaching.budget import check_teachers
     from distill.evaluation.metrics import Metric
 
     place, base = settings.settings_file, settings.student.base
@@ -101,9 +99,7 @@ def check_before(settings: DistillSettings) -> None:
             f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
         )
     check_second_pass(settings.redaction)
-    key_of(settings.teach.teacher, chosen_teacher(settings))
-    if settings.judge:
-        key_of(settings.judge.teacher, judge_teacher(settings))
+    check_teachers(settings)
 
 
 def refusal(result: CycleResult) -> Refused | None:

@@ -15,16 +15,10 @@ from itertools import chain
 
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import ChatMessage, Json
-from distill.dataset.teaching.teacher import (
-    Delay,
-    Request,
-    RequestRefused,
-    Teacher,
-    Unanswered,
-    make_request,
-    parse_reply,
-    wait_before_next,
-)
+from distill.dataset.teaching.asking import Asker
+from distill.dataset.teaching.budget import CapReached, Purse, caps_of
+from distill.dataset.teaching.requests import Request, make_request
+from distill.dataset.teaching.teacher import RequestRefused, Unanswered
 from distill.dataset.verifying.bias import Bias, Compared, Preference, bias_of
 from distill.dataset.verifying.rulings import Grade, Side, comparing, grading, read_grade, read_side, reason_in
 from distill.rows import ChosenRow
@@ -33,7 +27,6 @@ from distill.settings import DistillSettings, JudgeTable, TeacherTable
 
 __all__ = ["Bias", "Comparison", "Grade", "Judge", "Preference", "best_of", "family_of", "judge_teacher", "open_judge"]
 
-_TRIES = 2
 _FAMILIES: Mapping[str, str] = {
     r"(?:chat)?gpt|o[134](?:-|$)": "gpt",
     r"claude": "claude",
@@ -183,33 +176,30 @@ def family_of(table: TeacherTable) -> str:
 
 
 @asynccontextmanager
-async def open_judge(run: Run) -> AsyncIterator[Judge]:
-    """Open the judge that the settings name.
+async def open_judge(run: Run, purse: Purse | None = None) -> AsyncIterator[Judge]:
+    """Open the judge that the settings name; what it takes stands under the caps of the run.
 
-    Raises OperatorError as `judge_teacher` does.
+    `purse` is that of whoever asks teachers in the same event loop. Raises OperatorError as `judge_teacher` does.
     """
     table = judge_teacher(run.settings)
     assert run.settings.judge is not None
-    async with Teacher(run.settings.judge.teacher, table) as teacher:
-        yield Judge(run.settings.judge, table, _asking(teacher))
-
-
-def _asking(teacher: Teacher) -> Ask:
-    """Return a way to ask that tries once more what may pass."""
+    asker = Asker(
+        run.settings.judge.teacher,
+        table,
+        record=run.record,
+        purse=purse or Purse(run.record, run.run_id, caps_of(run.settings)),
+        purpose="judge",
+        concurrency=run.settings.judge.concurrency,
+    )
 
     async def ask(request: Request) -> str:
-        for tries in range(1, _TRIES + 1):
-            got = await teacher.ask_once(request)
-            if isinstance(got, Delay):
-                if tries < _TRIES:
-                    await wait_before_next(tries, got)
-                continue
-            parsed = parse_reply(got.body)
-            if parsed is not None:
-                return parsed.text
-        raise Unanswered(f"{request.decision_id}: no ruling after {_TRIES} tries")
+        try:
+            return (await asker.ask(request)).reply.text
+        except CapReached:
+            raise Unanswered("a cap of [teach] is reached") from None
 
-    return ask
+    async with asker:
+        yield Judge(run.settings.judge, table, ask)
 
 
 def _settled(first_as_a: Side | None, second_as_a: Side | None) -> tuple[Preference, str]:

@@ -1,311 +1,275 @@
-"""Teach: every chosen decision, held-out ones too, is put to the teacher, once for each content.
+"""Teach: every chosen decision, held-out ones too, gets an answer: of a person, or of a teacher, once for each content.
 
 In: `choose/decisions.jsonl`. Out: `teach/answers.jsonl` and the answers in the record. Each request is named by the hash of
-everything that decides its answer; a reply that was paid for is used again and never bought twice, even after a kill. The
-raw reply is saved before it is parsed. The first decisions are a trial: a teacher that fails them is not paid for the rest.
+everything that decides its answer; a reply that was paid for is used again and never bought twice, even after a kill. A
+teacher's first decisions are a trial: one that fails them is not paid for the rest. What stands in the files does not depend on
+who answered first.
 """
 
 import asyncio
-import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from itertools import groupby
 
-from conversations import decisions
-from conversations.decisions import AnswerAuthor, TeacherReply
-from conversations.errors import OutsideError, Refused
-from conversations.messages import Json, Role
-from distill.dataset.handbook.answering import HandbookTeacher
-from distill.dataset.handbook.articles import Handbook, Passage
-from distill.dataset.similarity import load_embedder
-from distill.dataset.teaching.budget import chosen_teacher, cost_usd, reserve, spoken_of
-from distill.dataset.teaching.teacher import (
-    MAX_TRIES,
-    Delay,
-    ParsedReply,
-    RawReply,
-    Request,
-    RequestRefused,
-    Teacher,
-    Unanswered,
-    make_request,
-    parse_reply,
-    wait_before_next,
-)
+from conversations import spending
+from conversations.decisions import AnswerAuthor, add_answer
+from conversations.messages import Json
+from distill.dataset.judge import open_judge
+from distill.dataset.teaching.asking import Asker
+from distill.dataset.teaching.batch import BatchTransport
+from distill.dataset.teaching.budget import CapReached, Purse, caps_of, teachers_of
+from distill.dataset.teaching.people import PeoplesAnswers
+from distill.dataset.teaching.several import Chosen, NoAnswer, Teachers
+from distill.dataset.teaching.teacher import RequestRefused, Unanswered
+from distill.dataset.teaching.trial import Trial, trial_rows
 from distill.rows import AnswerRow, ChosenRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage
+from distill.settings import TeacherTable
 
-_POLL_SECONDS = 0.02
-
-log = logging.getLogger(__name__)
-
-
-class _CapReached(Exception):
-    """The next request would pass the cap on money or calls."""
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """A reply with what it took, read from the record or fresh from the teacher."""
-
-    reply: TeacherReply
-    parsed: ParsedReply
+Work = Callable[[ChosenRow], Awaitable[None]]
 
 
 def teach(run: Run) -> Outcome:
-    """Ask the teacher for every chosen decision and write its answers.
+    """Have every chosen decision answered and write the answers.
 
-    Raises Refused when the trial fails, OperatorError for a teacher that must not or cannot be used, OutsideError when it
+    Raises Refused when a trial fails, OperatorError for a teacher that must not or cannot be used, OutsideError when one
     stops answering.
     """
-    table = chosen_teacher(run.settings)
+    tables = teachers_of(run.settings)
     rows = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
-    asking = _Asking(run, rows)
-    asyncio.run(asking.ask_all())
-    answers = [asking.answer_row(row) for row in rows if row.decision_id in asking.answered]
+    lesson = _Lesson(run, rows, tables)
+    asyncio.run(lesson.give())
+    answers = [_answer_row(run, row, lesson.chosen[row.decision_id]) for row in rows if row.decision_id in lesson.chosen]
     run.write_rows(Stage.TEACH, "answers.jsonl", answers)
-    reasons = Counter(asking.failed.values())
-    rejected = {reason: count for reason, count in sorted(reasons.items()) if reason in ("request_refused",)}
-    refused: list[Json] = [name for name, reason in sorted(asking.failed.items()) if reason == "request_refused"]
-    unscored = sum(reasons.values()) - sum(rejected.values())
-    counts = Counts(
+    return Outcome(_counts(rows, answers, lesson.missing), _details(run, answers, lesson))
+
+
+class _Lesson:
+    """The asking of one stage: who answers, what was taken for each decision, and what is missing, and why."""
+
+    def __init__(self, run: Run, rows: Sequence[ChosenRow], tables: Mapping[str, TeacherTable]) -> None:
+        self._run, self._rows, self._tables = run, rows, tables
+        self._teach = run.settings.teach
+        self._done = 0
+        self._purse = Purse(run.record, run.run_id, caps_of(run.settings))
+        self.askers: dict[str, Asker] = {}
+        self.teachers: Teachers | None = None
+        self.judge_details: dict[str, Json] = {}
+        self.chosen: dict[str, Chosen] = {}
+        self.missing: dict[str, NoAnswer] = {}
+
+    async def give(self) -> None:
+        """Try each teacher that is to answer everything, then have everything answered."""
+        settings, purse = self._run.settings, self._purse
+        async with AsyncExitStack() as opened:
+            for name, table in self._tables.items():
+                if table.kind != "logged":
+                    self.askers[name] = await opened.enter_async_context(
+                        Asker(name, table, record=self._run.record, purse=purse)
+                    )
+            judge = await opened.enter_async_context(open_judge(self._run, purse)) if self._teach.best_of else None
+            people = PeoplesAnswers(self._run.record, settings) if self._teach.people_first else None
+            self.teachers = Teachers(settings, self._tables, self.askers, people, judge)
+            unanswered = [row for row in self._rows if self.teachers.by_people(row) is None]
+            if any(table.handbook_passages for table in self._tables.values()):
+                self.teachers.library.prepare(unanswered)
+            for name in self._first_line():
+                asked = [row for row in unanswered if self._is_asked(name, row)]
+                await self._try_out(self.teachers, name, asked)
+                if self._teach.transport == "batch":
+                    await self._fetch(self.teachers, name, asked)
+            await self._all(self._rows, self._answer)
+            if judge is not None:
+                self.judge_details = judge.details()
+
+    def _first_line(self) -> list[str]:
+        """Return the teachers that are to answer whatever people have not: the first one that is a model, and the best_of."""
+        models = [name for name in (self._teach.teacher, *self._teach.fallback) if name in self.askers]
+        first = models[:1] if not self._teach.best_of or self._teach.teacher in self.askers else []
+        return list(dict.fromkeys((*first, *self._teach.best_of)))
+
+    def _is_asked(self, name: str, row: ChosenRow) -> bool:
+        """Tell whether a decision comes to a teacher, or a reply in the log stands before it."""
+        assert self.teachers is not None
+        return name in self._teach.best_of or not self.teachers.is_in_log_before(name, row)
+
+    async def _try_out(self, teachers: Teachers, name: str, rows: Sequence[ChosenRow]) -> None:
+        """Put the first decisions to a teacher, with as many calls at most.
+
+        Raises Refused or OutsideError when it fails them.
+        """
+        asker = self.askers[name]
+        trial = Trial(asker, decisions=self._teach.smoke_decisions, max_failures=self._teach.max_smoke_failures)
+
+        async def put(row: ChosenRow) -> None:
+            try:
+                answered = await asker.ask(teachers.request(name, row), may_call=trial.may_call)
+            except CapReached:
+                return
+            except RequestRefused:
+                trial.refused()
+            except Unanswered:
+                trial.unanswered()
+            else:
+                trial.answered(answered.reply)
+
+        await self._all(trial_rows(rows, self._teach.smoke_decisions), put)
+        trial.end()
+
+    async def _fetch(self, teachers: Teachers, name: str, rows: Sequence[ChosenRow]) -> None:
+        """Have a teacher's answers come by batch; what it cut off is fetched once more with twice the room."""
+        asker = self.askers[name]
+        first, with_twice_the_room = ([teachers.request(name, row, factor) for row in rows] for factor in (1, 2))
+        transport = BatchTransport(
+            asker,
+            self._run.run_id,
+            [*first, *with_twice_the_room],
+            poll_seconds=self._teach.batch_poll_seconds,
+            max_requests=self._teach.max_batch_requests,
+        )
+        await transport.fetch(first)
+        known = [asker.known(request) for request in first]
+        await transport.fetch(
+            [
+                again
+                for answered, again in zip(known, with_twice_the_room, strict=True)
+                if answered is not None and answered.reply.truncated
+            ]
+        )
+        asker.only_known = True
+        asker.refused |= transport.refused
+
+    async def _answer(self, row: ChosenRow) -> None:
+        assert self.teachers is not None
+        try:
+            self.chosen[row.decision_id] = await self.teachers.answer(row)
+        except NoAnswer as missing:
+            self.missing[row.decision_id] = missing
+        self._done += 1
+        calls = sum(asker.calls for asker in self.askers.values())
+        reused = sum(asker.reused for asker in self.askers.values())
+        note = f"{self._done} of {len(self._rows)} decisions, {calls} calls, {reused} reused"
+        self._run.report_progress(Stage.TEACH, self._done / max(1, len(self._rows)), note)
+
+    async def _all(self, rows: Sequence[ChosenRow], work: Work) -> None:
+        """Work rows off: the decisions of one conversation in order and one at a time, so that providers' prompt caches hit."""
+        waiting = _by_conversation(rows)
+
+        async def work_off() -> None:
+            for conversation in waiting:
+                for row in conversation:
+                    if self._purse.is_closed:
+                        return
+                    await work(row)
+
+        places = max((asker.table.concurrency for asker in self.askers.values()), default=1)
+        workers = [asyncio.create_task(work_off()) for _ in range(places)]
+        try:
+            ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            failure = next((found for each in ended if (found := each.exception()) is not None), None)
+            if failure is not None:
+                await self._purse.close()
+                raise failure
+        finally:
+            for each in workers:
+                each.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _by_conversation(rows: Sequence[ChosenRow]) -> Iterator[list[ChosenRow]]:
+    """Yield the decisions of each conversation in the order they were asked, the conversations as they come first."""
+    place: dict[str, int] = {}
+    for row in rows:
+        place.setdefault(row.conversation_id, len(place))
+    ordered = sorted(rows, key=lambda row: (place[row.conversation_id], row.turn_depth, len(row.messages)))
+    for _, conversation in groupby(ordered, key=lambda row: row.conversation_id):
+        yield list(conversation)
+
+
+def _answer_row(run: Run, row: ChosenRow, chosen: Chosen) -> AnswerRow:
+    """Enter an answer in the record and return its row, the same in every run over the same record."""
+    given, stored = chosen.given, chosen.given.answered.stored if chosen.given.answered else None
+    answer_id = given.answer_id
+    if not answer_id:
+        answer_id = add_answer(
+            run.record,
+            row.decision_id,
+            author=given.author,
+            author_name=given.teacher,
+            content=given.text,
+            extra_json=given.extra_json,
+            passages=given.passages,
+            run_id=run.run_id,
+            request_hash=stored.request_hash if stored else None,
+        ).answer_id
+    return AnswerRow(
+        decision_id=row.decision_id,
+        answer_id=answer_id,
+        teacher=given.teacher,
+        author=given.author,
+        text=given.text,
+        extra_json=given.extra_json,
+        finish_reason=given.finish_reason,
+        passages=given.passages,
+        request_hash=stored.request_hash if stored else "",
+        prompt_tokens=stored.prompt_tokens if stored else 0,
+        completion_tokens=stored.completion_tokens if stored else 0,
+        cost_usd=stored.cost_usd if stored else 0.0,
+        latency_ms=round(stored.latency_ms, 1) if stored else 0.0,
+        licence=given.licence,
+        agreement=chosen.agreement,
+    )
+
+
+def _counts(rows: Sequence[ChosenRow], answers: Sequence[AnswerRow], missing: Mapping[str, NoAnswer]) -> Counts:
+    rejected = Counter(each.reason for each in missing.values() if each.is_rejection)
+    return Counts(
         taken_in=len(rows),
         accepted=len(answers),
-        rejected=sum(rejected.values()),
-        unscored=unscored,
-        rejected_by_reason=rejected,
-    )
-    return Outcome(
-        counts,
-        {
-            "teacher": run.settings.teach.teacher,
-            "model": table.model,
-            "kind": table.kind,
-            "licence_allows_training": table.licence_allows_training,
-            "calls": asking.calls,
-            "reused": asking.reused,
-            "truncated": sum(answer.finish_reason == "length" for answer in answers),
-            "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
-            "completion_tokens": sum(answer.completion_tokens for answer in answers),
-            "cost_usd": round(sum(answer.cost_usd for answer in answers), 6),
-            "spent_usd": round(decisions.spent_usd(run.record, run.run_id), 6),
-            "request_refused": refused,
-            "unscored_by_reason": {name: count for name, count in sorted(reasons.items()) if name not in rejected},
-        },
+        rejected=rejected.total(),
+        unscored=len(missing) - rejected.total(),
+        rejected_by_reason=dict(sorted(rejected.items())),
     )
 
 
-class _Asking:
-    """The asking of one stage: what was answered, what failed and why, and how many requests are on their way."""
-
-    def __init__(self, run: Run, rows: Sequence[ChosenRow]) -> None:
-        self._run, self._rows = run, rows
-        self._settings = run.settings
-        self._table = run.settings.teachers[run.settings.teach.teacher]
-        handbook = run.settings.handbook
-        self._handbook = Handbook.load(handbook.path) if handbook else None
-        self._library: HandbookTeacher | None = None
-        self._under_way = 0
-        self._failures_in_a_row = 0
-        self.answered: dict[str, _Answered] = {}
-        self.failed: dict[str, str] = {}
-        self.calls = 0
-        self.reused = 0
-
-    async def ask_all(self) -> None:
-        """Ask for the trial's decisions first, and for the rest when they are well answered."""
-        async with Teacher(self._settings.teach.teacher, self._table) as teacher:
-            trial = self._rows[: self._settings.teach.smoke_decisions]
-            await self._ask_some(teacher, trial, trial=True)
-            await self._ask_some(teacher, self._rows, trial=False)
-        self._report()
-
-    async def _ask_some(self, teacher: Teacher, rows: Iterable[ChosenRow], *, trial: bool) -> None:
-        waiting = iter(rows)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._table.concurrency):
-                    group.create_task(self._work_off(teacher, waiting, trial=trial))
-        except ExceptionGroup as failures:
-            # The first failure has cut the others off.
-            raise failures.exceptions[0] from None
-
-    async def _work_off(self, teacher: Teacher, waiting: Iterable[ChosenRow], *, trial: bool) -> None:
-        for row in waiting:
-            if row.decision_id in self.failed and not trial:
-                continue
-            try:
-                await self._ask_for(teacher, row, trial=trial)
-                self._failures_in_a_row = 0
-            except _CapReached:
-                self._note_failure(row, "cap")
-            except RequestRefused:
-                self._note_failure(row, "request_refused")
-            except Unanswered as failure:
-                self._note_failure(row, "no_answer")
-                self._failures_in_a_row += 1
-                if self._failures_in_a_row >= max(3, self._table.concurrency):
-                    raise OutsideError(
-                        f"the teacher {self._settings.teach.teacher!r} at {self._table.base_url} has stopped answering "
-                        f"({failure}); run again later: what was answered is kept"
-                    ) from None
-            if trial:
-                self._judge_trial()
-            self._report()
-
-    def _note_failure(self, row: ChosenRow, reason: str) -> None:
-        """Note why a decision has no answer; one whose answer was cut off keeps that answer."""
-        if row.decision_id not in self.answered:
-            self.failed[row.decision_id] = reason
-
-    async def _ask_for(self, teacher: Teacher, row: ChosenRow, *, trial: bool) -> None:
-        """Get the answer for a decision; one that was cut off is asked for once more with twice the room."""
-        if row.decision_id in self.answered and not self.answered[row.decision_id].parsed.truncated:
-            return
-        answer = await self._answer_to(teacher, self._request(row, limit_factor=1))
-        if answer.parsed.truncated and not trial:
-            answer = await self._answer_to(teacher, self._request(row, limit_factor=2))
-        self.answered[row.decision_id] = answer
-
-    async def _answer_to(self, teacher: Teacher, request: Request) -> _Answered:
-        """Return the reply to a request: the one paid for before, or a new one, saved before it is read."""
-        known = decisions.find_reply(self._run.record, request.request_hash)
-        if known is not None and (parsed := parse_reply(known.reply_json)) is not None:
-            self.reused += 1
-            return _Answered(known, parsed)
-        unreadable = 0
-        for tries in range(1, MAX_TRIES + 1):
-            got = await self._reserved(teacher, request)
-            if isinstance(got, Delay):
-                if tries < MAX_TRIES:
-                    await wait_before_next(tries, got)
-                continue
-            answered = self._save(request, got)
-            if answered is not None:
-                return answered
-            unreadable += 1
-            log.warning("%s: the reply for %s is no chat completion", self._settings.teach.teacher, request.decision_id)
-            if unreadable > 1:
-                break
-        raise Unanswered(f"{request.decision_id}: no answer after {tries} tries")
-
-    async def _reserved(self, teacher: Teacher, request: Request) -> RawReply | Delay:
-        """Send a request with its money reserved; a failure that costs nothing gives the money back, a timeout may not."""
-        while (spending_id := reserve(self._run.record, self._settings, self._run.run_id, request)) is None:
-            # What is on its way may cost less than it reserved, which makes room.
-            if self._under_way == 0:
-                raise _CapReached
-            await asyncio.sleep(_POLL_SECONDS)
-        self._under_way += 1
-        self.calls += 1
-        try:
-            got = await teacher.ask_once(request)
-        except RequestRefused:
-            decisions.settle_spending(self._run.record, spending_id, 0.0)
-            raise
-        finally:
-            self._under_way -= 1
-        if isinstance(got, RawReply):
-            parsed = parse_reply(got.body)
-            if parsed is not None and parsed.usage is not None:
-                decisions.settle_spending(self._run.record, spending_id, self._cost(parsed))
-        elif not got.may_be_billed:
-            decisions.settle_spending(self._run.record, spending_id, 0.0)
-        return got
-
-    def _save(self, request: Request, got: RawReply) -> _Answered | None:
-        """Save a raw reply, then read it; None when it cannot be read."""
-        reply = TeacherReply(
-            request.request_hash, request.decision_id, self._settings.teach.teacher, got.body, 0, 0, 0.0, got.latency_ms
-        )
-        decisions.save_reply(self._run.record, reply)
-        parsed = parse_reply(got.body)
-        if parsed is None:
-            return None
-        if parsed.usage is not None:
-            tokens = parsed.usage.prompt_tokens, parsed.usage.completion_tokens
-            reply = TeacherReply(
-                reply.request_hash, reply.decision_id, reply.teacher, got.body, *tokens, self._cost(parsed), got.latency_ms
-            )
-            decisions.save_reply(self._run.record, reply)
-        return _Answered(reply, parsed)
-
-    def _cost(self, parsed: ParsedReply) -> float:
-        if parsed.usage is None:
-            return 0.0
-        return cost_usd(self._table, parsed.usage.prompt_tokens, parsed.usage.completion_tokens)
-
-    def answer_row(self, row: ChosenRow) -> AnswerRow:
-        """Enter an answer in the record and return its row, the same in every run over the same record."""
-        answer = self.answered[row.decision_id]
-        entered = decisions.add_answer(
-            self._run.record,
-            row.decision_id,
-            author=AnswerAuthor.TEACHER,
-            author_name=self._settings.teach.teacher,
-            content=answer.parsed.text,
-            passages=self._passages_of(row, answer),
-            run_id=self._run.run_id,
-            request_hash=answer.reply.request_hash,
-        )
-        return AnswerRow(
-            decision_id=row.decision_id,
-            answer_id=entered.answer_id,
-            teacher=self._settings.teach.teacher,
-            text=answer.parsed.text,
-            finish_reason=answer.parsed.finish_reason,
-            passages=self._passages_of(row, answer),
-            request_hash=answer.reply.request_hash,
-            prompt_tokens=answer.reply.prompt_tokens,
-            completion_tokens=answer.reply.completion_tokens,
-            cost_usd=answer.reply.cost_usd,
-            latency_ms=round(answer.reply.latency_ms, 1),
-        )
-
-    def _request(self, row: ChosenRow, *, limit_factor: int) -> Request:
-        return make_request(
-            row.decision_id,
-            spoken_of(row),
-            name=self._settings.teach.teacher,
-            table=self._table,
-            instruction=self._settings.teach.instruction,
-            passages=self._shown(row),
-            handbook_digest=self._handbook.digest if self._handbook else "",
-            limit_factor=limit_factor,
-        )
-
-    def _shown(self, row: ChosenRow) -> tuple[Passage, ...]:
-        """Return the passages that this teacher is shown."""
-        if self._handbook is None or self._table.handbook_passages == 0:
-            return ()
-        if self._library is None:
-            self._library = HandbookTeacher(self._handbook, load_embedder())
-        asked = [message.content for message in spoken_of(row) if message.role is Role.USER]
-        return self._library.passages_for(asked, self._table.handbook_passages)
-
-    def _passages_of(self, row: ChosenRow, answer: _Answered) -> tuple[str, ...]:
-        return answer.parsed.handbook_passages or tuple(passage.passage_hash for passage in self._shown(row))
-
-    def _judge_trial(self) -> None:
-        failures = Counter(self.failed.values())
-        failures.pop("cap", None)
-        if failures.pop("no_answer", 0) > self._settings.teach.max_smoke_failures:
-            raise OutsideError(
-                f"the teacher {self._settings.teach.teacher!r} at {self._table.base_url} does not answer; "
-                "run again later: what was answered is kept"
-            )
-        failures["truncated"] = sum(each.parsed.truncated for each in self.answered.values())
-        failures["empty"] = sum(not each.parsed.text for each in self.answered.values())
-        total = sum(failures.values())
-        if total > self._settings.teach.max_smoke_failures:
-            told = ", ".join(f"{count} {name}" for name, count in sorted(failures.items()) if count)
-            raise Refused(
-                f"the trial of the teacher {self._settings.teach.teacher!r} failed: {told} among its first "
-                f"{len(self.answered) + len(self.failed)} answers, {self._settings.teach.max_smoke_failures} allowed; "
-                "nothing more was asked: mend its table ([teachers] max_answer_tokens, model) or name another in [teach]"
-            )
-
-    def _report(self) -> None:
-        done = len(self.answered) + len(self.failed)
-        note = f"{done} of {len(self._rows)} decisions, {self.calls} calls, {self.reused} reused"
-        self._run.report_progress(Stage.TEACH, done / max(1, len(self._rows)), note)
+def _details(run: Run, answers: Sequence[AnswerRow], lesson: _Lesson) -> dict[str, Json]:
+    assert lesson.teachers is not None
+    settings = run.settings
+    rejected: list[Json] = [name for name, each in sorted(lesson.missing.items()) if each.reason == "request_refused"]
+    unscored = Counter(each.reason for each in lesson.missing.values() if not each.is_rejection)
+    spent = spending.spent(run.record, run.run_id)
+    by_teacher = Counter(answer.teacher for answer in answers)
+    teachers: dict[str, Json] = {}
+    for name, asker in lesson.askers.items():
+        faults: dict[str, Json] = dict(sorted(asker.faults.items()))
+        teachers[name] = {
+            "model": asker.table.model,
+            "kind": asker.table.kind,
+            "licence_allows_training": asker.table.licence_allows_training,
+            "answers_taken": by_teacher[name],
+            "calls": asker.calls,
+            "reused": asker.reused,
+            "faults": faults,
+        }
+    agreements = [answer.agreement for answer in answers if answer.agreement is not None]
+    return {
+        "teacher": settings.teach.teacher,
+        "teachers": teachers,
+        "answers_by_teacher": dict(sorted(by_teacher.items())),
+        "by_people": sum(answer.author is not AnswerAuthor.TEACHER for answer in answers),
+        "passed_on": dict(sorted(lesson.teachers.passed_on.items())),
+        "calls": sum(asker.calls for asker in lesson.askers.values()),
+        "reused": sum(asker.reused for asker in lesson.askers.values()),
+        "truncated": sum(answer.finish_reason == "length" for answer in answers),
+        "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
+        "completion_tokens": sum(answer.completion_tokens for answer in answers),
+        "cost_usd": round(sum(answer.cost_usd for answer in answers), 6),
+        "spent_usd": round(spent.usd, 6),
+        "spent_tokens": spent.tokens,
+        "spent_calls": spent.calls,
+        "agreement": round(sum(agreements) / len(agreements), 4) if agreements else None,
+        "judge": lesson.judge_details or None,
+        "request_refused": rejected,
+        "unscored_by_reason": dict(sorted(unscored.items())),
+    }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conversations import audit, checks, decisions, erasure, releases, runs, search, turns
+from conversations import audit, checks, erasure, releases, runs, search, spending, turns
 from conversations.errors import OperatorError, OutsideError
 from conversations.exchange import exports, imports
 from conversations.messages import Author, Role, TurnStatus, Vote
@@ -185,12 +185,12 @@ def test_a_cap_on_money_holds_under_many_threads(record: Record) -> None:
     runs.begin_run(record, run_id="run_a", path="/p", settings_digest="d")
 
     def reserve(_: int) -> bool:
-        return decisions.reserve_spending(record, "run_a", "teacher", 0.1, max_cost_usd=0.55, max_calls=100) is not None
+        return spending.reserve(record, "run_a", "teacher", [(0.1, 10)], spending.Caps(0.55, 100)) != (None,)
 
     with ThreadPoolExecutor(16) as pool:
         granted = sum(pool.map(reserve, range(40)))
     assert granted == 5
-    assert decisions.spent_usd(record, "run_a") <= 0.55
+    assert spending.spent(record, "run_a").usd <= 0.55
 
 
 LINE = {

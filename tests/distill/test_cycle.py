@@ -9,6 +9,7 @@ from small_run import QUESTIONS, conversation, small_run
 from conversations import runs
 from conversations.errors import OperatorError, OutsideError, Refused
 from distill import cycle
+from distill.dataset.teaching import pace
 from distill.run import Stage
 
 
@@ -111,14 +112,12 @@ def test_a_finished_run_that_is_opened_again_keeps_its_outcome(tmp_path: Path) -
 
 
 def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wait(tries: int, delay: object) -> None:
-        pass
-
-    monkeypatch.setattr("distill.dataset.teach.wait_before_next", wait)
+    monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(pace, "FIRST_PAUSE_SECONDS", 0.02)
     with (
         ScriptedTeacher(lambda question, before: Act(status=503)) as teacher,
         small_run(tmp_path, teacher.base_url) as small,
     ):
-        with pytest.raises(OutsideError, match="does not answer"):
+        with pytest.raises(OutsideError, match="has stopped answering"):
             cycle.run_cycle(small.record, small.settings, silent)
         assert cycle.unfinished_run(small.record, small.settings) is not None

@@ -36,7 +36,7 @@ print(len(found), len(tried))
 NOT_LOADED = """
 import sys
 from pathlib import Path
-import distill.cli, distill.cycle, distill.dataset.teaching.budget, distill.dataset.choose, distill.dataset.verify
+import distill.cli, distill.cycle, distill.dataset.teaching.estimate, distill.dataset.choose, distill.dataset.verify
 from conversations.settings import RedactionTable
 from distill.dataset.second_pass import check_second_pass
 check_second_pass(RedactionTable())

@@ -7,9 +7,10 @@ import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, small_run
 
-from conversations import decisions
+from conversations import spending
 from conversations.errors import OperatorError, OutsideError, Refused
 from distill.cli import main
+from distill.dataset.teaching import pace
 from distill.rows import AnswerRow, read_rows
 from distill.run import Stage
 
@@ -17,15 +18,10 @@ CHOOSE_AND_TEACH = (Stage.CHOOSE, Stage.TEACH)
 
 
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Let no test wait as long as a real teacher is waited for; returns the waits."""
-    waited: list[float] = []
-
-    async def wait(tries: int, delay: object) -> None:
-        waited.append(delay.asked_seconds)
-
-    monkeypatch.setattr("distill.dataset.teach.wait_before_next", wait)
-    return waited
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait as long as a real teacher is waited for."""
+    monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(pace, "FIRST_PAUSE_SECONDS", 0.02)
 
 
 def told(script: Callable[[str, int], Act] | None = None) -> ScriptedTeacher:
@@ -48,8 +44,8 @@ def test_every_decision_is_asked_once_and_a_second_run_buys_nothing(tmp_path: Pa
         assert rows[0].read_bytes() == rows[1].read_bytes()
 
 
-def test_what_may_pass_is_tried_again_and_waits_as_long_as_the_teacher_asks(tmp_path: Path, hurry: list[float]) -> None:
-    faults = [Act(status=429, headers={"Retry-After": "7"}), Act(status=503), Act(raw=b"<html>no</html>")]
+def test_what_may_pass_is_tried_again_and_waits_as_long_as_the_teacher_asks(tmp_path: Path) -> None:
+    faults = [Act(status=429, headers={"Retry-After": "0.6"}), Act(status=503), Act(raw=b"<html>no</html>")]
 
     def script(question: str, before: int) -> Act:
         return faults[before] if question == QUESTIONS[0] and before < len(faults) else Act()
@@ -57,8 +53,10 @@ def test_what_may_pass_is_tried_again_and_waits_as_long_as_the_teacher_asks(tmp_
     with told(script) as teacher, small_run(tmp_path, teacher.base_url) as small:
         _, (_, taught) = small.perform(*CHOOSE_AND_TEACH)
         assert taught.counts.accepted == len(QUESTIONS)
-        assert hurry == [7.0, 0.0]
         assert len(teacher.seen) == len(QUESTIONS) + len(faults)
+        moments = [seen.arrived_at for seen in teacher.seen if seen.question == QUESTIONS[0]]
+        assert moments[1] - moments[0] >= 0.6
+        assert taught.details["teachers"]["big"]["faults"] == {"invalid_json": 1, "rate_limited": 1, "server_error": 1}
 
 
 def test_a_request_that_the_teacher_refuses_is_counted_and_not_repeated(tmp_path: Path) -> None:
@@ -119,7 +117,7 @@ def test_caps_on_calls_and_money_hold_and_leave_the_rest_unscored(tmp_path: Path
             run, (_, taught) = small.perform(*CHOOSE_AND_TEACH)
             # 400 tokens of answer at 100 USD a million are reserved for each request until its own figure is known.
             assert 0 < taught.counts.accepted <= len(QUESTIONS)
-            assert decisions.spent_usd(small.record, run.run_id) <= 0.1
+            assert spending.spent(small.record, run.run_id).usd <= 0.1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, SmallRun, conversation, small_run
 
-from conversations import audit, backup, checks, decisions, erasure, releases, runs, search, turns
+from conversations import audit, backup, checks, decisions, erasure, releases, replies, runs, search, turns
 from conversations.decisions import AnswerAuthor
 from conversations.errors import OutsideError
 from conversations.exchange import exports, imports
@@ -202,8 +202,8 @@ def test_a_reply_that_two_customers_share_stays_with_the_other(small: SmallRun) 
         )
         for words in (PHRASES[0], QUESTIONS[1])
     )
-    reply = decisions.TeacherReply("shared", own.decision_id, "big", "{}", 1, 1, 0.0, 1.0)
-    decisions.save_reply(small.record, reply)
+    reply = replies.TeacherReply("shared", own.decision_id, "big", "{}", 1, 1, 0.0, 1.0)
+    replies.save_reply(small.record, reply)
     for each in (own, other):
         decisions.add_answer(
             small.record,
@@ -214,7 +214,7 @@ def test_a_reply_that_two_customers_share_stays_with_the_other(small: SmallRun) 
             request_hash="shared",
         )
     erasure.erase_customer(small.record, PHRASES[2], actor="test")
-    kept = decisions.find_reply(small.record, "shared")
+    kept = replies.find_reply(small.record, "shared")
     assert kept is not None and kept.decision_id == other.decision_id
     assert checks.verify(small.record).problems == []
 

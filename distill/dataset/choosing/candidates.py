@@ -6,10 +6,10 @@ it is its question, redacted, and a few names. The messages that go on to a teac
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from conversations.decisions import disputed, operators_answers
+from conversations.decisions import AnswerAuthor, disputed, newest_answers
 from conversations.dialogues import Dialogue, every_dialogue
 from conversations.messages import Author, Consent, Role, TurnStatus
 from conversations.redaction import PLACEHOLDER, RedactionRules, Redactor
@@ -56,12 +56,12 @@ class _Known:
     """What the record knows about its earlier decisions, by name."""
 
     disputed: Collection[str]
-    operators_answers: Mapping[str, str]
+    operators_answers: Collection[str]
 
 
 def candidates(record: Record, settings: DistillSettings) -> Iterator[Candidate]:
     """Yield every candidate of the record, in the order of the conversations."""
-    known = _Known(disputed(record), operators_answers(record))
+    known = _Known(disputed(record), newest_answers(record, AnswerAuthor.OPERATOR).keys())
     allowed = {Consent.YES, Consent.UNKNOWN} if settings.choose.learn_from_unknown_consent else {Consent.YES}
     for dialogue in every_dialogue(record):
         yield from _candidates_of(dialogue, settings, known, dialogue.conversation.consent in allowed)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from conversations.decisions import operators_answers
+from conversations.decisions import Answer, AnswerAuthor, newest_answers
 from conversations.dialogues import Dialogue, dialogues
 from conversations.exchange.raw_json import members
 from conversations.messages import Author, ChatMessage, Json, Role
@@ -31,7 +31,7 @@ class _Means:
     settings: DistillSettings
     handbook: Handbook | None
     topics: Mapping[str, str]
-    operators_answers: Mapping[str, str]
+    operators_answers: Mapping[str, Answer]
     second_pass: SecondPass | None
 
 
@@ -44,7 +44,7 @@ def chosen_rows(
 ) -> Iterator[ChosenRow]:
     """Yield the row of each chosen decision, conversation by conversation; one that an erasure took meanwhile has none."""
     handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
-    means = _Means(settings, handbook, topics, operators_answers(record), second_pass)
+    means = _Means(settings, handbook, topics, newest_answers(record, AnswerAuthor.OPERATOR), second_pass)
     wanted: dict[str, dict[str, Placed]] = {}
     for each in chosen:
         wanted.setdefault(each.candidate.conversation_id, {})[each.name] = each
@@ -87,7 +87,7 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
         logged = _logged(branch[exchange.place + 1 : end], redacted[exchange.place + shift + 1 : end + shift])
         written = means.operators_answers.get(name)
         replies = [logged.content] if logged is not None and logged.author is Author.OPERATOR else []
-        replies += [redactor.redact(written)] if written else []
+        replies += [redactor.redact(written.content)] if written else []
         history = messages[: exchange.place + shift + 1]
         labels = _labels(dialogue.conversation.labels, exchange.user_turn, history, means.handbook)
         signals = placed.candidate.signals

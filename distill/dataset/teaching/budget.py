@@ -1,44 +1,127 @@
-"""What asking a teacher may cost: an estimate before anybody is called, and a reservation before each request leaves.
+"""Whom a run may ask and pay: licences, the most that a request can cost, and the purse that all who ask share.
 
-In: the record, the settings, requests. Out: figures, reservations in the record, or a refusal of the teacher's licence.
-A reservation assumes the most that a request can cost, so that a cap is never passed, whatever the concurrency.
+In: the settings, requests. Out: reservations in the record, or a refusal. A reservation assumes the most that a request can
+cost, so that no cap is ever passed, whatever the concurrency. It sends nothing.
 """
 
+import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
 
-from conversations import decisions
+from conversations import spending
 from conversations.errors import OperatorError
-from conversations.messages import ChatMessage
-from conversations.prompt import Renderer
+from conversations.spending import Caps
 from conversations.store import Record
-from distill.dataset.choose import plan_decisions
-from distill.dataset.handbook.articles import Handbook
-from distill.dataset.teaching.teacher import Request, is_on_this_machine, make_request
-from distill.rows import ChosenRow
+from distill.dataset.teaching.replies import most_prompt_tokens
+from distill.dataset.teaching.requests import Request
+from distill.dataset.teaching.teacher import is_on_this_machine, key_of
 from distill.settings import DistillSettings, TeacherTable
-
-_TOKENS_PER_WORD = 1.4
-_TOKENS_PER_MESSAGE = 4
-_GUESSED_COMPLETION_TOKENS = 120
-_MIN_REPLIES_TO_LEARN_FROM = 20
-# Every tokenizer in use makes fewer tokens than half the bytes of ordinary text.
-_BYTES_PER_TOKEN_AT_LEAST = 2
 
 log = logging.getLogger(__name__)
 
 
-def chosen_teacher(settings: DistillSettings) -> TeacherTable:
-    """Return the table of the teacher that [teach] names.
+class CapReached(Exception):
+    """The next request would pass the cap on money, tokens or calls."""
 
-    Raises OperatorError when there is none, or its licence does not allow training on its answers.
+
+class Purse:
+    """What a run may spend, shared by its teachers and its judge; used inside one event loop."""
+
+    def __init__(self, record: Record, run_id: str, caps: Caps) -> None:
+        self._record, self._run_id, self._caps = record, run_id, caps
+        self._under_way = 0
+        self._released = asyncio.Event()
+        self.is_closed = False
+
+    @property
+    def caps(self) -> Caps:
+        """What the run may spend at most."""
+        return self._caps
+
+    async def reserve(self, payee: str, usd: float, tokens: int) -> str:
+        """Reserve for one request; what is on its way may cost less than it reserved, so its end is waited for.
+
+        Raises CapReached when nothing is on its way and there is no room, or the purse was closed.
+        """
+        while not self.is_closed:
+            (spending_id,) = spending.reserve(self._record, self._run_id, payee, [(usd, tokens)], self._caps)
+            if spending_id is not None:
+                self._under_way += 1
+                return spending_id
+            if self._under_way == 0:
+                raise CapReached
+            self._released.clear()
+            await self._released.wait()
+        raise CapReached
+
+    async def close(self) -> None:
+        """Let nothing more leave, and wait until what is on its way has come: it is paid for."""
+        self.is_closed = True
+        self._released.set()
+        while self._under_way > 0:
+            self._released.clear()
+            await self._released.wait()
+
+    def release(self) -> None:
+        """Say that a request is no longer on its way; whoever waits for room looks again."""
+        self._under_way -= 1
+        self._released.set()
+
+
+def caps_of(settings: DistillSettings) -> Caps:
+    """Return what a run may spend."""
+    return Caps(settings.teach.max_cost_usd, settings.teach.max_calls, settings.teach.max_tokens)
+
+
+def most_it_costs(table: TeacherTable, request: Request, *, share: float = 1.0) -> tuple[float, int]:
+    """Return the most that a request can cost, in US dollars and in tokens; `share` is that of a batch."""
+    prompt = most_prompt_tokens(request)
+    dearest = max(table.prompt_usd_per_million, table.cached_prompt_usd_per_million or 0.0)
+    usd = (prompt * dearest + request.max_tokens * table.completion_usd_per_million) * share / 1e6
+    return usd, prompt + request.max_tokens
+
+
+def teachers_of(settings: DistillSettings) -> dict[str, TeacherTable]:
+    """Return the tables of every teacher that [teach] names, in the order in which they are asked.
+
+    Raises OperatorError for a name that is not there, a licence that does not allow training, and several teachers without a
+    judge to choose among them.
     """
-    name = settings.teach.teacher
+    names = dict.fromkeys((settings.teach.teacher, *settings.teach.best_of, *settings.teach.fallback))
+    tables = {name: _allowed(name, settings) for name in names}
+    if settings.teach.best_of and settings.judge is None:
+        raise OperatorError(
+            f"{settings.settings_file} [teach]: best_of needs a judge to pick the best; add a table [judge] with teacher = a name "
+            "of [teachers], or leave best_of out"
+        )
+    for name in settings.teach.best_of:
+        if tables[name].kind == "logged":
+            raise OperatorError(
+                f"{settings.settings_file} [teach]: best_of names {name!r}, which is of the kind 'logged' and is asked nothing; "
+                "name it as teacher or in fallback, or set people_first = true"
+            )
+    return tables
+
+
+def check_teachers(settings: DistillSettings) -> None:
+    """Make sure that every teacher and the judge can be asked.
+
+    Raises OperatorError as `teachers_of` does, and for a key that is not in the environment.
+    """
+    asked = dict(teachers_of(settings))
+    if settings.judge is not None and settings.judge.teacher in settings.teachers:
+        asked[settings.judge.teacher] = settings.teachers[settings.judge.teacher]
+    for name, table in asked.items():
+        if table.kind != "logged":
+            key_of(name, table)
+            _warn_of_no_price(f"{settings.settings_file} [teachers.{name}]", table)
+
+
+def _allowed(name: str, settings: DistillSettings) -> TeacherTable:
     table = settings.teachers.get(name)
     place = f"{settings.settings_file} [teachers.{name}]"
     if table is None:
         known = ", ".join(sorted(settings.teachers)) or "none"
-        raise OperatorError(f"{settings.settings_file} [teach]: teacher = {name!r} is not in [teachers]; known are: {known}")
+        raise OperatorError(f"{settings.settings_file} [teach]: {name!r} is not in [teachers]; known are: {known}")
     if table.licence_allows_training == "no":
         raise OperatorError(
             f"{place}: its licence does not allow training on its answers; expected a teacher whose licence does; name another"
@@ -48,103 +131,10 @@ def chosen_teacher(settings: DistillSettings) -> TeacherTable:
             f"{place}: whether its licence allows training on its answers is unknown; find out and set "
             "licence_allows_training, or set [teach] allow_unknown_licence = true and answer for it"
         )
-    free = table.prompt_usd_per_million == 0 and table.completion_usd_per_million == 0
-    if free and not is_on_this_machine(table):
-        log.warning("%s: %s is not on this machine and has no price; the cap in dollars cannot hold", place, table.base_url)
     return table
 
 
-def estimate(record: Record, settings: DistillSettings) -> Mapping[str, Mapping[str, int | float]]:
-    """Return, by teacher, what a cycle would ask and what that may cost; calls nobody.
-
-    Decisions whose answers are in the record already are counted apart: they cost nothing.
-    """
-    name = settings.teach.teacher
-    # What it would cost may be asked before the licence is accepted.
-    accepted = settings.teach.model_copy(update={"allow_unknown_licence": True})
-    table = chosen_teacher(settings.model_copy(update={"teach": accepted}))
-    plan = plan_decisions(record, settings, with_topics=False)
-    digest = Handbook.load(settings.handbook.path).digest if settings.handbook else ""
-    # With passages the hash depends on a search that a dry run does not make; such requests count as new.
-    to_ask = [
-        row
-        for row in plan.rows
-        if table.handbook_passages
-        or decisions.find_reply(record, _plain_request(row, settings, digest).request_hash) is None
-    ]
-    renderer = Renderer.load(settings.student.base) if (settings.student.base / "tokenizer.json").is_file() else None
-    prompt_tokens = sum(_count(_spoken(row, settings), renderer) for row in to_ask)
-    completion_tokens = round(len(to_ask) * min(table.max_answer_tokens, _usual_completion(record, name)))
-    return {
-        name: {
-            "decisions": len(to_ask),
-            "already_answered": len(plan.rows) - len(to_ask),
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens_estimate": completion_tokens,
-            "cost_usd_estimate": round(cost_usd(table, prompt_tokens, completion_tokens), 6),
-        }
-    }
-
-
-def cost_usd(table: TeacherTable, prompt_tokens: int, completion_tokens: int) -> float:
-    """Return what so many tokens cost, in US dollars."""
-    return (prompt_tokens * table.prompt_usd_per_million + completion_tokens * table.completion_usd_per_million) / 1e6
-
-
-def most_it_costs(table: TeacherTable, request: Request) -> float:
-    """Return the most that a request can cost, in US dollars."""
-    texts = [message.content + message.extra_json for message in request.messages]
-    texts += [passage.title + passage.text for passage in request.passages]
-    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    tokens = size // _BYTES_PER_TOKEN_AT_LEAST + 2 * _TOKENS_PER_MESSAGE * (len(texts) + 1)
-    return cost_usd(table, tokens, request.max_tokens)
-
-
-def reserve(record: Record, settings: DistillSettings, run_id: str, request: Request) -> str | None:
-    """Reserve money and a call for a request about to leave; None when a cap would be passed."""
-    return decisions.reserve_spending(
-        record,
-        run_id,
-        settings.teach.teacher,
-        most_it_costs(settings.teachers[settings.teach.teacher], request),
-        max_cost_usd=settings.teach.max_cost_usd,
-        max_calls=settings.teach.max_calls,
-    )
-
-
-def _plain_request(row: ChosenRow, settings: DistillSettings, handbook_digest: str) -> Request:
-    return make_request(
-        row.decision_id,
-        [message.message() for message in row.messages],
-        name=settings.teach.teacher,
-        table=settings.teachers[settings.teach.teacher],
-        instruction=settings.teach.instruction,
-        handbook_digest=handbook_digest,
-    )
-
-
-def _spoken(row: ChosenRow, settings: DistillSettings) -> list[str]:
-    return [*(message.content + message.extra_json for message in row.messages), *_nonempty(settings.teach.instruction)]
-
-
-def _nonempty(text: str) -> Iterator[str]:
-    if text:
-        yield text
-
-
-def _count(texts: Sequence[str], renderer: Renderer | None) -> int:
-    """Count tokens with the student's tokenizer, which is near enough to any teacher's, or by words."""
-    if renderer is None:
-        return round(sum(_TOKENS_PER_MESSAGE + len(text.split()) * _TOKENS_PER_WORD for text in texts))
-    return sum(_TOKENS_PER_MESSAGE + len(renderer.answer(text)) for text in texts)
-
-
-def _usual_completion(record: Record, teacher: str) -> float:
-    """Return how many tokens this teacher's answers take, by its answers so far."""
-    replies, tokens = decisions.usual_completion(record, teacher)
-    return tokens if replies >= _MIN_REPLIES_TO_LEARN_FROM and tokens else _GUESSED_COMPLETION_TOKENS
-
-
-def spoken_of(row: ChosenRow) -> list[ChatMessage]:
-    """Return the messages of a chosen decision."""
-    return [message.message() for message in row.messages]
+def _warn_of_no_price(place: str, table: TeacherTable) -> None:
+    is_free = table.prompt_usd_per_million == 0 and table.completion_usd_per_million == 0
+    if is_free and not is_on_this_machine(table):
+        log.warning("%s: %s is not on this machine and has no price; the cap in dollars cannot hold", place, table.base_url)

@@ -1,48 +1,34 @@
-"""A teacher: any OpenAI-compatible endpoint, asked with a conversation's logged history.
+"""A teacher: any OpenAI-compatible endpoint, sent one request once.
 
-In: redacted messages. Out: the raw reply, and what can be read of it. It retries what may pass (429, 5xx, timeouts) a bounded
-number of times, waits as long as the teacher asks, and never repeats a request that the teacher has refused. It sees
-redacted text only and never logs a key or a customer's words.
+In: a request, byte for byte. Out: the raw reply, or what went wrong and whether it may have cost money. It repeats nothing, reads
+nothing and never logs a key or a customer's words.
 """
 
-import asyncio
+import errno
+import importlib.util
 import logging
-import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from conversations.errors import OperatorError, OutsideError
-from conversations.messages import ChatMessage, Json, Role, content_hash
 from conversations.settings import secret
-from distill.dataset.handbook.articles import Passage
+from distill.dataset.teaching.pace import asked_seconds
+from distill.dataset.teaching.replies import Fault, error_of
+from distill.dataset.teaching.requests import Request
 from distill.settings import TeacherTable
 
 if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletionMessageParam
+    import openai
 
-MAX_TRIES = 5
-_MAX_WAIT_SECONDS = 60.0
-_MAX_ASKED_WAIT_SECONDS = 300.0
+_NOBODY = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 _MAY_PASS = (408, 409, 425, 429)
+# What providers answer with 429 when the account is empty, which no waiting mends.
+_UNPAID_CODES = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides an answer. `passages` are put before the teacher, never before the student."""
-
-    decision_id: str
-    messages: tuple[ChatMessage, ...]
-    passages: tuple[Passage, ...]
-    max_tokens: int
-    request_hash: str
 
 
 @dataclass(frozen=True)
@@ -57,51 +43,9 @@ class RawReply:
 class Delay:
     """A failure that may pass: the seconds that the teacher asks to wait (0: it does not say), and whether it may cost."""
 
+    fault: Fault
     asked_seconds: float
     may_be_billed: bool
-
-
-class _Usage(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Said(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    message: _Said
-    finish_reason: str | None = None
-
-
-class ParsedReply(BaseModel):
-    """What is read of a reply; `handbook_passages` is the handbook teacher's own field."""
-
-    model_config = ConfigDict(extra="ignore")
-    choices: tuple[_Choice, ...] = Field(min_length=1)
-    usage: _Usage | None = None
-    handbook_passages: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The answer; what the teacher says instead where it refuses; empty when it said nothing."""
-        said = self.choices[0].message
-        return (said.content or said.refusal or "").strip()
-
-    @property
-    def finish_reason(self) -> str:
-        """Why the teacher stopped."""
-        return self.choices[0].finish_reason or "unknown"
-
-    @property
-    def truncated(self) -> bool:
-        """Tell whether the limit on its length cut the answer off."""
-        return self.finish_reason == "length"
 
 
 class Unanswered(Exception):
@@ -120,11 +64,18 @@ class Teacher:
 
         Raises OperatorError when its key is not in the environment.
         """
-        from openai import AsyncOpenAI
+        import openai
 
-        key = key_of(name, table)
         self._name, self._table = name, table
-        self._client = AsyncOpenAI(base_url=table.base_url, api_key=key, max_retries=0, timeout=table.timeout_seconds)
+        # The client on aiohttp takes half the time of the usual one for each request.
+        has_aiohttp = importlib.util.find_spec("aiohttp") is not None
+        self.client = openai.AsyncOpenAI(
+            base_url=table.base_url,
+            api_key=key_of(name, table),
+            max_retries=0,
+            timeout=table.timeout_seconds,
+            http_client=openai.DefaultAioHttpClient(timeout=table.timeout_seconds) if has_aiohttp else None,
+        )
 
     async def __aenter__(self) -> "Teacher":
         return self
@@ -132,7 +83,7 @@ class Teacher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._client.close()
+        await self.client.close()
 
     async def ask_once(self, request: Request) -> RawReply | Delay:
         """Send a request once: the raw reply, or the delay when a failure may pass.
@@ -144,41 +95,42 @@ class Teacher:
 
         began = time.monotonic()
         try:
-            reply = await self._client.chat.completions.with_raw_response.create(
-                model=self._table.model,
-                # Our messages are what was logged, key for key; the client's types cannot know that.
-                messages=cast("list[ChatCompletionMessageParam]", [each.as_openai() for each in _put_before(request)]),
-                temperature=self._table.temperature,
-                max_tokens=request.max_tokens,
-            )
+            # What was logged is sent as it was logged: the client's own types would leave out what they do not know.
+            text = await self.client.post("/chat/completions", cast_to=str, content=request.body.encode("utf-8", "replace"))
         except openai.APIStatusError as error:
-            return self._wait_or_raise(request, error.status_code, error.response.headers.get("retry-after", ""), str(error))
-        except openai.APITimeoutError:
-            log.warning("%s: no answer within %g s", self._name, self._table.timeout_seconds)
-            return Delay(0.0, may_be_billed=True)
+            return self._wait_or_raise(request, error)
         except openai.APIConnectionError as error:
-            raise self._nobody_there(error) from None
-        return RawReply(reply.text, (time.monotonic() - began) * 1000)
+            if _nobody_listens(error):
+                raise self._nobody_there(error) from None
+            # The client also calls some lost connections a timeout.
+            has_waited = time.monotonic() - began >= 0.9 * self._table.timeout_seconds
+            fault = Fault.TIMEOUT if has_waited else Fault.CONNECTION_LOST
+            log.warning("%s: %s after %.1f s", self._name, fault.replace("_", " "), time.monotonic() - began)
+            return Delay(fault, 0.0, may_be_billed=True)
+        return RawReply(text, (time.monotonic() - began) * 1000)
 
-    def _wait_or_raise(self, request: Request, status: int, retry_after: str, told: str) -> Delay:
+    def _wait_or_raise(self, request: Request, error: "openai.APIStatusError") -> Delay:
+        status, told = error.status_code, error_of(error.response.text)
         where = f"the teacher {self._name!r} at {self._table.base_url}"
-        variable = self._table.api_key_variable
         if status in (401, 403):
+            variable = self._table.api_key_variable
             key = f"the key in the environment variable {variable}" if variable else "a request without a key"
             what = "set api_key_variable in its table" if not variable else f"export a valid {variable}"
             raise OperatorError(f"{where} refuses {key} (HTTP {status}); {what} and run again: what was answered is kept")
-        if status == 402:
-            raise OperatorError(f"{where} asks for payment (HTTP 402); top the account up and run again: answers are kept")
+        if status == 402 or (status == 429 and {str(told.get("code")), str(told.get("type"))} & {*_UNPAID_CODES}):
+            raise OperatorError(
+                f"{where} asks for payment (HTTP {status}); top the account up and run again: what was answered is kept"
+            )
         if status == 404:
             raise OperatorError(
                 f"{where} does not know the model {self._table.model!r} or this address (HTTP 404); mend model or base_url"
             )
         if status in _MAY_PASS or status >= 500:
-            asked = _seconds(retry_after)
+            asked = asked_seconds(error.response.headers.get("retry-after", ""))
             log.warning("%s: HTTP %d%s", self._name, status, f", asks to wait {asked:g} s" if asked else "")
-            return Delay(asked, may_be_billed=False)
+            return Delay(Fault.RATE_LIMITED if status == 429 else Fault.SERVER_ERROR, asked, may_be_billed=False)
         log.warning("%s: refuses the request of %s (HTTP %d)", self._name, request.decision_id, status)
-        raise RequestRefused(f"HTTP {status}: {told[:200]}")
+        raise RequestRefused(f"HTTP {status}: {str(told.get('message', ''))[:200]}")
 
     def _nobody_there(self, error: Exception) -> OutsideError:
         what = "start it with `distill teacher`" if self._table.kind == "handbook" else "start it, or mend base_url"
@@ -186,53 +138,6 @@ class Teacher:
             f"the teacher {self._name!r} at {self._table.base_url} cannot be reached ({error.__cause__ or error}); "
             f"{what}, and run again: what was answered is kept"
         )
-
-
-async def wait_before_next(tries: int, delay: Delay) -> None:
-    """Wait before another try: as long as the teacher asked for, or twice as long each time, with some chance in it."""
-    own = min(_MAX_WAIT_SECONDS, 0.5 * 2.0 ** (tries - 1)) * random.uniform(0.75, 1.25)
-    seconds = min(delay.asked_seconds, _MAX_ASKED_WAIT_SECONDS) if delay.asked_seconds > 0 else own
-    log.info("trying again in %.1f s (try %d of %d)", seconds, tries + 1, MAX_TRIES)
-    await asyncio.sleep(seconds)
-
-
-def make_request(
-    decision_id: str,
-    messages: Sequence[ChatMessage],
-    *,
-    name: str,
-    table: TeacherTable,
-    instruction: str = "",
-    passages: Sequence[Passage] = (),
-    handbook_digest: str = "",
-    limit_factor: int = 1,
-) -> Request:
-    """Build the request for a decision: its history byte for byte, and a hash of all that decides the answer."""
-    told = list(messages)
-    if instruction:
-        after_system = 1 if told and told[0].role is Role.SYSTEM else 0
-        told.insert(after_system, ChatMessage(Role.SYSTEM, instruction))
-    limit = table.max_answer_tokens * limit_factor
-    decides: list[Json] = [
-        name,
-        table.model,
-        table.base_url,
-        [message.as_openai() for message in told],
-        table.temperature,
-        limit,
-        [passage.passage_hash for passage in passages],
-        # The handbook teacher reads the handbook itself, so a changed one changes its answers.
-        handbook_digest if table.kind == "handbook" else "",
-    ]
-    return Request(decision_id, tuple(told), tuple(passages), limit, content_hash(decides))
-
-
-def parse_reply(body: str) -> ParsedReply | None:
-    """Read a raw reply; None when it is not a chat completion."""
-    try:
-        return ParsedReply.model_validate_json(body)
-    except ValidationError:
-        return None
 
 
 def key_of(name: str, table: TeacherTable) -> str:
@@ -251,18 +156,17 @@ def is_on_this_machine(table: TeacherTable) -> bool:
     return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
 
 
-def _put_before(request: Request) -> tuple[ChatMessage, ...]:
-    """Return the messages as sent: the handbook's passages stand before the customer's words, for the teacher alone."""
-    if not request.passages:
-        return request.messages
-    text = "\n\n".join(f"{passage.title}\n{passage.text}" for passage in request.passages)
-    told = ChatMessage(Role.SYSTEM, f"From the company's handbook:\n\n{text}")
-    head = sum(1 for message in request.messages[:2] if message.role is Role.SYSTEM)
-    return (*request.messages[:head], told, *request.messages[head:])
+def _nobody_listens(error: Exception) -> bool:
+    """Tell whether the machine there refused the connection, or is unknown; told by names, for each of the client's libraries.
 
-
-def _seconds(retry_after: str) -> float:
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        return 0.0
+    One of them calls a refused connection a timeout, with the refusal beneath.
+    """
+    cause = error.__cause__
+    if cause is None or type(cause).__name__ not in ("ConnectError", "ConnectTimeout"):
+        return False
+    while cause is not None:
+        # Resolvers count their failures below zero.
+        if isinstance(cause, OSError) and cause.errno is not None and (cause.errno < 0 or cause.errno in _NOBODY):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

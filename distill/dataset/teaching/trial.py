@@ -1,0 +1,117 @@
+"""The trial: a teacher's first decisions, few and of different conversations, before it is paid for the rest.
+
+In: chosen rows and how each was answered. Out: nothing, or the reason for which the run stops. It takes as many calls at most
+as it has decisions, whatever the teacher does.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from conversations.errors import OutsideError, Refused
+from distill.dataset.teaching.asking import Asker
+from distill.dataset.teaching.replies import Fault, Reply
+from distill.rows import ChosenRow
+
+_REFUSES = re.compile(
+    r"\W*(?:(?:i['’]?m |i am )?(?:very |so |truly )?(?:sorry|afraid)\b[^.!?]{0,40})?"
+    r"\b(?:i (?:can(?:no|['’])t|can not|am (?:un|not )able to|won['’]t|will not) "
+    r"(?:help|assist|answer|discuss|provide|comply|fulfil|do that|respond|continue)|as an ai\b|i['’]?m (?:just )?an ai\b)",
+    re.IGNORECASE,
+)
+
+
+def sounds_like_refusal(text: str) -> bool:
+    """Tell whether an answer begins as refusals of models do; `verify` looks closer."""
+    return _REFUSES.match(text.replace("’", "'")) is not None
+
+
+def trial_rows(rows: Sequence[ChosenRow], count: int) -> list[ChosenRow]:
+    """Return the first decisions of as many conversations as there are, then the second ones, up to `count`."""
+    asked: Counter[str] = Counter()
+    ranked: list[tuple[int, int]] = []
+    # A conversation's first question comes before its second, in the trial too.
+    for place in sorted(range(len(rows)), key=lambda place: (rows[place].turn_depth, len(rows[place].messages), place)):
+        ranked.append((asked[rows[place].conversation_id], place))
+        asked[rows[place].conversation_id] += 1
+    return [rows[place] for _, place in sorted(ranked)[:count]]
+
+
+class Trial:
+    """Counts a teacher's first calls and what came of them."""
+
+    def __init__(self, asker: Asker, *, decisions: int, max_failures: int) -> None:
+        self._asker, self._calls_left, self._max_failures = asker, decisions, max_failures
+        self._good = 0
+        self._bad: Counter[str] = Counter()
+
+    def may_call(self) -> bool:
+        """Take one of the calls that are left, if there is one."""
+        self._calls_left -= 1
+        return self._calls_left >= 0
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether no call is left."""
+        return self._calls_left <= 0
+
+    def answered(self, reply: Reply) -> None:
+        """Note an answer.
+
+        Raises Refused when too many are useless.
+        """
+        if reply.truncated:
+            self._note("truncated")
+        elif reply.is_empty:
+            self._note("empty")
+        elif reply.finish_reason == "content_filter":
+            self._note("filtered")
+        elif Fault.TOOL_CALLS_UNASKED in reply.faults:
+            self._note("tool_calls_unasked")
+        elif sounds_like_refusal(reply.text):
+            self._note("refused")
+        else:
+            self._good += 1
+
+    def refused(self) -> None:
+        """Note a request that the teacher refused.
+
+        Raises Refused when there are too many.
+        """
+        self._note("request_refused")
+
+    def unanswered(self) -> None:
+        """Note a decision without an answer.
+
+        Raises OutsideError when there are too many.
+        """
+        if not self.is_over:
+            self._bad["no_answer"] += 1
+        if self._bad["no_answer"] > self._max_failures:
+            raise self._away()
+
+    def end(self) -> None:
+        """Look at the whole trial.
+
+        Raises OutsideError when the calls are used up and nothing was answered.
+        """
+        if self.is_over and self._good + sum(self._bad.values()) == 0:
+            raise self._away()
+
+    def _away(self) -> OutsideError:
+        faults = ", ".join(f"{count} {name}" for name, count in sorted(self._asker.faults.items()))
+        return OutsideError(
+            f"the teacher {self._asker.name!r} at {self._asker.table.base_url} does not answer ({faults or 'no answer'} in "
+            f"{self._asker.calls} calls); run again later: what was answered is kept"
+        )
+
+    def _note(self, what: str) -> None:
+        self._bad[what] += 1
+        total = sum(self._bad.values())
+        if total > self._max_failures:
+            told = ", ".join(f"{count} {name}" for name, count in sorted(self._bad.items()))
+            raise Refused(
+                f"the trial of the teacher {self._asker.name!r} failed: {told} among its first {total + self._good} answers, "
+                f"{self._max_failures} allowed; nothing more was asked: mend its table ([teachers] max_answer_tokens, model) or "
+                "name another in [teach]"
+            )

@@ -1,0 +1,153 @@
+"""What teaching may cost: never more than the caps, close to what was foretold, and nothing twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_teacher import Act, ScriptedTeacher
+from small_run import QUESTIONS, small_run
+from taught_run import chosen, set_keys, teach_in
+from tiny_student import tiny_student
+from tokenizers import Tokenizer
+
+from conversations import spending
+from conversations.errors import OperatorError
+from conversations.messages import Author
+from distill.dataset.teaching import pace
+from distill.dataset.teaching.estimate import estimate
+from distill.rows import LoggedReply
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait as long as a real teacher is waited for."""
+    monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(pace, "FIRST_PAUSE_SECONDS", 0.02)
+
+
+def many(count: int) -> list[dict[str, object]]:
+    """Conversations of one question each, none like another."""
+    return [
+        {
+            "id": f"many{place}", "customer_id": f"many-{place}", "created_at": "2026-08-05T08:00:00Z", "consent": True,
+            "messages": [{"role": "user", "content": f"my{place} box{place} is{place} not{place} here{place}"}],
+        }
+        for place in range(count)
+    ]  # fmt: skip
+
+
+def billed(body: dict[str, Any]) -> tuple[int, int]:
+    """What a greedy provider bills: a token for every third byte, and all of the answer's room on one request in four."""
+    size = len(json.dumps(body, ensure_ascii=False).encode())
+    return size // 3, body["max_tokens"] if size % 4 == 0 else 60
+
+
+def test_a_cap_of_half_a_dollar_holds_at_32_at_once_whatever_the_teacher_does(tmp_path: Path) -> None:
+    bill = 0.0
+
+    def script(body: dict[str, Any]) -> Act:
+        nonlocal bill
+        prompt, completion = billed(body)
+        bill += (prompt * 10 + completion * 100) / 1e6
+        if completion > 60:
+            # It bills what it then fails to deliver.
+            return Act(usage=(prompt, completion), seconds=0.01, cut="half")
+        return Act(usage=(prompt, completion), seconds=0.01)
+
+    with (
+        ScriptedTeacher(by_body=script) as teacher,
+        small_run(tmp_path, teacher.base_url, teach="max_smoke_failures = 100") as small,
+    ):
+        set_keys(small, max_cost_usd="0.5", concurrency="32")
+        small.import_conversations(many(150))
+        run = chosen(small)
+        manifest, answers = teach_in(small, run)
+        spent = spending.spent(small.record, run.run_id).usd
+    assert teacher.most_under_way > 4
+    assert 0 < bill <= spent <= 0.5
+    assert 0 < len(answers) < 158
+    assert manifest.details["unscored_by_reason"]["cap"] > 0
+
+
+@pytest.mark.parametrize(("key", "value", "answered"), [("max_calls", "5", 5), ("max_tokens", "3000", None)])
+def test_caps_on_calls_and_tokens_hold_too(tmp_path: Path, key: str, value: str, answered: int | None) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url, teach="max_tokens = 100000") as small:
+        set_keys(small, **{key: value})
+        run = chosen(small)
+        _, answers = teach_in(small, run)
+        spent = spending.spent(small.record, run.run_id)
+        assert len(answers) > 0 and (answered is None or len(answers) == answered == len(teacher.seen))
+        assert spent.tokens <= 3000
+
+
+def test_an_unpaid_account_stops_within_what_is_under_way_and_is_paid_for_the_rest_alone_later(tmp_path: Path) -> None:
+    credit = 20
+
+    def script(question: str, before: int) -> Act:
+        return Act(seconds=0.01) if len(teacher.seen) <= credit else Act(status=402, seconds=0.01)
+
+    with ScriptedTeacher(script) as teacher, small_run(tmp_path, teacher.base_url) as small:
+        set_keys(small, concurrency="8")
+        small.import_conversations(many(60))
+        run = chosen(small)
+        with pytest.raises(OperatorError, match=r"asks for payment \(HTTP 402\).*what was answered is kept"):
+            teach_in(small, run)
+        assert len(teacher.seen) <= credit + 8
+        refused, credit = len(teacher.seen) - credit, 1000
+        _, answers = teach_in(small, run)
+        assert len(answers) == 68 and len(teacher.seen) == 68 + refused
+
+
+def test_the_estimate_is_close_to_the_bill_and_leaves_out_what_costs_nothing(tmp_path: Path) -> None:
+    student = tiny_student(tmp_path / "student")
+    counter = Tokenizer.from_file(str(student / "tokenizer.json"))
+
+    def tokens(text: str) -> int:
+        return len(counter.encode(text, add_special_tokens=False).ids)
+
+    def script(body: dict[str, Any]) -> Act:
+        prompt = sum(tokens(each["content"]) + 4 for each in body["messages"]) + 4
+        text = "Restart it, please: hold the button for ten seconds."
+        return Act(text, usage=(prompt, tokens(text)))
+
+    with ScriptedTeacher(by_body=script) as teacher, small_run(tmp_path / "run", teacher.base_url) as small:
+        set_keys(small, base=f'"{student}"')
+        small.import_conversations(many(40))
+        teach_in(small, chosen(small))
+        first = len(teacher.seen)
+        more = [{**each, "id": f"new{place}", "customer_id": f"new-{place}"} for place, each in enumerate(many(100)[40:])]
+        small.import_conversations(more)
+        foretold = estimate(small.record, small.settings)["big"]
+        assert (foretold.decisions, foretold.already_answered) == (60, first)
+        run = chosen(small)
+        teach_in(small, run)
+        bill = spending.spent(small.record, run.run_id).usd
+    assert len(teacher.seen) == first + 60
+    assert foretold.cost_usd_estimate == pytest.approx(bill, rel=0.15)
+
+
+def test_what_the_provider_had_in_its_cache_is_booked_at_its_price(tmp_path: Path) -> None:
+    usage = {"usage": {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 80}}}
+    with (
+        ScriptedTeacher(lambda question, before: Act(more=usage)) as teacher,
+        small_run(tmp_path, teacher.base_url, teacher="cached_prompt_usd_per_million = 1.0") as small,
+    ):
+        run = chosen(small)
+        teach_in(small, run)
+        spent = spending.spent(small.record, run.run_id).usd
+    assert spent == pytest.approx(len(QUESTIONS) * (20 * 10 + 80 * 1 + 10 * 100) / 1e6)
+
+
+def test_people_are_asked_first_and_cost_nothing(tmp_path: Path) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        logged = LoggedReply(author=Author.OPERATOR, content="Call us at noon.")
+        run = chosen(
+            small,
+            lambda row: row.model_copy(update={"logged": logged}) if row.messages[-1].content == QUESTIONS[0] else row,
+        )
+        manifest, answers = teach_in(small, run)
+        by_people = [answer for answer in answers.values() if answer.author == "logged"]
+        assert [(each.text, each.cost_usd, each.teacher) for each in by_people] == [("Call us at noon.", 0.0, "people")]
+        assert QUESTIONS[0] not in {seen.question for seen in teacher.seen}
+        assert manifest.details["by_people"] == 1
