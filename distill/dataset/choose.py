@@ -184,6 +184,8 @@ def _without_twins_by_meaning(
     left_out: dict[str, LeftOut],
 ) -> list[Placed]:
     """Join what means the same and place it again: a cluster that grew so may have another split, or none any more."""
+    if not pool:
+        return []
     names = sorted(vectors)
     clusters.join_by_meaning(names, np.stack([vectors[name] for name in names]))
     placed = clusters.place([each.candidate for each in pool], left_out)
