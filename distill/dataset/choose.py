@@ -187,6 +187,8 @@ def _without_twins_by_meaning(
     left_out: dict[str, LeftOut],
 ) -> list[Placed]:
     """Join what means the same and place it again: a cluster that grew so may have another split, or none any more."""
+    if not pool:
+        return []
     names = sorted(vectors)
     if not names:
         return []

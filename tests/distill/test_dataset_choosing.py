@@ -440,6 +440,7 @@ def test_planted_variants_are_on_the_side_of_their_source_and_stay_there_when_th
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_variant_of_a_test_question_is_learnt_from_a_thousand_conversations_nor_when_the_log_doubles(
     record: Record, settings: DistillSettings, tmp_path: Path
 ) -> None:

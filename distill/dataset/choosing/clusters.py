@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from conversations.decisions import Decision
 from conversations.messages import Split
 from distill.dataset.choosing.candidates import Candidate
@@ -181,6 +183,4 @@ class Clusters:
 
 
 def _stacked(vectors: Mapping[str, Vectors], names: Sequence[str]) -> Vectors:
-    import numpy as np
-
     return np.stack([vectors[name] for name in names])
