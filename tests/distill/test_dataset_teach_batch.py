@@ -68,7 +68,7 @@ def test_what_expired_failed_or_was_cut_off_is_sent_once_more_and_answers_for_ot
 def test_a_run_that_was_killed_while_it_waited_finds_its_batches_at_the_provider(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
+    class Killed(Exception):
         pass
 
     with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url, teach=BATCH) as small:
