@@ -9,7 +9,7 @@ judge, where one is set, and nobody else. What could not be said is unscored, ne
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conversations import passages, reviews
 from conversations.decisions import AnswerAuthor, Verdict, give_verdict
@@ -97,6 +97,8 @@ def _cases(run: Run, rows: Sequence[ChosenRow], answers: Mapping[str, AnswerRow]
 
 def _by_rules(case: _Case, shelf: Shelf | None) -> VerdictRow:
     """Return what operators and rules say of one answer."""
+    # What the checks work out of a conversation is worked out on a copy, so that it does not stay in memory for every row.
+    case = replace(case, evidence=replace(case.evidence))
     by_operator = _by_operator(case)
     if by_operator:
         return by_operator

@@ -130,8 +130,8 @@ def _mixed_scripts(text: str) -> str | None:
     """Look for a word of Latin and Cyrillic letters, as made to look like another address."""
     for word in re.findall(r"[^\W\d_]{3,}", text):
         if re.search("[a-zA-Z]", word) and re.search("[\u0400-\u04ff]", word):
-            inside = re.fullmatch("(?:[a-zA-Z]+[\u0400-\u04ff]{1,4}|[\u0400-\u04ff]+[a-zA-Z]{1,2})", word)
-            # "PIN-кодом" is two words, and an ending on a foreign name is grammar.
+            inside = re.fullmatch("[a-zA-Z]{2,}[\u0400-\u04ff]{1,4}", word)
+            # An ending on a foreign name is grammar.
             if not inside:
                 return f"Latin and Cyrillic letters in {word!r}"
     return None
