@@ -76,6 +76,8 @@ def _stage_command(stage: Stage, summary: str) -> None:
         with Record(read.record.path) as record, _progress() as announce, open_run(record, read, run, announce) as opened:
             manifest = perform_stage(opened, stage)
         _print_manifest(manifest, as_json)
+        if stage is Stage.ASSEMBLE and not as_json:
+            _say(f"the data card: {opened.folder / stage / 'data_card.html'}")
 
 
 _stage_command(Stage.CHOOSE, "Find the decisions worth teaching, and fix their split.")
