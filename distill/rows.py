@@ -3,7 +3,7 @@
 In and out: lines of text. A row says where it comes from; nothing here knows how it was made.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -46,6 +46,11 @@ class MessageRow(RowModel):
     def message(self) -> ChatMessage:
         """Return the message as the renderer takes it."""
         return ChatMessage(self.role, self.content, self.extra_json)
+
+
+def last_question(messages: Sequence[MessageRow]) -> str:
+    """Return the customer's last message; empty where there is none."""
+    return next((each.content for each in reversed(messages) if each.role is Role.USER), "")
 
 
 class FactRow(RowModel):
@@ -107,6 +112,11 @@ class ChosenRow(RowModel):
     logged: LoggedReply | None = None
     messages: tuple[MessageRow, ...]
 
+    @property
+    def question(self) -> str:
+        """What the customer asked last; a tool's result may stand behind it."""
+        return last_question(self.messages)
+
 
 class AnswerRow(RowModel):
     """An answer for a decision. `passages` are hashes of the handbook passages that it rests on.
@@ -161,6 +171,11 @@ class DatasetRow(RowModel):
     passages: tuple[str, ...] = ()
     licence: Literal["yes", "unknown"] = "yes"
     messages: tuple[MessageRow, ...]
+
+    @property
+    def question(self) -> str:
+        """What the customer asked last; a tool's result may stand behind it."""
+        return last_question(self.messages)
 
 
 class EvaluationRow(RowModel):

@@ -94,6 +94,7 @@ class ChooseTable(Table):
     test_share: float = Field(default=0.22, ge=0, lt=1)
     learn_from_unknown_consent: bool = False
     min_question_words: int = Field(default=3, ge=1)
+    max_history_messages: int = Field(default=200, ge=1, description="before an answer; no teacher reads more with profit")
     split_salt: str = Field(
         default="", description="empty: the record's own, drawn at random; given: splits can be made again"
     )

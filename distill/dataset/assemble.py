@@ -20,7 +20,7 @@ from conversations.tombstones import erased_among
 from distill.dataset.assembling.balance import Weighed, surplus
 from distill.dataset.assembling.card import write_card
 from distill.dataset.assembling.figures import Figures
-from distill.dataset.assembling.leaks import HeldOut, KnownTexts, question_of, references_of
+from distill.dataset.assembling.leaks import HeldOut, KnownTexts, references_of
 from distill.dataset.assembling.refusals import UNSUPPORTED, honest_refusals
 from distill.dataset.assembling.rows import Sources, is_accepted, read_sources, write_lines
 from distill.dataset.handbook.answering import DECLINED, GREETING, WELCOME
@@ -139,7 +139,7 @@ def _tested(run: Run, sorting: _Sorting, handbook: Handbook | None, figures: Fig
     for line in edition.lines.values():
         row = DatasetRow.model_validate_json(line)
         held_out.add(row, references_of(row, sorting.logged), known)
-        questions.append(question_of(row))
+        questions.append(row.question)
         figures.add(row, Split.TEST)
     sorting.tested.clear()
     sorting.logged.clear()

@@ -127,7 +127,7 @@ def plan_decisions(
     watch.done("read", 0.1, "clusters")
     known = {decision.decision_id: decision for decision in kept.decisions(record)}
     clusters = Clusters(every, known, table, table.split_salt or record.fact("split_salt"))
-    placed = clusters.place(worth_teaching(every, known, table.min_question_words, left_out), left_out)
+    placed = clusters.place(worth_teaching(every, known, table, left_out), left_out)
     placed = clusters.without_twins_of_test(placed, left_out)
     placed = without_further_twins(placed, known, clusters, table.max_twins, left_out)
     watch.done("cluster", 0.2, "embeddings" if with_topics else "rows")
@@ -240,8 +240,8 @@ def _once_more(
             left_out[each.name] = LeftOut.DUPLICATE
         seen.add(asked)
     learnt = [each.name for each in left if each.split is not Split.TEST]
-    held_out = [made[each.name].messages[-1].content for each in left if each.split is Split.TEST]
-    texts = [made[name].messages[-1].content for name in learnt]
+    held_out = [made[each.name].question for each in left if each.split is Split.TEST]
+    texts = [made[name].question for name in learnt]
     for place in near_duplicates_of(held_out, texts, settings.choose.near_duplicate_jaccard):
         left_out[learnt[place]] = LeftOut.TWIN_OF_TEST
     return [each for each in left if each.name not in left_out]

@@ -50,7 +50,7 @@ def bring(record: Record, folder: Path, lines: Sequence[Mapping[str, object]]) -
     path = folder / "lines.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     found = imports.import_files(record, [path])
-    assert not found.problems, found.problems
+    assert not found.rejected and not found.flagged, found.problems
 
 
 def line(name: str, *asked: str, **more: object) -> dict[str, object]:
@@ -206,6 +206,45 @@ def test_tools_and_formats_come_byte_for_byte_and_with_what_is_personal_replaced
     assert row.offered.response_format_json == '{"type":   "json_object"}'
     assert row.offered.tool_choice_json == '{"who": "<EMAIL_1>"}'
     assert row.messages[-1].content == "ask <EMAIL_1> for a tool"
+
+
+def test_an_assistant_turn_after_a_tools_result_is_a_decision_of_its_own(
+    record: Record, settings: DistillSettings, tmp_path: Path
+) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "status", "arguments": '{"order": "7"}'}}
+    talk = line("tools", tools=[{"type": "function", "function": {"name": "status", "parameters": {"type": "object"}}}])
+    talk["messages"] = [
+        {"role": "user", "content": "Where is my order of last week?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": '{"state": "on its way"}'},
+        {"role": "assistant", "content": "It is on its way."},
+        {"role": "user", "content": "Can I still cancel this order?"},
+        {"role": "system", "content": "The customer was verified."},
+        {"role": "assistant", "content": "Yes, you can."},
+        {"role": "user", "content": "Then please cancel it now"},
+        {"role": "system", "content": "The line was closed."},
+    ]
+    bring(record, tmp_path, [talk])
+    rows = sorted(chosen_from(record, settings).rows, key=lambda row: len(row.messages))
+    assert [row.messages[-1].role for row in rows] == [Role.USER, Role.TOOL, Role.SYSTEM, Role.USER]
+    assert [row.question for row in rows] == [
+        "Where is my order of last week?",
+        "Where is my order of last week?",
+        "Can I still cancel this order?",
+        "Then please cancel it now",
+    ]
+    logged = [row.logged and (row.logged.content or "called") for row in rows]
+    assert logged == ["called", "It is on its way.", "Yes, you can.", None]
+    assert [row.turn_depth for row in rows] == [1, 1, 2, 3] and len({row.split for row in rows}) == 1
+    assert rows[3].chosen_because == "open_question"
+
+
+def test_what_stands_behind_a_longer_history_than_a_teacher_reads_is_left_out_and_counted(
+    record: Record, settings: DistillSettings, tmp_path: Path
+) -> None:
+    bring(record, tmp_path, [line("long", *(f"this is question number {n} of mine" for n in range(6)))])
+    choice = chosen_from(record, settings, max_history_messages=7, max_twins=9)
+    assert (len(choice.rows), dict(choice.left_out)) == (4, {"history_too_long": 2})
 
 
 def test_a_question_that_joins_two_splits_is_left_out_and_counted(

@@ -46,7 +46,7 @@ class HeldOut:
         self._decisions.add(row.decision_id)
         self._conversations.add(row.conversation_id)
         self._clusters.add(row.cluster_id)
-        self._questions.add(trigrams(question_of(row)))
+        self._questions.add(trigrams(row.question))
         for said in {tuple(words(text)) for text in references}:
             if len(said) < MIN_REFERENCE_WORDS:
                 continue
@@ -65,7 +65,7 @@ class HeldOut:
             return JOINS_TEST
         if self._twins is None:
             self._twins = _Twins(self._questions, self._threshold)
-        if self._twins.has_one(trigrams(question_of(row))):
+        if self._twins.has_one(trigrams(row.question)):
             return TWIN_OF_TEST
         if self._references and any(
             self._shows_answer(message.content)
@@ -145,11 +145,6 @@ class _Twins:
     def _rarest(self, grams: frozenset[Gram]) -> list[Gram]:
         ordered = sorted(grams, key=lambda gram: (self._counts[gram], gram))
         return ordered[: len(ordered) - ceil(self._threshold * len(ordered) - 1e-9) + 1]
-
-
-def question_of(row: ChosenRow | DatasetRow) -> str:
-    """Return the customer's last message."""
-    return next((each.content for each in reversed(row.messages) if each.role is Role.USER), "")
 
 
 def references_of(row: DatasetRow, chosen: Mapping[str, str]) -> list[str]:

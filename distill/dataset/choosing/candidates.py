@@ -1,4 +1,4 @@
-"""Candidates: every customer question of the log that was the last word before an answer, or still waits for one.
+"""Candidates: every assistant turn of the log on what went before it, and every customer question that still waits for one.
 
 In: the record. Out: of each only what clustering and selection need; the log is read a page at a time, and what a candidate keeps of
 it is its question, redacted, and a few names. The messages that go on to a teacher are made later, for what is chosen alone.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from conversations.decisions import AnswerAuthor, disputed, newest_answers
 from conversations.dialogues import Dialogue, every_dialogue
+from conversations.exchange.examples import CHANNEL as EXAMPLES_CHANNEL
 from conversations.messages import Author, Consent, Role, TurnStatus
 from conversations.redaction import PLACEHOLDER, RedactionRules, Redactor
 from conversations.store import Record
@@ -22,10 +23,11 @@ from distill.settings import DistillSettings
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A customer question as it may become a decision.
+    """A decision as it may be taught.
 
-    `question` is redacted by itself; `history_digest` tells whether the same was asked on the same history; `user_turn` counts the
-    customer's messages before it.
+    `question` is what the customer asked last, redacted by itself; `question_turn_id` the turn before the answer, which is the
+    question or a tool's result; `history_digest` tells whether the same was asked on the same history; `user_turn` counts the
+    customer's messages before the question; `messages` how many stand before the answer.
     """
 
     decision_id: str
@@ -37,15 +39,21 @@ class Candidate:
     word_count: int
     history_digest: bytes
     user_turn: int
+    messages: int
     may_be_learnt: bool
     signals: tuple[Signal, ...]
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question on a branch, at `place` of what was heard there, and the reply that counts: a person's before a bot's."""
+    """What was to be answered on a branch, and the reply that counts: a person's before a bot's.
+
+    `last` is the turn before the answer, at `place` of what was heard: the customer's `question`, or what a tool or the system told
+    the assistant after it.
+    """
 
     question: Turn
+    last: Turn
     reply: Turn | None
     place: int
     user_turn: int
@@ -64,11 +72,14 @@ def candidates(record: Record, settings: DistillSettings) -> Iterator[Candidate]
     known = _Known(disputed(record), newest_answers(record, AnswerAuthor.OPERATOR).keys())
     allowed = {Consent.YES, Consent.UNKNOWN} if settings.choose.learn_from_unknown_consent else {Consent.YES}
     for dialogue in every_dialogue(record):
+        # What files brought in belongs to the runs on those files.
+        if dialogue.conversation.channel == EXAMPLES_CHANNEL:
+            continue
         yield from _candidates_of(dialogue, settings, known, dialogue.conversation.consent in allowed)
 
 
 def decision_id_of(question_turn_id: str) -> str:
-    """Return the name of the decision that a question makes."""
+    """Return the name of the decision that a turn before an answer makes."""
     return f"decision_{hashlib.sha256(question_turn_id.encode()).hexdigest()[:24]}"
 
 
@@ -79,13 +90,32 @@ def heard(turns: Sequence[Turn], turn_id: str | None = None) -> list[Turn]:
 
 
 def exchanges(branch: Sequence[Turn]) -> Iterator[Exchange]:
-    """Yield each question that was the last word of the customer before an answer, or still waits for one."""
+    """Yield each place of a branch where the assistant answered, and each question that still waits for an answer."""
     user_turn = -1
+    question: Turn | None = None
     for place, turn in enumerate(branch):
-        user_turn += turn.role is Role.USER
+        if turn.role is Role.USER:
+            user_turn += 1
+            question = turn
+        if question is None or turn.role is Role.ASSISTANT:
+            continue
         following = branch[place + 1] if place + 1 < len(branch) else None
-        if turn.role is Role.USER and (following is None or following.role is not Role.USER):
-            yield Exchange(turn, _reply(branch, place), place, user_turn)
+        is_answered = following is not None and following.role is Role.ASSISTANT
+        waits = turn is question and _never_answered(branch, place)
+        if is_answered or waits:
+            yield Exchange(question, turn, _reply(branch, place), place, user_turn)
+
+
+def _never_answered(branch: Sequence[Turn], place: int) -> bool:
+    """Tell whether a question got no answer, and the customer did not go on speaking either."""
+    following = branch[place + 1 :]
+    return not (following and following[0].role is Role.USER) and not any(
+        turn.role is Role.ASSISTANT for turn in following[: _next_question(following)]
+    )
+
+
+def _next_question(following: Sequence[Turn]) -> int:
+    return next((at for at, turn in enumerate(following) if turn.role is Role.USER), len(following))
 
 
 def _reply(branch: Sequence[Turn], place: int) -> Turn | None:
@@ -104,15 +134,15 @@ def _candidates_of(dialogue: Dialogue, settings: DistillSettings, known: _Known,
     digest = hashlib.sha256(f"{dialogue.tools_json}\x00".encode("utf-8", "replace"))
     hashed = 0
     for exchange in exchanges(branch):
-        question = exchange.question
-        name = decision_id_of(question.turn_id)
+        question, last = exchange.question, exchange.last
+        name = decision_id_of(last.turn_id)
         told = _redacted_alone(question.content, settings.redaction.rules)
         for turn in branch[hashed : exchange.place]:
             _add(digest, turn.role, turn.content, turn.extra_json)
-        _add(digest, question.role, told, question.extra_json)
+        _add(digest, last.role, told if last is question else last.content, last.extra_json)
         hashed = exchange.place + 1
         asked = Asked(
-            question,
+            last,
             exchange.reply,
             dialogue.turns,
             dialogue.conversation.state,
@@ -123,12 +153,13 @@ def _candidates_of(dialogue: Dialogue, settings: DistillSettings, known: _Known,
             decision_id=name,
             conversation_id=dialogue.conversation.conversation_id,
             customer_id=dialogue.conversation.customer_id,
-            question_turn_id=question.turn_id,
+            question_turn_id=last.turn_id,
             reply_turn_id=exchange.reply.turn_id if exchange.reply else None,
             question=told,
             word_count=len(words(question.content)),
             history_digest=digest.copy().digest()[:16],
             user_turn=exchange.user_turn,
+            messages=exchange.place + 1,
             may_be_learnt=may_be_learnt,
             signals=signals_of(asked, settings.choose.low_confidence_logprob),
         )

@@ -36,6 +36,7 @@ class LeftOut(StrEnum):
 
     NO_CONSENT = "no_consent"
     TOO_SHORT = "too_short"
+    HISTORY_TOO_LONG = "history_too_long"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     JOINS_SPLITS = "joins_splits"

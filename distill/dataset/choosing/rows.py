@@ -65,9 +65,12 @@ def _rows_of(dialogue: Dialogue, wanted: Mapping[str, Placed], means: _Means) ->
 
 
 def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Placed], means: _Means) -> Iterator[ChosenRow]:
-    found = [each for each in exchanges(branch) if decision_id_of(each.question.turn_id) in wanted]
+    every = list(exchanges(branch))
+    found = [each for each in every if decision_id_of(each.last.turn_id) in wanted]
     if not found:
         return
+    # What people noted of a question is about the answer that the customer got in the end, not about calls of tools on the way.
+    final = {each.user_turn: each.place for each in every}
     # What nobody chose need not be read, and placeholders are numbered as they come.
     branch = branch[: _next_question(branch, found[-1].place)]
     redactor = Redactor(means.settings.redaction.rules, means.second_pass)
@@ -81,7 +84,7 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
     messages = tuple(MessageRow.of(message) for message in redacted)
     offered = _offered(dialogue, redactor)
     for exchange in found:
-        name = decision_id_of(exchange.question.turn_id)
+        name = decision_id_of(exchange.last.turn_id)
         placed = wanted[name]
         end = _next_question(branch, exchange.place)
         logged = _logged(branch[exchange.place + 1 : end], redacted[exchange.place + shift + 1 : end + shift])
@@ -89,7 +92,9 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
         replies = [logged.content] if logged is not None and logged.author is Author.OPERATOR else []
         replies += [redactor.redact(written.content)] if written else []
         history = messages[: exchange.place + shift + 1]
-        labels = _labels(dialogue.conversation.labels, exchange.user_turn, history, means.handbook)
+        labels = LabelsRow()
+        if final[exchange.user_turn] == exchange.place:
+            labels = _labels(dialogue.conversation.labels, exchange.user_turn, history, means.handbook)
         signals = placed.candidate.signals
         yield ChosenRow(
             decision_id=name,

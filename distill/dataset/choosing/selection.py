@@ -15,15 +15,17 @@ from distill.settings import ChooseTable
 
 
 def worth_teaching(
-    every: Iterable[Candidate], known: Collection[str], min_words: int, left_out: dict[str, LeftOut]
+    every: Iterable[Candidate], known: Collection[str], table: ChooseTable, left_out: dict[str, LeftOut]
 ) -> list[Candidate]:
     """Return what may be learnt, is long enough, and was not asked alike on the same history; a decided question goes first."""
     wanted: list[Candidate] = []
     for candidate in every:
         if not candidate.may_be_learnt:
             left_out[candidate.decision_id] = LeftOut.NO_CONSENT
-        elif candidate.word_count < min_words:
+        elif candidate.word_count < table.min_question_words:
             left_out[candidate.decision_id] = LeftOut.TOO_SHORT
+        elif candidate.messages > table.max_history_messages:
+            left_out[candidate.decision_id] = LeftOut.HISTORY_TOO_LONG
         else:
             wanted.append(candidate)
     kept: dict[bytes, Candidate] = {}

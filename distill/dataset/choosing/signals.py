@@ -35,7 +35,7 @@ _WITH_PEOPLE = (ConversationState.WAITING, ConversationState.HUMAN)
 
 @dataclass(frozen=True)
 class Asked:
-    """A question in its conversation: `reply` is what the customer was answered, `every` all turns, branches included."""
+    """The last turn before an answer: `reply` is what the customer was answered, `every` all turns, branches included."""
 
     question: Turn
     reply: Turn | None

@@ -11,6 +11,7 @@ from conversations.prompt import Renderer
 from conversations.replies import find_reply, usual_completion
 from conversations.store import Record
 from distill.dataset.choose import plan_decisions
+from distill.dataset.choosing.files import plan_from_files
 from distill.dataset.teaching.budget import teachers_of
 from distill.dataset.teaching.people import PeoplesAnswers
 from distill.dataset.teaching.replies import Usage, cost_usd
@@ -53,7 +54,11 @@ def estimate(record: Record, settings: DistillSettings) -> Mapping[str, Estimate
     accepted = settings.teach.model_copy(update={"allow_unknown_licence": True})
     settings = settings.model_copy(update={"teach": accepted})
     tables = teachers_of(settings)
-    rows = plan_decisions(record, settings, with_topics=False).rows
+    rows = (
+        plan_from_files(record, settings).rows
+        if settings.datasets is not None
+        else plan_decisions(record, settings, with_topics=False).rows
+    )
     people = PeoplesAnswers(record, settings) if settings.teach.people_first else None
     teachers = Teachers(settings, tables, {}, people, None)
     left = [row for row in rows if teachers.by_people(row) is None]
