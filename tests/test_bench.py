@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import kills, record
+from tests.bench import kills, record, teach
 
 
 @pytest.mark.slow
@@ -56,3 +56,10 @@ def test_redaction_prints_its_figures_as_json_also_of_real_conversations(tmp_pat
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found["files"]["talks.jsonl"]["by_kind"] == {"EMAIL": 1, "PHONE": 1}
     assert all(kind["recall"] >= 0.98 for kind in found["kinds"].values())
+
+
+@pytest.mark.slow
+def test_teaching_is_measured_beside_the_plain_client() -> None:
+    found = teach.figures(200, rounds=1)
+    assert {"teach", "gather, openai client"} <= found["ways"].keys()
+    teach.show(found)
