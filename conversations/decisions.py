@@ -139,7 +139,7 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
         [said.decision_id, said.author, said.author_name],
     )
     if earlier and (earlier[0]["content"], earlier[0]["extra_json"]) == (said.content, said.extra_json):
-        return _answer_of(earlier[0])
+        return answer_of(earlier[0])
     version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
     # Named by what it is, so that a stage that was killed and begun again writes the same names.
     named: list[Json] = [said.decision_id, said.author, said.author_name, version, said.content, said.extra_json]
@@ -158,7 +158,7 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
         "answered_at_utc": utc_now(),
     }
     transaction.insert("answers", row)
-    return _answer_of({**row, "verdict": None, "verdict_reason": None})
+    return answer_of({**row, "verdict": None, "verdict_reason": None})
 
 
 def give_verdict(record: Record, verdicts: Mapping[str, tuple[Verdict, str]]) -> None:
@@ -176,13 +176,13 @@ def answers(record: Record, decision_id: str) -> list[Answer]:
         "SELECT * FROM answers WHERE decision_id = ? ORDER BY answered_at_utc DESC, version DESC, answer_id DESC",
         [decision_id],
     )
-    return [_answer_of(row) for row in rows]
+    return [answer_of(row) for row in rows]
 
 
 def newest_answers(record: Record, author: AnswerAuthor) -> dict[str, Answer]:
     """Return the newest answer that an author of this kind gave, by decision."""
     rows = record.query("SELECT * FROM answers WHERE author_kind = ? ORDER BY answered_at_utc, version, answer_id", [author])
-    return {str(row["decision_id"]): _answer_of(row) for row in rows}
+    return {str(row["decision_id"]): answer_of(row) for row in rows}
 
 
 def newest_edition(record: Record) -> tuple[int, dict[str, Mapping[str, Json]]]:
@@ -243,7 +243,8 @@ def _decision_of(row: Row) -> Decision:
     )
 
 
-def _answer_of(row: Row) -> Answer:
+def answer_of(row: Row) -> Answer:
+    """Return the answer that a row of the table holds."""
     return Answer(
         answer_id=str(row["answer_id"]),
         decision_id=str(row["decision_id"]),

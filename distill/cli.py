@@ -18,11 +18,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from conversations import releases
-from conversations.errors import run_command
+from conversations.errors import OperatorError, run_command
 from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
-from distill.cycle import newest_complete_run, perform_stage, refusal, run_cycle, schedule
+from distill.cycle import due_because, newest_complete_run, perform_stage, refusal, run_cycle, schedule
 from distill.run import Announce, Manifest, Stage, open_run
 from distill.settings import DistillSettings
 
@@ -182,6 +182,40 @@ def unpack_student(
     from distill.training.embedded import unpack_embedded_student
 
     _say(f"{unpack_embedded_student(out)}: the embedded student is ready")
+
+
+@app.command()
+def handbook(settings: SettingsFile = None, as_json: AsJson = False) -> None:
+    """Tell what a changed handbook means: answers that rest on old words, releases that learned them, whether a cycle is due."""
+    from distill.dataset.handbook.articles import Handbook
+    from distill.dataset.handbook.changes import changes
+
+    read = read_settings(DistillSettings, settings)
+    if read.handbook is None:
+        raise OperatorError(f"{read.settings_file}: there is no table [handbook]; set its path, or nothing can have changed")
+    with open_existing(read.record.path) as record:
+        found = changes(record, Handbook.load(read.handbook.path))
+        due = due_because(record, read)
+    if as_json:
+        _print_json(
+            {
+                "passages_changed": [
+                    {"passage": each.passage_hash, "answers": len(each.answer_ids), "runs": list(each.run_ids)}
+                    for each in found.gone
+                ],
+                "answers_to_retire": list(found.answer_ids),
+                "releases": list(found.releases),
+                "cycle_due": bool(due),
+                "due_because": due,
+            }
+        )
+        return
+    _say(
+        f"{len(found.gone)} passages have changed or gone; {len(found.answer_ids)} accepted answers rest on them and are no longer "
+        "learnt from (the next `distill verify` retires them)"
+    )
+    _say(f"releases that learned them: {', '.join(found.releases) or 'none'}")
+    _say(f"a cycle is {f'due: {due}' if due else 'not due'}")
 
 
 @contextmanager

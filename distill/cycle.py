@@ -73,8 +73,9 @@ def check_before(settings: DistillSettings) -> None:
     """Look for what would stop a cycle after its teacher was paid.
 
     Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
-    a teacher that must not be used or whose key is missing, and a second pass of redaction that is not installed.
+    a teacher or judge that must not be used or whose key is missing, and a second pass of redaction that is not installed.
     """
+    from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teaching.budget import check_teachers
     from distill.evaluation.metrics import Metric
@@ -100,6 +101,8 @@ def check_before(settings: DistillSettings) -> None:
         )
     check_second_pass(settings.redaction)
     check_teachers(settings)
+    if settings.judge:
+        judge_teacher(settings)
 
 
 def refusal(result: CycleResult) -> Refused | None:
@@ -142,9 +145,9 @@ def schedule(
     not_before = 0.0
     while True:
         request = runs.waiting_request(record)
-        due = request is None and time.monotonic() >= not_before and _is_due(record, settings)
+        due = "" if request or time.monotonic() < not_before else due_because(record, settings)
         if request is not None or due:
-            tell(f"starting a cycle: {f'asked for by {request.requested_by}' if request else 'due'}")
+            tell(f"starting a cycle: {f'asked for by {request.requested_by}' if request else f'due, as {due}'}")
             outcome = _one_cycle(record, settings, announce, request)
             tell(outcome)
             if outcome.startswith(_ENDED_EARLY):
@@ -174,16 +177,26 @@ def _one_cycle(record: Record, settings: DistillSettings, announce: Announce, re
     return outcome
 
 
-def _is_due(record: Record, settings: DistillSettings) -> bool:
-    """Tell whether the interval since the newest run has passed and enough conversations have come since."""
+def due_because(record: Record, settings: DistillSettings) -> str:
+    """Return why a cycle is due, or "" where none is.
+
+    A student that learned what the handbook no longer says waits for nothing. Otherwise the interval since the newest run must
+    have passed, and enough conversations must have come since.
+    """
+    from distill.dataset.handbook.changes import due_because_of_handbook
+
     newest = next(iter(runs.runs(record, limit=1)), None)
+    if newest and newest.state is runs.RunState.RUNNING:
+        return ""
+    changed = due_because_of_handbook(record, settings.handbook.path) if settings.handbook else ""
+    if changed:
+        return changed
     if newest:
-        if newest.state is runs.RunState.RUNNING:
-            return False
         waited = datetime.now(UTC) - datetime.fromisoformat(newest.started_at_utc)
         if waited < timedelta(hours=settings.schedule.every_hours):
-            return False
-    return runs.new_conversations(record, newest.run_id if newest else None) >= settings.schedule.min_new_conversations
+            return ""
+    new = runs.new_conversations(record, newest.run_id if newest else None)
+    return f"{new} conversations are new" if new >= settings.schedule.min_new_conversations else ""
 
 
 @contextmanager

@@ -1,241 +1,253 @@
-"""Verify: which answers may be learnt, by checks that always say the same of the same answer.
+"""Verify: which answers may be learnt, by rules that always say the same of the same answer, by the judge, and by operators.
 
 In: `choose/decisions.jsonl` and `teach/answers.jsonl`. Out: a verdict with its reason for every chosen decision in
-`verify/verdicts.jsonl`, and on the answers in the record. Held-out decisions get a verdict like the others, but it filters
-nothing there. Labels are not looked at: they measure, they never teach. It calls nobody.
+`verify/verdicts.jsonl`, and on the answers in the record. What operators wrote or reviewed stands above every rule but those that
+protect people and the product. Held-out decisions get a verdict like the others, but it filters nothing there. It calls the
+judge, where one is set, and nobody else. What could not be said is unscored, never accepted.
 """
 
-import hashlib
-import re
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from conversations.decisions import Verdict, give_verdict
-from conversations.messages import Role, Split
-from conversations.redaction import RedactionRules, Redactor, SecondPass
-from distill.dataset.handbook.articles import Handbook, sentences
-from distill.dataset.second_pass import is_known_to_chat, second_pass
-from distill.dataset.similarity import words
-from distill.rows import AnswerRow, ChosenRow, VerdictRow, read_rows
+from conversations import passages, reviews
+from conversations.decisions import AnswerAuthor, Verdict, give_verdict, newest_edition
+from conversations.messages import Author, Json, Split
+from conversations.reviews import Review, ReviewVerdict
+from distill.dataset.handbook.articles import Handbook
+from distill.dataset.handbook.changes import retired_facts
+from distill.dataset.judge import Comparison, Judge, Preference, open_judge
+from distill.dataset.second_pass import second_pass
+from distill.dataset.similarity import load_embedder, words
+from distill.dataset.verifying.across import Given, copies_of_other_topics, declined_surplus
+from distill.dataset.verifying.checks import accepted_as, never_learnt, reason_against
+from distill.dataset.verifying.evidence import Evidence
+from distill.dataset.verifying.grounding import fits, unsupported_sentence
+from distill.dataset.verifying.knowledge import Shelf
+from distill.dataset.verifying.reasons import AcceptedAs, Against, CannotSay, Unsaid
+from distill.dataset.verifying.tasks import NLI_LABELS, label_of
+from distill.rows import AnswerRow, ChosenRow, DatasetRow, Task, VerdictRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage
-from distill.settings import VerifyTable
 
-_CONTROL_TOKENS = re.compile(
-    r"<\|[a-z0-9_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|^\s*#{2,3} ?(?:Instruction|Response|Human|Assistant)\b"
-    r"|^\s*(?:Assistant|System|Human|User|Customer)\s*:",
-    re.IGNORECASE | re.MULTILINE,
-)
-_PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9]*_\d+>")
-_LIST_MARK = re.compile(r"^\s*\d{1,2}[.)]\s", re.MULTILINE)
-_VALUE = re.compile(r"\b[A-Z]+-?\d+\b|\d+(?:[.,]\d+)*")
-_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_GROUPED_WITH_DOTS = re.compile(r"\d{1,3}(?:\.\d{3})+,\d+")
-_LEAKED_RUN_WORDS = 8
-_REPEATED_RUN_WORDS = 6
-_REPEATED_RUN_TIMES = 3
-_MIN_REPEATED_SENTENCE_WORDS = 4
+_PROGRESS_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """An answer with all that it is held against. `allowed` is every text it may take a number from."""
+class _Case:
+    """A chosen decision with its answer, an operator's word on it, and what it is held against."""
 
-    row: ChosenRow
-    answer: AnswerRow
-    allowed: str | None
-    table: VerifyTable
-    rules: RedactionRules
-    second_pass: SecondPass | None = None
+    evidence: Evidence
+    review: Review | None
+    gone_passage: str
 
     @property
-    def asked(self) -> str:
-        """Everything that was said before the answer."""
-        return "\n".join(message.content for message in self.row.messages)
+    def row(self) -> ChosenRow:
+        return self.evidence.row
+
+    @property
+    def answer(self) -> AnswerRow:
+        return self.evidence.answer
 
 
 def verify(run: Run) -> Outcome:
-    """Give every chosen decision's answer a verdict."""
-    settings = run.settings
+    """Give every chosen decision's answer a verdict.
+
+    Raises OperatorError for a judge that the settings name wrongly.
+    """
     rows = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
     answers = {each.decision_id: each for each in read_rows(run.stage_folder(Stage.TEACH) / "answers.jsonl", AnswerRow)}
-    handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
-    further = second_pass(settings.redaction)
+    handbook = Handbook.load(run.settings.handbook.path) if run.settings.handbook else None
+    shelf = Shelf(handbook) if handbook else None
+    cases = _cases(run, rows, answers, shelf)
     verdicts: dict[str, VerdictRow] = {}
     for place, row in enumerate(rows):
+        case = cases.get(row.decision_id)
+        verdicts[row.decision_id] = _by_rules(case, shelf) if case else _no_answer(row)
+        if place % _PROGRESS_EVERY == 0:
+            run.report_progress(Stage.VERIFY, 0.8 * place / len(rows))
+    _reject(verdicts, _copies(run, cases, verdicts, shelf), Against.NEAR_COPY_OF_OTHER_TOPIC)
+    judged = asyncio.run(_by_judge(run, cases, verdicts))
+    _reject(verdicts, _surplus(run, rows, verdicts), Against.DECLINED_SURPLUS)
+    ordered = [verdicts[row.decision_id] for row in rows]
+    give_verdict(run.record, {each.answer_id: (each.verdict, each.reason) for each in ordered if each.answer_id})
+    retired = passages.retire(run.record, handbook.passages.keys(), Against.PASSAGE_CHANGED) if handbook else 0
+    run.write_rows(Stage.VERIFY, "verdicts.jsonl", ordered)
+    details = {**_details(rows, ordered), "answers_retired": retired, "retired_facts": _retired_facts(run, handbook)}
+    return Outcome(_counts(ordered), {**details, "judge": judged} if judged else details)
+
+
+def _cases(run: Run, rows: Sequence[ChosenRow], answers: Mapping[str, AnswerRow], shelf: Shelf | None) -> dict[str, _Case]:
+    reviewed = reviews.newest(run.record)
+    further = second_pass(run.settings.redaction)
+    nli = {label_of(row.labels.reference) for row in rows if row.task is Task.NLI and row.labels.reference}
+    found: dict[str, _Case] = {}
+    for row in rows:
         answer = answers.get(row.decision_id)
         if answer is None:
-            verdicts[row.decision_id] = _verdict(row, None, Verdict.UNSCORED, "no_answer")
-        else:
-            evidence = Evidence(row, answer, _allowed(answer, handbook), settings.verify, settings.redaction.rules, further)
-            reason, detail = judge(evidence)
-            verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
-            verdicts[row.decision_id] = _verdict(row, answer, verdict, reason or _accepted_as(evidence), detail)
-        run.report_progress(Stage.VERIFY, place / len(rows))
-    surplus = _declined_surplus(rows, verdicts, settings.verify.max_declined_share)
-    for decision_id in surplus:
-        verdicts[decision_id] = verdicts[decision_id].model_copy(
-            update={"verdict": Verdict.REJECTED, "reason": "declined_surplus"}
-        )
-    ordered = [verdicts[row.decision_id] for row in rows]
-    given = {each.answer_id: (each.verdict, each.reason) for each in ordered if each.answer_id}
-    give_verdict(run.record, given)
-    run.write_rows(Stage.VERIFY, "verdicts.jsonl", ordered)
-    return Outcome(_counts(ordered), _details(rows, ordered))
+            continue
+        allowed = shelf.known(answer.passages) if shelf else None
+        labels = frozenset(nli) or NLI_LABELS
+        evidence = Evidence(row, answer, allowed, run.settings.verify, run.settings.redaction.rules, further, labels)
+        gone = shelf.gone(answer.passages) if shelf else ""
+        found[row.decision_id] = _Case(evidence, reviewed.get(answer.answer_id), gone)
+    return found
 
 
-def judge(evidence: Evidence) -> tuple[str, str]:
-    """Return the first reason against an answer and what was found; two empty strings when nothing speaks against it."""
-    for reason, check in _CHECKS.items():
-        found = check(evidence)
-        if found is not None:
-            return reason, found[:200]
-    return "", ""
+def _by_rules(case: _Case, shelf: Shelf | None) -> VerdictRow:
+    """Return what operators and rules say of one answer."""
+    # What the checks work out of a conversation is worked out on a copy, so that it does not stay in memory for every row.
+    case = replace(case, evidence=replace(case.evidence))
+    by_operator = _by_operator(case)
+    if by_operator:
+        return by_operator
+    if case.gone_passage:
+        detail = f"the handbook has no longer what the answer rests on ({case.gone_passage})"
+        return _verdict(case, Verdict.REJECTED, Against.PASSAGE_CHANGED, detail)
+    try:
+        reason, detail = reason_against(case.evidence)
+    except CannotSay as unsaid:
+        return _verdict(case, Verdict.UNSCORED, unsaid.reason, unsaid.detail)
+    if not reason and shelf and case.evidence.table.grounding == "sentences":
+        loose = _loose_sentence(case, shelf)
+        if loose:
+            reason, detail = Against.UNSUPPORTED_BY_HANDBOOK, loose[:200]
+    if reason:
+        return _verdict(case, Verdict.REJECTED, reason, detail)
+    return _verdict(case, Verdict.ACCEPTED, accepted_as(case.evidence))
 
 
-def declines(text: str, phrases: Sequence[str]) -> bool:
-    """Tell whether an answer says that it does not know."""
-    plain = text.replace("’", "'").casefold()
-    return any(phrase.replace("’", "'").casefold() in plain for phrase in phrases)
+def _by_operator(case: _Case) -> VerdictRow | None:
+    """Return the verdict that an operator's word makes, or None where none has spoken.
 
-
-def _truncated(evidence: Evidence) -> str | None:
-    return evidence.answer.finish_reason if evidence.answer.finish_reason == "length" else None
-
-
-def _filtered(evidence: Evidence) -> str | None:
-    reason = evidence.answer.finish_reason
-    return reason if reason not in ("stop", "length", "unknown", "end_turn", "eos") else None
-
-
-def _empty(evidence: Evidence) -> str | None:
-    return "" if not words(evidence.answer.text) else None
-
-
-def _too_short(evidence: Evidence) -> str | None:
-    count = len(evidence.answer.text.split())
-    return f"{count} words" if count < evidence.table.min_answer_words else None
-
-
-def _too_long(evidence: Evidence) -> str | None:
-    count = len(evidence.answer.text.split())
-    return f"{count} words" if count > evidence.table.max_answer_words else None
-
-
-def _control_tokens(evidence: Evidence) -> str | None:
-    found = _CONTROL_TOKENS.search(evidence.answer.text)
-    return found.group() if found else None
-
-
-def _system_prompt_leaked(evidence: Evidence) -> str | None:
-    told = " ".join(message.content for message in evidence.row.messages if message.role is Role.SYSTEM)
-    runs = _runs(words(told), _LEAKED_RUN_WORDS)
-    return next((" ".join(run) for run in _runs(words(evidence.answer.text), _LEAKED_RUN_WORDS) if run in set(runs)), None)
-
-
-def _placeholder_not_in_question(evidence: Evidence) -> str | None:
-    known = set(_PLACEHOLDER.findall(evidence.asked))
-    return next((found for found in _PLACEHOLDER.findall(evidence.answer.text) if found not in known), None)
-
-
-def _placeholder_unknown_to_chat(evidence: Evidence) -> str | None:
-    """Look for a placeholder that only the second pass gives: the chat has no such one, and would show it to the customer."""
-    placeholders = _PLACEHOLDER.findall(evidence.answer.text)
-    return next((each for each in placeholders if not is_known_to_chat(each[1:].split("_")[0], evidence.rules)), None)
-
-
-def _personal_data(evidence: Evidence) -> str | None:
-    """Look for personal data that the handbook does not print; the question's own is a placeholder by now."""
-    redactor = Redactor(evidence.rules, evidence.second_pass)
-    redactor.redact(evidence.answer.text)
-    allowed = evidence.allowed or ""
-    found = redactor.placeholders.originals.items()
-    return next((name for name, text in found if text not in allowed and not _PLACEHOLDER.fullmatch(text)), None)
-
-
-def _repeats(evidence: Evidence) -> str | None:
-    said = [tuple(words(sentence)) for sentence in sentences(evidence.answer.text)]
-    twice = [each for each, count in Counter(said).items() if count > 1 and len(each) >= _MIN_REPEATED_SENTENCE_WORDS]
-    runs = Counter(_runs(words(evidence.answer.text), _REPEATED_RUN_WORDS))
-    often = [run for run, count in runs.items() if count >= _REPEATED_RUN_TIMES]
-    return next((" ".join(found) for found in [*twice, *often]), None)
-
-
-def _unsupported_number(evidence: Evidence) -> str | None:
-    """Look for an amount, number or code that stands neither in the passages nor in what was said."""
-    if evidence.allowed is None:
+    What would break the product or show somebody's data is not learnt even so: it is left unscored, for the operator to mend.
+    """
+    review = case.review
+    if review and review.verdict is ReviewVerdict.REJECTED:
+        return _verdict(case, Verdict.REJECTED, Against.REJECTED_BY_OPERATOR, review.note, by="operator")
+    wrote = case.answer.author is AnswerAuthor.OPERATOR
+    if not wrote and not review:
         return None
-    known = _values(evidence.allowed) | _values(evidence.asked)
-    return next((value for value in sorted(_values(_LIST_MARK.sub("", evidence.answer.text))) if value not in known), None)
+    reason, found = never_learnt(case.evidence)
+    if reason:
+        detail = f"{found[:120]!r} cannot be learnt although an operator stands for it; write the answer without it"
+        return _verdict(case, Verdict.UNSCORED, reason, detail, by="operator")
+    if case.gone_passage and not wrote:
+        detail = "approved before the handbook changed; write the answer as an operator, or ask the teacher again"
+        return _verdict(case, Verdict.UNSCORED, Against.PASSAGE_CHANGED, detail, by="operator")
+    return _verdict(case, Verdict.ACCEPTED, AcceptedAs.BY_OPERATOR, "written" if wrote else "approved", by="operator")
 
 
-_CHECKS: Mapping[str, Callable[[Evidence], str | None]] = {
-    "truncated": _truncated,
-    "filtered_by_teacher": _filtered,
-    "empty": _empty,
-    "too_short": _too_short,
-    "too_long": _too_long,
-    "control_tokens": _control_tokens,
-    "system_prompt_leaked": _system_prompt_leaked,
-    "placeholder_not_in_question": _placeholder_not_in_question,
-    "placeholder_unknown_to_chat": _placeholder_unknown_to_chat,
-    "personal_data": _personal_data,
-    "repeats_itself": _repeats,
-    "unsupported_number": _unsupported_number,
-}
+def _loose_sentence(case: _Case, shelf: Shelf) -> str | None:
+    """Return a sentence that the passages do not support: those that the answer cites, or the whole handbook."""
+    return unsupported_sentence(case.evidence, shelf.known(case.answer.passages), load_embedder().embed)
 
 
-def _allowed(answer: AnswerRow, handbook: Handbook | None) -> str | None:
-    """Return the texts that an answer may take numbers from: the passages it names, or the whole handbook; None without one."""
-    if handbook is None:
-        return None
-    cited = [handbook.passages[name] for name in answer.passages if name in handbook.passages]
-    return "\n".join(f"{passage.title}\n{passage.text}" for passage in cited or handbook.passages.values())
+def _copies(run: Run, cases: Mapping[str, _Case], verdicts: Mapping[str, VerdictRow], shelf: Shelf | None) -> dict[str, str]:
+    given, grounded = [], set()
+    for name, case in cases.items():
+        is_given = verdicts[name].verdict is Verdict.ACCEPTED and verdicts[name].reason == AcceptedAs.ANSWERED
+        if not is_given or case.row.task is not Task.CONVERSATION:
+            continue
+        given.append(Given(case.row, case.answer))
+        if shelf and case.answer.passages and fits(case.answer.text, shelf.known(case.answer.passages)):
+            grounded.add(name)
+    return copies_of_other_topics(given, run.settings.verify.near_copy_jaccard, lambda: load_embedder().embed, grounded)
 
 
-def _values(text: str) -> set[str]:
-    """Return numbers and codes, written one way: 6,35 and 6.35 are the same, and so are LT-38 and LT38."""
-    found = {each.replace("-", "") for each in _VALUE.findall(_PLACEHOLDER.sub(" ", text))}
-    return {_as_plain_number(each) for each in found}
+async def _by_judge(run: Run, cases: Mapping[str, _Case], verdicts: dict[str, VerdictRow]) -> dict[str, Json]:
+    """Let the judge compare accepted answers with what was logged; return its figures, empty where nobody was asked."""
+    table = run.settings.judge
+    if table is None or not table.reject_worse_than_logged:
+        return {}
+    wanted = [case for name, case in cases.items() if verdicts[name].verdict is Verdict.ACCEPTED and _is_comparable(case)]
+    if not wanted:
+        return {}
+    async with open_judge(run) as judge:
+        done = 0
+
+        async def compare(case: _Case) -> Comparison:
+            nonlocal done
+            comparison = await _compared(judge, case)
+            done += 1
+            run.report_progress(
+                Stage.VERIFY, 0.8 + 0.2 * done / len(wanted), f"{done} of {len(wanted)} compared by the judge"
+            )
+            return comparison
+
+        compared = await asyncio.gather(*(compare(case) for case in wanted))
+        for case, comparison in zip(wanted, compared, strict=True):
+            if comparison.preference is Preference.SECOND:
+                detail = comparison.detail[:200]
+                verdicts[case.row.decision_id] = _verdict(
+                    case, Verdict.REJECTED, Against.WORSE_THAN_LOGGED, detail, by="judge"
+                )
+            elif comparison.preference is Preference.UNSCORED:
+                detail = comparison.detail[:200]
+                verdicts[case.row.decision_id] = _verdict(
+                    case, Verdict.UNSCORED, Unsaid.JUDGE_DID_NOT_SAY, detail, by="judge"
+                )
+        return judge.details()
 
 
-def _as_plain_number(value: str) -> str:
-    """Return 9,000 as 9000, 1.234,50 as 1234.5, 6,35 as 6.35, 12.0 as 12; a lone 1.000 may be either and stays."""
-    if _GROUPED.fullmatch(value):
-        value = value.replace(",", "")
-    elif _GROUPED_WITH_DOTS.fullmatch(value):
-        value = value.replace(".", "").replace(",", ".")
-    else:
-        value = value.replace(",", ".")
-    whole, point, decimals = value.partition(".")
-    return value if not point or len(decimals) > 2 else f"{whole}.{decimals}".rstrip("0").rstrip(".")
+def _is_comparable(case: _Case) -> bool:
+    """Tell whether an answer must be at least as good as a reply in the log; held-out ones are not filtered, so nobody is paid."""
+    logged = case.row.logged
+    return (
+        case.row.split is not Split.TEST
+        and case.answer.author is AnswerAuthor.TEACHER
+        and case.review is None
+        and logged is not None
+        and logged.author in (Author.OPERATOR, Author.IMPORTED)
+        and bool(words(logged.content))
+        and bool(words(case.answer.text))
+    )
 
 
-def _runs(said: Sequence[str], length: int) -> list[tuple[str, ...]]:
-    return [tuple(said[start : start + length]) for start in range(len(said) - length + 1)]
+async def _compared(judge: Judge, case: _Case) -> Comparison:
+    logged = case.row.logged
+    assert logged is not None
+    known = case.evidence.allowed.whole if case.evidence.allowed and case.answer.passages else ""
+    return await judge.compare(case.row, case.answer.text, logged.content, known=known)
 
 
-def _accepted_as(evidence: Evidence) -> str:
-    return "declined" if declines(evidence.answer.text, evidence.table.declining_phrases) else "answered"
-
-
-def _verdict(row: ChosenRow, answer: AnswerRow | None, verdict: Verdict, reason: str, detail: str = "") -> VerdictRow:
-    answer_id = answer.answer_id if answer else ""
-    return VerdictRow(decision_id=row.decision_id, answer_id=answer_id, verdict=verdict, reason=reason, detail=detail)
-
-
-def _declined_surplus(rows: Sequence[ChosenRow], verdicts: Mapping[str, VerdictRow], max_share: float) -> list[str]:
-    """Return the declining answers beyond their share of the training part; a student that only declines is no use."""
+def _surplus(run: Run, rows: Sequence[ChosenRow], verdicts: Mapping[str, VerdictRow]) -> dict[str, str]:
     train = [verdicts[row.decision_id] for row in rows if row.split is Split.TRAIN]
     accepted = [each for each in train if each.verdict is Verdict.ACCEPTED]
-    declined = sorted(
-        (each.decision_id for each in accepted if each.reason == "declined"),
-        key=lambda name: hashlib.sha256(name.encode()).hexdigest(),
+    declined = [each.decision_id for each in accepted if each.reason == AcceptedAs.DECLINED]
+    surplus = declined_surplus(declined, len(accepted) - len(declined), run.settings.verify.max_declined_share)
+    return dict.fromkeys(surplus, "")
+
+
+def _reject(verdicts: dict[str, VerdictRow], found: Mapping[str, str], reason: Against) -> None:
+    for name, detail in found.items():
+        update = {"verdict": Verdict.REJECTED, "reason": reason.value, "detail": detail}
+        verdicts[name] = verdicts[name].model_copy(update=update)
+
+
+def _no_answer(row: ChosenRow) -> VerdictRow:
+    return VerdictRow(decision_id=row.decision_id, answer_id="", verdict=Verdict.UNSCORED, reason=Unsaid.NO_ANSWER.value)
+
+
+def _verdict(case: _Case, verdict: Verdict, reason: str, detail: str = "", *, by: str = "rules") -> VerdictRow:
+    return VerdictRow.model_validate(
+        {
+            "decision_id": case.row.decision_id,
+            "answer_id": case.answer.answer_id,
+            "verdict": verdict,
+            "reason": str(reason),
+            "detail": detail,
+            "by": by,
+        }
     )
-    answered = len(accepted) - len(declined)
-    # declined / (declined + answered) <= share
-    allowed = len(declined) if max_share >= 1 else int(answered * max_share / (1 - max_share))
-    return declined[allowed:]
+
+
+def _retired_facts(run: Run, handbook: Handbook | None) -> list[Json]:
+    """Return the facts that rows of the test edition expect and the handbook no longer has."""
+    if handbook is None:
+        return []
+    _, frozen = newest_edition(run.record)
+    return list(retired_facts([DatasetRow.model_validate(row).labels for row in frozen.values()], handbook))
 
 
 def _counts(ordered: Sequence[VerdictRow]) -> Counts:
@@ -250,11 +262,17 @@ def _counts(ordered: Sequence[VerdictRow]) -> Counts:
     )
 
 
-def _details(rows: Sequence[ChosenRow], ordered: Sequence[VerdictRow]) -> dict[str, int]:
+def _details(rows: Sequence[ChosenRow], ordered: Sequence[VerdictRow]) -> dict[str, Json]:
     accepted = [(row, each) for row, each in zip(rows, ordered, strict=True) if each.verdict is Verdict.ACCEPTED]
+    unscored = Counter(each.reason for each in ordered if each.verdict is Verdict.UNSCORED)
     return {
-        "declined": sum(each.reason == "declined" for _, each in accepted),
-        "declined_in_training": sum(each.reason == "declined" and row.split is Split.TRAIN for row, each in accepted),
+        "declined": sum(each.reason == AcceptedAs.DECLINED for _, each in accepted),
+        "declined_in_training": sum(
+            each.reason == AcceptedAs.DECLINED and row.split is Split.TRAIN for row, each in accepted
+        ),
+        "refused_as_wanted": sum(each.reason == AcceptedAs.REFUSED for _, each in accepted),
+        "by_operator": sum(each.by == "operator" for each in ordered),
+        "unscored_by_reason": dict(sorted(unscored.items())),
         "held_out_rejected_but_kept": sum(
             row.split is Split.TEST and each.verdict is Verdict.REJECTED for row, each in zip(rows, ordered, strict=True)
         ),

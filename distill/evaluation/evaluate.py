@@ -21,6 +21,7 @@ from conversations.errors import OperatorError
 from conversations.messages import Json, Role, utc_now
 from conversations.prompt import Renderer
 from distill.dataset.handbook.articles import Handbook
+from distill.dataset.handbook.changes import without_retired
 from distill.evaluation.generation import Generated, Question, Student, answer_together, wait_until_loaded
 from distill.evaluation.metrics import Yardstick, score
 from distill.rows import AnswerRow, DatasetRow, EvaluationRow, read_rows
@@ -177,6 +178,9 @@ def _score_all(
 ) -> list[EvaluationRow]:
     """Score every answer, the teacher's from the edition among them, in the order of decisions and models."""
     yardstick = yardstick_of(run)
+    handbook = Handbook.load(run.settings.handbook.path) if run.settings.handbook else None
+    # The edition stays as it is; what the handbook no longer says is expected of nobody.
+    rows = [row.model_copy(update={"labels": without_retired(row.labels, handbook)}) for row in rows]
     by_decision = {row.decision_id: row for row in rows}
     teacher_times = _teacher_rows(run)
     found: list[EvaluationRow] = []

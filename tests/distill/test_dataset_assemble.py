@@ -8,61 +8,14 @@ from small_run import QUESTIONS, small_run
 
 from conversations.decisions import Verdict
 from conversations.errors import OperatorError, Refused
-from conversations.messages import Role, Split
+from conversations.messages import Split
 from conversations.redaction import RedactionRules
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.study import study_handbook
-from distill.dataset.verify import Evidence, judge
-from distill.rows import AnswerRow, ChosenRow, DatasetRow, LabelsRow, MessageRow, VerdictRow, read_rows
+from distill.rows import ChosenRow, DatasetRow, VerdictRow, read_rows
 from distill.run import STAGES, Stage
-from distill.settings import VerifyTable
 
 UP_TO_ASSEMBLE = STAGES[: STAGES.index(Stage.ASSEMBLE) + 1]
-
-
-def evidence(
-    text: str, *, finish_reason: str = "stop", allowed: str | None = "Wait 12 minutes, it costs 6.35 (LT-38)."
-) -> Evidence:
-    asked = (MessageRow(role=Role.SYSTEM, content="You are the support assistant of the good company Tidewell in town."),)
-    row = ChosenRow(
-        decision_id="d", conversation_id="c", cluster_id="k", topic="", split=Split.TRAIN, chosen_because="all", labels=LabelsRow(),
-        messages=(*asked, MessageRow(role=Role.USER, content="It blinks <EMAIL_1> since 9 o'clock")),
-    )  # fmt: skip
-    answer = AnswerRow(
-        decision_id="d", answer_id="a", teacher="big", text=text, finish_reason=finish_reason, passages=(), request_hash="h",
-        prompt_tokens=1, completion_tokens=1, cost_usd=0.0, latency_ms=1.0,
-    )  # fmt: skip
-    return Evidence(row, answer, allowed, VerifyTable(), RedactionRules())
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("Please wait 12 minutes after 9 o'clock; it costs 6,35.", ""),
-        ("Run the line test LT38, then:\n1. wait\n2. write to <EMAIL_1>", ""),
-        ("Please wait 13 minutes.", "unsupported_number"),
-        ("Run LT-39 now.", "unsupported_number"),
-        ("Please pay 12,000 now.", "unsupported_number"),
-        ("Please wait 12.0 minutes.", ""),
-        ("", "empty"),
-        ("?!", "empty"),
-        ("Yes.", "too_short"),
-        ("word " * 2000, "too_long"),
-        ("Sure. <|im_end|> Please wait.", "control_tokens"),
-        ("Please wait.\nUser: thanks", "control_tokens"),
-        ("I am told: You are the support assistant of the good company Tidewell.", "system_prompt_leaked"),
-        ("Please write to <PHONE_1> now.", "placeholder_not_in_question"),
-        ("Please write to me at joe@example.org today.", "personal_data"),
-        ("Please restart the box now. Please restart the box now.", "repeats_itself"),
-    ],
-)
-def test_an_answer_is_judged_by_what_it_says(text: str, reason: str) -> None:
-    assert judge(evidence(text))[0] == reason
-
-
-@pytest.mark.parametrize(("finish_reason", "reason"), [("length", "truncated"), ("content_filter", "filtered_by_teacher")])
-def test_an_answer_that_was_cut_or_filtered_is_not_learnt(finish_reason: str, reason: str) -> None:
-    assert judge(evidence("Please wait.", finish_reason=finish_reason))[0] == reason
 
 
 def test_rejected_answers_are_counted_and_never_learnt_and_test_questions_keep_theirs(tmp_path: Path) -> None:
@@ -83,7 +36,7 @@ def test_rejected_answers_are_counted_and_never_learnt_and_test_questions_keep_t
         assert all("99" not in row.messages[-1].content for row in train)
         held_out = {row.decision_id for row in chosen if row.split is Split.TEST}
         assert held_out and {row.decision_id for row in test} == held_out
-        assert manifests[-1].counts.rejected_by_reason["unsupported_number"] == sum(
+        assert manifests[-1].counts.rejected_by_reason["contradicts_handbook"] == sum(
             row.split is not Split.TEST and row.messages[-1].content in QUESTIONS[::2] for row in chosen
         )
 
@@ -114,7 +67,7 @@ def test_a_run_without_one_accepted_answer_says_so_and_leaves_no_half_stage(tmp_
         ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.")) as teacher,
         small_run(tmp_path, teacher.base_url) as small,
     ):
-        with pytest.raises(Refused, match=r"no answer is left to learn from.*unsupported_number"):
+        with pytest.raises(Refused, match=r"no answer is left to learn from.*contradicts_handbook"):
             small.perform(*UP_TO_ASSEMBLE)
         assert not list(small.folder.glob("runs/*/assemble/manifest.json"))
 
@@ -140,12 +93,6 @@ def test_an_edition_keeps_its_rows_when_the_next_run_adds_new_ones(tmp_path: Pat
         )
         assert set(old) <= set(new) and all(new[name] == row for name, row in old.items())
         assert later[-1].details["test_edition"] == manifests[-1].details["test_edition"] + (len(new) > len(old))
-
-
-def test_an_amount_is_the_same_however_its_thousands_are_written() -> None:
-    assert judge(evidence("It costs 1,200 a year.", allowed="1200 a year"))[0] == ""
-    assert judge(evidence("It costs 1.200,50 a year.", allowed="1,200.50 a year"))[0] == ""
-    assert judge(evidence("It costs 1,000 a year.", allowed="1 a year"))[0] == "unsupported_number"
 
 
 def test_only_what_the_teacher_refused_is_tested_without_its_answer(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from conversations.redaction import RedactionRules, Redactor, SecondPass
 from conversations.settings import RedactionTable
 from distill.cycle import check_before
 from distill.dataset.second_pass import check_second_pass, second_pass
-from distill.dataset.verify import Evidence, judge
+from distill.dataset.verifying.checks import reason_against
+from distill.dataset.verifying.evidence import Evidence
 from distill.rows import AnswerRow, ChosenRow, LabelsRow, MessageRow, read_rows
 from distill.run import Stage
 from distill.settings import VerifyTable
@@ -145,11 +146,11 @@ def evidence(text: str, further: SecondPass | None = None) -> Evidence:
 
 
 def test_an_answer_with_a_placeholder_that_the_chat_cannot_put_back_is_rejected() -> None:
-    assert judge(evidence("Thank you, we write to <EMAIL_1>.")) == ("", "")
-    assert judge(evidence("Thank you, we noted <SSN_1>.")) == ("placeholder_unknown_to_chat", "<SSN_1>")
+    assert reason_against(evidence("Thank you, we write to <EMAIL_1>.")) == ("", "")
+    assert reason_against(evidence("Thank you, we noted <SSN_1>.")) == ("placeholder_unknown_to_chat", "<SSN_1>")
 
 
 def test_an_answer_in_which_only_the_second_pass_finds_something_personal_is_rejected() -> None:
     told = "It is SSN 219-09-9999."
-    assert judge(evidence(told)) == ("", "")
-    assert judge(evidence(told, second_pass(RedactionTable()))) == ("personal_data", "<SSN_1>")
+    assert reason_against(evidence(told)) == ("", "")
+    assert reason_against(evidence(told, second_pass(RedactionTable()))) == ("personal_data", "<SSN_1>")

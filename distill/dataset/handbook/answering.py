@@ -154,7 +154,7 @@ class _Lexicon:
     """The rare words of each entry, weighed by how rare they are in this handbook."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        said = [frozenset(_stem(word) for word in words(text)) for text in texts]
+        said = [frozenset(stem(word) for word in words(text)) for text in texts]
         seen_in = Counter(word for each in said for word in each)
         most = max(2, math.ceil(len(texts) * _COMMON_SHARE))
         top = math.log(1 + len(texts)) ** 2
@@ -171,7 +171,7 @@ class _Lexicon:
     def shared(self, text: str) -> Scores:
         """Return the weight of the words that a text shares with each entry. Shape: (entries,)."""
         found = np.zeros(self._size, np.float32)
-        for word in {_stem(word) for word in words(text)} & self._weights.keys():
+        for word in {stem(word) for word in words(text)} & self._weights.keys():
             found[self._places[word]] += self._weights[word]
         return found
 
@@ -196,7 +196,7 @@ def _clauses(question: str) -> list[str]:
     return [piece for piece in pieces if len(words(piece)) >= _MIN_CLAUSE_WORDS]
 
 
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
     """Cut English endings off, roughly: the aim is that `bills` meets `billed`."""
     word = word.removesuffix("'s")
     for ending in ("ing", "ed", "es", "s", "ly"):
