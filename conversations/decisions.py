@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from conversations.errors import OperatorError
 from conversations.messages import Split, content_hash, utc_now
-from conversations.store import Record, Row
+from conversations.store import Record, Row, Transaction
 
 
 class AnswerAuthor(StrEnum):
@@ -63,6 +63,19 @@ class Answer:
     verdict: Verdict | None
     verdict_reason: str | None
     answered_at_utc: str
+
+
+@dataclass(frozen=True)
+class NewAnswer:
+    """An answer about to be entered; its version, its name and its time come with that."""
+
+    decision_id: str
+    author: AnswerAuthor
+    author_name: str
+    content: str
+    extra_json: str = ""
+    passages: tuple[str, ...] = ()
+    request_hash: str | None = None
 
 
 def put_decisions(record: Record, decisions: Iterable[Decision]) -> None:
@@ -136,34 +149,40 @@ def add_answer(
     request_hash: str | None = None,
 ) -> Answer:
     """Enter an answer; the same text of the same author again is not a new version."""
+    said = NewAnswer(decision_id, author, author_name, content, extra_json, tuple(passages), request_hash)
+    return add_answers(record, [said], run_id=run_id)[0]
+
+
+def add_answers(record: Record, said: Sequence[NewAnswer], *, run_id: str | None) -> list[Answer]:
+    """Enter answers in one step, each as `add_answer` does."""
     with record.write() as transaction:
-        earlier = transaction.query(
-            "SELECT * FROM answers WHERE decision_id = ? AND author_kind = ? AND author_name = ? "
-            "ORDER BY version DESC LIMIT 1",
-            [decision_id, author, author_name],
-        )
-        if earlier and (earlier[0]["content"], earlier[0]["extra_json"]) == (content, extra_json):
-            return answer_of(earlier[0])
-        version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
-        answer_id = answer_name(decision_id, author, author_name, version)
-        transaction.insert(
-            "answers",
-            {
-                "answer_id": answer_id,
-                "decision_id": decision_id,
-                "version": version,
-                "author_kind": author,
-                "author_name": author_name,
-                "content": content,
-                "extra_json": extra_json,
-                "content_hash": content_hash(content),
-                "passages_json": json.dumps(list(passages)),
-                "run_id": run_id,
-                "request_hash": request_hash,
-                "answered_at_utc": utc_now(),
-            },
-        )
-        return answer_of(transaction.query("SELECT * FROM answers WHERE answer_id = ?", [answer_id])[0])
+        return [_entered(transaction, each, run_id) for each in said]
+
+
+def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> Answer:
+    earlier = transaction.query(
+        "SELECT * FROM answers WHERE decision_id = ? AND author_kind = ? AND author_name = ? ORDER BY version DESC LIMIT 1",
+        [said.decision_id, said.author, said.author_name],
+    )
+    if earlier and (earlier[0]["content"], earlier[0]["extra_json"]) == (said.content, said.extra_json):
+        return answer_of(earlier[0])
+    version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
+    row: dict[str, str | int | None] = {
+        "answer_id": answer_name(said.decision_id, said.author, said.author_name, version),
+        "decision_id": said.decision_id,
+        "version": version,
+        "author_kind": said.author,
+        "author_name": said.author_name,
+        "content": said.content,
+        "extra_json": said.extra_json,
+        "content_hash": content_hash(said.content),
+        "passages_json": json.dumps(list(said.passages)),
+        "run_id": run_id,
+        "request_hash": said.request_hash,
+        "answered_at_utc": utc_now(),
+    }
+    transaction.insert("answers", row)
+    return answer_of({**row, "verdict": None, "verdict_reason": None})
 
 
 def answer_name(decision_id: str, author: AnswerAuthor, author_name: str, version: int) -> str:

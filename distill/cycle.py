@@ -75,6 +75,7 @@ def check_before(settings: DistillSettings) -> None:
     Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
     a teacher or judge that must not be used or whose key is missing, and a second pass of redaction that is not installed.
     """
+    from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teaching.budget import check_teachers
     from distill.evaluation.metrics import Metric
@@ -100,6 +101,8 @@ def check_before(settings: DistillSettings) -> None:
         )
     check_second_pass(settings.redaction)
     check_teachers(settings)
+    if settings.judge:
+        judge_teacher(settings)
 
 
 def refusal(result: CycleResult) -> Refused | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, kills, record
+from tests.bench import choose, kills, record, teach
 
 
 @pytest.mark.slow
@@ -67,3 +67,10 @@ def test_choosing_and_assembling_are_measured_part_by_part() -> None:
     parts = ("read", "cluster", "embed", "select", "redact", "write")
     assert {f"choose: {part}, s" for part in parts} | {"choose, peak MB", "assemble, peak MB"} <= set(figures)
     choose.show(found)
+
+
+@pytest.mark.slow
+def test_teaching_is_measured_beside_the_plain_client() -> None:
+    found = teach.figures(200, rounds=1)
+    assert {"teach", "gather, openai client"} <= found["ways"].keys()
+    teach.show(found)

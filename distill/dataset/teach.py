@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from itertools import groupby
 
 from conversations import spending
-from conversations.decisions import AnswerAuthor, add_answer
+from conversations.decisions import AnswerAuthor, NewAnswer, add_answers
 from conversations.messages import Json
 from distill.dataset.judge import open_judge
 from distill.dataset.teaching.asking import Asker
@@ -40,7 +40,9 @@ def teach(run: Run) -> Outcome:
     rows = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
     lesson = _Lesson(run, rows, tables)
     asyncio.run(lesson.give())
-    answers = [_answer_row(run, row, lesson.chosen[row.decision_id]) for row in rows if row.decision_id in lesson.chosen]
+    answers = _entered(
+        run, {row.decision_id: lesson.chosen[row.decision_id] for row in rows if row.decision_id in lesson.chosen}
+    )
     run.write_rows(Stage.TEACH, "answers.jsonl", answers)
     return Outcome(_counts(rows, answers, lesson.missing), _details(run, answers, lesson))
 
@@ -187,24 +189,31 @@ def _by_conversation(rows: Sequence[ChosenRow]) -> Iterator[list[ChosenRow]]:
         yield list(conversation)
 
 
-def _answer_row(run: Run, row: ChosenRow, chosen: Chosen) -> AnswerRow:
-    """Enter an answer in the record and return its row, the same in every run over the same record."""
+def _entered(run: Run, chosen: Mapping[str, Chosen]) -> list[AnswerRow]:
+    """Enter answers in the record and return their rows, the same in every run over the same record."""
+    new = {
+        decision_id: NewAnswer(
+            decision_id=decision_id,
+            author=each.given.author,
+            author_name=each.given.teacher,
+            content=each.given.text,
+            extra_json=each.given.extra_json,
+            passages=each.given.passages,
+            request_hash=each.given.answered.stored.request_hash if each.given.answered else None,
+        )
+        for decision_id, each in chosen.items()
+        if not each.given.answer_id
+    }
+    names = {each.decision_id: each.answer_id for each in add_answers(run.record, list(new.values()), run_id=run.run_id)}
+    return [
+        _answer_row(decision_id, each, names.get(decision_id, each.given.answer_id)) for decision_id, each in chosen.items()
+    ]
+
+
+def _answer_row(decision_id: str, chosen: Chosen, answer_id: str) -> AnswerRow:
     given, stored = chosen.given, chosen.given.answered.stored if chosen.given.answered else None
-    answer_id = given.answer_id
-    if not answer_id:
-        answer_id = add_answer(
-            run.record,
-            row.decision_id,
-            author=given.author,
-            author_name=given.teacher,
-            content=given.text,
-            extra_json=given.extra_json,
-            passages=given.passages,
-            run_id=run.run_id,
-            request_hash=stored.request_hash if stored else None,
-        ).answer_id
     return AnswerRow(
-        decision_id=row.decision_id,
+        decision_id=decision_id,
         answer_id=answer_id,
         teacher=given.teacher,
         author=given.author,

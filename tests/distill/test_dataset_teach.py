@@ -189,3 +189,31 @@ def test_an_answer_that_was_cut_off_counts_once_when_asking_again_fails(tmp_path
         _, (_, taught) = small.perform(*CHOOSE_AND_TEACH)
         assert taught.counts.accepted == len(QUESTIONS)
         assert taught.details["truncated"] == 1
+
+
+def test_of_fifty_personal_strings_none_is_in_the_recorded_bytes_nor_in_the_answers(tmp_path: Path) -> None:
+    planted = [f"person{place}.doe@example{place}.org" for place in range(25)]
+    planted += [f"+44 20 7946 0{place:03d}" for place in range(100, 125)]
+    lines = [
+        {
+            "id": f"p{place}", "customer_id": f"planted-{place}", "created_at": "2026-08-02T08:00:00Z", "consent": True,
+            "messages": [
+                {"role": "system", "content": f"You talk to {secret}."},
+                {"role": "user", "content": f"my{place} reach{place} me{place} soon{place} at{place} {secret}"},
+                {"role": "assistant", "content": f"We will use {secret}."},
+                {"role": "user", "content": f"then{place} why{place} was{place} {secret} not{place} used{place}"},
+            ],
+        }
+        for place, secret in enumerate(planted)
+    ]  # fmt: skip
+
+    def script(question: str, before: int) -> Act:
+        return Act(f"You said: {question}")
+
+    with told(script) as teacher, small_run(tmp_path, teacher.base_url) as small:
+        small.import_conversations(lines)
+        run, (_, taught) = small.perform(*CHOOSE_AND_TEACH)
+        sent = b"".join(seen.raw for seen in teacher.seen).decode()
+        written = "".join(path.read_text(encoding="utf-8") for path in run.folder.rglob("*.jsonl"))
+    assert taught.counts.accepted > 50 and "<EMAIL_1>" in sent and "<PHONE_1>" in sent
+    assert [secret for secret in planted if secret in sent or secret in written] == []

@@ -18,10 +18,12 @@ from taught_run import chosen, set_keys, talk, teach_in
 from distill.run import Stage
 
 KILLS, CONCURRENCY = 20, 4
-CHILD = (
-    "import sys; sys.argv = ['distill', 'teach', '--run', sys.argv[1], '--settings', sys.argv[2]]; "
-    "from distill.cli import main; main()"
-)
+CHILD = """
+import sys
+sys.argv = ["distill", "teach", "--run", sys.argv[1], "--settings", sys.argv[2]]
+from distill.cli import main
+main()
+"""
 
 
 @pytest.mark.slow
