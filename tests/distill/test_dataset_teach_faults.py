@@ -126,6 +126,7 @@ def test_a_date_in_retry_after_is_waited_for_by_everybody(tmp_path: Path) -> Non
     [
         (Act(text="cut", finish_reason="length"), "truncated"), (Act(text="I'm sorry, but I can't assist with that."), "refused"),
         (Act(text=""), "empty"), (Act(status=400), "request_refused"), (Act(status=500), "stopped answering|does not answer"),
+        (Act(status=429), "does not answer"),
         (Act(raw=b"<html>"), "stopped answering|does not answer"), (Act(cut="reset"), "stopped answering|does not answer"),
         (Act(text="", message=CALLS, finish_reason="tool_calls"), "tool_calls_unasked"),
     ],
@@ -172,3 +173,13 @@ def test_the_breaker_lets_probes_through_and_closes_when_the_teacher_is_back(tmp
         manifest, answers = teach_in(small, chosen(small))
         assert len(answers) == len(QUESTIONS)
         assert manifest.details["teachers"]["big"]["faults"] == {"server_error": 7}
+
+
+def test_a_good_teacher_that_asks_for_patience_in_its_trial_is_not_given_up(tmp_path: Path) -> None:
+    with (
+        ScriptedTeacher(lambda question, before: Act(status=429) if before < 1 else Act()) as teacher,
+        small_run(tmp_path, teacher.base_url, teach="smoke_decisions = 12") as small,
+    ):
+        set_keys(small, concurrency="8")
+        _, answers = teach_in(small, chosen(small))
+    assert len(answers) == len(QUESTIONS)

@@ -38,9 +38,9 @@ def many(count: int) -> list[dict[str, object]]:
 
 
 def billed(body: dict[str, Any]) -> tuple[int, int]:
-    """What a greedy provider bills: a token for every third byte, and all of the answer's room on one request in four."""
+    """What a greedy provider bills: a token for every third byte, and all of the answer's room on every other request."""
     size = len(json.dumps(body, ensure_ascii=False).encode())
-    return size // 3, body["max_tokens"] if size % 4 == 0 else 60
+    return size // 3, body["max_tokens"] if size % 2 == 0 else 60
 
 
 def test_a_cap_of_half_a_dollar_holds_at_32_at_once_whatever_the_teacher_does(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_cap_of_half_a_dollar_holds_at_32_at_once_whatever_the_teacher_does(tm
     def script(body: dict[str, Any]) -> Act:
         nonlocal bill
         prompt, completion = billed(body)
-        bill += (prompt * 10 + completion * 100) / 1e6
+        bill += (prompt * 100 + completion * 10) / 1e6
         if completion > 60:
             # It bills what it then fails to deliver.
             return Act(usage=(prompt, completion), seconds=0.01, cut="half")
@@ -59,7 +59,9 @@ def test_a_cap_of_half_a_dollar_holds_at_32_at_once_whatever_the_teacher_does(tm
         ScriptedTeacher(by_body=script) as teacher,
         small_run(tmp_path, teacher.base_url, teach="max_smoke_failures = 100") as small,
     ):
-        set_keys(small, max_cost_usd="0.5", concurrency="32")
+        set_keys(
+            small, max_cost_usd="0.5", concurrency="32", prompt_usd_per_million="100.0", completion_usd_per_million="10.0"
+        )
         small.import_conversations(many(150))
         run = chosen(small)
         manifest, answers = teach_in(small, run)
@@ -85,7 +87,7 @@ def test_an_unpaid_account_stops_within_what_is_under_way_and_is_paid_for_the_re
     credit = 20
 
     def script(question: str, before: int) -> Act:
-        return Act(seconds=0.01) if len(teacher.seen) <= credit else Act(status=402, seconds=0.01)
+        return Act(seconds=0.15) if len(teacher.seen) <= credit else Act(status=402)
 
     with ScriptedTeacher(script) as teacher, small_run(tmp_path, teacher.base_url) as small:
         set_keys(small, concurrency="8")

@@ -158,7 +158,9 @@ class Asker:
     async def _buy(self, request: Request, may_call: Callable[[], bool]) -> Answered:
         unreadable = 0
         tries = 0
-        while tries < MAX_TRIES and unreadable < _MAX_UNREADABLE and may_call():
+        while tries < MAX_TRIES and unreadable < _MAX_UNREADABLE:
+            if not may_call():
+                raise Unanswered(f"{request.decision_id}: no call is left for it after {tries} tries")
             tries += 1
             got = await self._send(request)
             if isinstance(got, Answered):
