@@ -125,7 +125,8 @@ def test_the_estimate_is_close_to_the_bill_and_leaves_out_what_costs_nothing(tmp
         run = chosen(small)
         teach_in(small, run)
         bill = spending.spent(small.record, run.run_id).usd
-    assert len(teacher.seen) == first + 60
+    # An estimate embeds nothing, so it knows no twins by meaning; a run leaves a few of these templates out.
+    assert 56 <= len(teacher.seen) - first <= 60
     assert foretold.cost_usd_estimate == pytest.approx(bill, rel=0.15)
 
 
