@@ -3,6 +3,7 @@
 In: the settings file. Out: frozen models. Teacher, student, paths and gates have no hidden defaults.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -254,3 +255,8 @@ class DistillSettings(RoomSettings):
     evaluate: EvaluateTable
     promote: PromoteTable
     schedule: ScheduleTable = ScheduleTable()
+
+
+def handbook_vectors(settings: DistillSettings) -> Path:
+    """Return the folder that keeps the embeddings of the handbook, beside the runs; it can be made again at any time."""
+    return settings.runs.folder / "handbook_vectors"

@@ -62,6 +62,33 @@ class Embedder:
                 self._kept.update(zip(missing, np.asarray(vectors, np.float32), strict=True))
             return np.stack([self._kept[text] for text in texts])
 
+    def remember(self, texts: Sequence[str], path: Path) -> None:
+        """Have the vectors of texts at hand: out of the file where an earlier process left them, or embedded now.
+
+        Other files of its folder are removed; a file that cannot be read or does not fit is written anew.
+        """
+        distinct = list(dict.fromkeys(texts))
+        vectors = _read_vectors(path, len(distinct))
+        if vectors is None:
+            vectors = self.embed(distinct)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for other in path.parent.glob("*.npy"):
+                other.unlink(missing_ok=True)
+            half = path.with_name(f".{os.getpid()}.half")
+            with half.open("wb") as out:
+                np.save(out, vectors)
+            half.replace(path)
+        with self._lock:
+            self._kept.update(zip(distinct, vectors, strict=True))
+
+
+def _read_vectors(path: Path, count: int) -> Vectors | None:
+    try:
+        vectors = np.load(path)
+    except (OSError, ValueError):
+        return None
+    return np.asarray(vectors, np.float32) if vectors.shape == (count, DIMENSIONS) else None
+
 
 @cache
 def load_embedder() -> Embedder:

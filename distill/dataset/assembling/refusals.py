@@ -11,11 +11,12 @@ from conversations.language import language_of
 from distill.dataset.handbook.answering import DECLINED, HandbookTeacher
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.similarity import load_embedder
+from distill.dataset.verifying.reasons import Against
 from distill.rows import ChosenRow
-from distill.settings import DistillSettings
+from distill.settings import DistillSettings, handbook_vectors
 
 TEACHER = "honest refusal"
-UNSUPPORTED = frozenset({"unsupported_by_handbook", "unsupported_number", "contradicts_handbook"})
+UNSUPPORTED = frozenset({Against.UNSUPPORTED_BY_HANDBOOK, Against.CONTRADICTS_HANDBOOK})
 
 
 def honest_refusals(
@@ -35,7 +36,9 @@ def honest_refusals(
     share = settings.verify.max_declined_share
     # declined / (declined + answered) <= share
     room = len(candidates) if share >= 1 else max(0, int(answered * share / (1 - share)) - declined)
-    unknown = _unknown(candidates, HandbookTeacher(Handbook.load(settings.handbook.path), load_embedder()))
+    unknown = _unknown(
+        candidates, HandbookTeacher(Handbook.load(settings.handbook.path), load_embedder(), handbook_vectors(settings))
+    )
     return set(unknown[:room]), len(unknown[room:])
 
 

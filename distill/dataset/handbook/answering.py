@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,16 +65,25 @@ class _Entry:
     whole: str
     cues: tuple[str, ...]
 
+    @property
+    def said(self) -> str:
+        """The passage below its title."""
+        return f"{self.article.title}. {self.passage.text}"
+
 
 class HandbookTeacher:
     """A searchable handbook; safe for several threads once made."""
 
-    def __init__(self, handbook: Handbook, embedder: Embedder) -> None:
+    def __init__(self, handbook: Handbook, embedder: Embedder, vectors_in: Path | None = None) -> None:
+        """Embed the handbook; with a folder, once for each handbook, because a large one takes minutes."""
         self._embedder = embedder
         self._entries = [entry for article in handbook.articles for entry in _entries(article)]
+        if vectors_in is not None:
+            known = f"{handbook.digest.removeprefix('sha256:')[:24]}.npy"
+            embedder.remember([text for entry in self._entries for text in _texts_of(entry)], vectors_in / known)
         self._whole = embedder.embed([entry.whole for entry in self._entries])
         self._titles = embedder.embed([entry.article.title for entry in self._entries])
-        self._said = embedder.embed([f"{entry.article.title}. {entry.passage.text}" for entry in self._entries])
+        self._said = embedder.embed([entry.said for entry in self._entries])
         self._cues = [embedder.embed(entry.cues) for entry in self._entries]
         self._lexicon = _Lexicon([f"{entry.article.title} {entry.whole}" for entry in self._entries])
         self._thanks = embedder.embed(_THANKS)
@@ -183,6 +193,10 @@ def _entries(article: Article) -> list[_Entry]:
         ]
     told = described_in(article)
     return [_Entry(article, article.passages[0], f"{article.title}. {' '.join(told)}", tuple(told) or (article.title,))]
+
+
+def _texts_of(entry: _Entry) -> tuple[str, ...]:
+    return (entry.whole, entry.article.title, entry.said, *entry.cues)
 
 
 def _mean_of_best_two(likeness: Vectors) -> Scores:

@@ -14,6 +14,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -25,7 +26,7 @@ from conversations.settings import secret
 from distill.dataset.handbook.answering import HandbookAnswer, HandbookTeacher
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.similarity import Embedder, load_embedder
-from distill.settings import DistillSettings
+from distill.settings import DistillSettings, handbook_vectors
 
 MODEL = "handbook"
 FINGERPRINT = "handbook-teacher (search by meaning in the handbook, no large language model)"
@@ -101,9 +102,9 @@ class _Completion(BaseModel):
         }
 
 
-def build_app(handbook: Handbook, embedder: Embedder, *, api_key: str = "") -> FastAPI:
-    """Return the application; `api_key` empty means that none is asked for."""
-    teacher = HandbookTeacher(handbook, embedder)
+def build_app(handbook: Handbook, embedder: Embedder, *, api_key: str = "", vectors_in: Path | None = None) -> FastAPI:
+    """Return the application; `api_key` empty means that none is asked for; `vectors_in` keeps the handbook's embeddings."""
+    teacher = HandbookTeacher(handbook, embedder, vectors_in)
     app = FastAPI(title="The handbook teacher", docs_url=None, redoc_url=None, openapi_url=None)
 
     def refused(request: Request) -> JSONResponse | None:
@@ -172,7 +173,7 @@ def serve_teacher(settings: DistillSettings, host: str, port: int) -> None:
     api_key = secret(sorted(variables)[0], "the handbook teacher asks its callers for it") if variables else ""
     listener = _listen(host, port)
     with listener:
-        app = build_app(handbook, load_embedder(), api_key=api_key)
+        app = build_app(handbook, load_embedder(), api_key=api_key, vectors_in=handbook_vectors(settings))
         log.info("the handbook teacher answers on http://%s:%d/v1 out of %d articles", host, port, len(handbook.articles))
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 

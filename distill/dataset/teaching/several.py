@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 
 from conversations.decisions import AnswerAuthor
 from conversations.errors import OutsideError
@@ -23,7 +24,7 @@ from distill.dataset.teaching.replies import Fault
 from distill.dataset.teaching.requests import Request, asked_in, request_for
 from distill.dataset.teaching.teacher import RequestRefused, Unanswered
 from distill.rows import ChosenRow
-from distill.settings import DistillSettings, TeacherTable
+from distill.settings import DistillSettings, TeacherTable, handbook_vectors
 
 
 class NoAnswer(Exception):
@@ -47,6 +48,7 @@ class Library:
     """The handbook passages that go before a teacher."""
 
     handbook: Handbook | None
+    vectors_in: Path | None = None
     _found: dict[tuple[str, int], tuple[Passage, ...]] = field(default_factory=dict)
     _search: HandbookTeacher | None = None
 
@@ -66,7 +68,7 @@ class Library:
 
     def _opened(self, handbook: Handbook) -> HandbookTeacher:
         if self._search is None:
-            self._search = HandbookTeacher(handbook, load_embedder())
+            self._search = HandbookTeacher(handbook, load_embedder(), self.vectors_in)
         return self._search
 
 
@@ -83,7 +85,8 @@ class Teachers:
     ) -> None:
         self._settings, self._tables, self._askers = settings, tables, askers
         self._people, self._judge = people, judge
-        self.library = Library(Handbook.load(settings.handbook.path) if settings.handbook else None)
+        handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
+        self.library = Library(handbook, handbook_vectors(settings))
         # Teachers that have stopped answering: their fallback goes on without them.
         self._away: dict[str, OutsideError] = {}
         self.passed_on: Counter[str] = Counter()
