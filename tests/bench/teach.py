@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from conversations import turns as log
 from conversations.decisions import Decision, put_decisions
+from conversations.dialogues import every_dialogue
 from conversations.exchange import imports
 from conversations.messages import Split
 from conversations.settings import read_settings
@@ -174,12 +174,12 @@ def ours(base_url: str, count: int) -> float:
             imports.import_files(record, [folder / "in.jsonl"])
             with new_run(record, settings) as run:
                 rows = []
-                for conversation in log.every_conversation(record):
-                    (turn,) = log.all_turns(record, conversation.conversation_id)
+                for dialogue in every_dialogue(record):
+                    (turn,) = dialogue.turns
                     rows.append(
                         ChosenRow(
-                            decision_id=f"decision_{turn.turn_id}", conversation_id=conversation.conversation_id,
-                            cluster_id=conversation.conversation_id, topic="", split=Split.TRAIN, chosen_because="coverage",
+                            decision_id=f"decision_{turn.turn_id}", conversation_id=turn.conversation_id,
+                            cluster_id=turn.conversation_id, topic="", split=Split.TRAIN, chosen_because="coverage",
                             labels=LabelsRow(),
                             messages=(MessageRow(role="system", content=SYSTEM), MessageRow(role="user", content=turn.content)),
                         )

@@ -18,7 +18,7 @@ from distill.dataset.similarity import (
     trigram_jaccard,
 )
 
-WORDS = [
+WORDS = (
     "my",
     "box",
     "lamp",
@@ -28,19 +28,15 @@ WORDS = [
     "was",
     "slow",
     "coral",
-    "today",
     "again",
     "since",
     "the",
     "a",
     "on",
     "off",
-    "and",
     "not",
-    "very",
-    "please",
     "help",
-]
+)
 
 
 def texts_of(seed: int) -> list[str]:
