@@ -27,6 +27,8 @@ from distill.rows import AnswerRow, ChosenRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage
 from distill.settings import TeacherTable
 
+_SECONDS_BETWEEN_STARTS = 0.003
+
 Work = Callable[[ChosenRow], Awaitable[None]]
 
 
@@ -158,7 +160,9 @@ class _Lesson:
         """Work rows off: the decisions of one conversation in order and one at a time, so that providers' prompt caches hit."""
         waiting = _by_conversation(rows)
 
-        async def work_off() -> None:
+        async def work_off(place: int) -> None:
+            # All at once they would stay in step: a burst of replies, a burst of requests, and idle time between.
+            await asyncio.sleep(place * _SECONDS_BETWEEN_STARTS)
             for conversation in waiting:
                 for row in conversation:
                     if self._purse.is_closed:
@@ -166,7 +170,7 @@ class _Lesson:
                     await work(row)
 
         places = max((asker.table.concurrency for asker in self.askers.values()), default=1)
-        workers = [asyncio.create_task(work_off()) for _ in range(places)]
+        workers = [asyncio.create_task(work_off(place)) for place in range(places)]
         try:
             ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             failure = next((found for each in ended if (found := each.exception()) is not None), None)
