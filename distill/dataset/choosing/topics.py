@@ -1,4 +1,4 @@
-"""Topics: what a question is about, in the handbook's words, or in the customers' own where there is no handbook.
+"""Topics: what a question is about, in the handbook's words, or in the customers' own where the handbook names no topics.
 
 In: the vectors of questions. Out: one topic for each. A topic orders figures and balances sets; it decides no split.
 """
@@ -26,10 +26,10 @@ def topics_of(
     """
     if not questions:
         return []
-    if handbook is not None and handbook.articles:
+    if handbook is not None and any(article.topic for article in handbook.articles):
         whole = [f"{article.title}. {' '.join(s.text for s in article.sections)}"[:2000] for article in handbook.articles]
         nearest = (vectors @ load_embedder().embed(whole).T).argmax(axis=1)
-        return [handbook.articles[int(place)].topic for place in nearest]
+        return [handbook.articles[int(place)].topic or handbook.articles[int(place)].title for place in nearest]
     names = sorted(name for name in earlier if name != _OTHER)
     fixed = _of_length_one(np.stack([earlier[name].mean(axis=0) for name in names])) if names else vectors[:0]
     middles = _refined(vectors, fixed, _leaders(vectors, fixed))
