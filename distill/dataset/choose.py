@@ -28,6 +28,7 @@ from distill.dataset.choosing.selection import strength, within_limit, without_f
 from distill.dataset.choosing.signals import with_new_topic
 from distill.dataset.choosing.topics import topics_of
 from distill.dataset.handbook.articles import Handbook
+from distill.dataset.prompt_names import prompt_name
 from distill.dataset.second_pass import second_pass
 from distill.dataset.similarity import EMBEDDING_PACKAGE, Vectors, load_embedder, near_duplicates_of
 from distill.rows import ChosenRow, RowModel, read_rows
@@ -242,8 +243,10 @@ def _once_more(
     learnt = [each.name for each in left if each.split is not Split.TEST]
     held_out = [made[each.name].question for each in left if each.split is Split.TEST]
     texts = [made[name].question for name in learnt]
-    for place in near_duplicates_of(held_out, texts, settings.choose.near_duplicate_jaccard):
-        left_out[learnt[place]] = LeftOut.TWIN_OF_TEST
+    twins = near_duplicates_of(held_out, texts, settings.choose.near_duplicate_jaccard)
+    tested = {prompt_name(made[each.name].messages) for each in left if each.split is Split.TEST} - {None}
+    twins |= {place for place, name in enumerate(learnt) if prompt_name(made[name].messages) in tested}
+    left_out.update((learnt[place], LeftOut.TWIN_OF_TEST) for place in twins)
     return [each for each in left if each.name not in left_out]
 
 

@@ -126,6 +126,9 @@ def test_a_twin_of_a_test_question_and_a_tested_cluster_are_not_learnt() -> None
     assert held.reason_against(chosen("a", "so why is my BILL twice as high as it was"), frozenset()) == "twin_of_test"
     assert held.reason_against(chosen("b", "Something else altogether, please?", cluster="k t"), frozenset()) == "joins_test"
     assert held.reason_against(chosen("c", "Something else altogether, please?"), frozenset()) is None
+    short = held_out(question="Cancel my order")
+    assert short.reason_against(chosen("d", "cancel MY order!"), frozenset()) == "twin_of_test"
+    assert short.reason_against(chosen("e", "Hi", "Hello.", "cancel my order"), frozenset()) is None
 
 
 WORDS = some.lists(some.sampled_from("ab"), min_size=5, max_size=9).map(" ".join)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -476,6 +476,53 @@ def test_planted_variants_are_on_the_side_of_their_source_and_stay_there_when_th
     assert_apart(record, later, more, by_wording)
     splits = {row.decision_id: row.split for row in later.rows}
     assert {row.decision_id: row.split for row in first.rows}.items() <= splits.items()
+
+
+@pytest.mark.parametrize("asked", [("cancel my order {}",), ("my {} has a problem today", "and now what")])
+def test_the_same_prompt_in_other_case_and_punctuation_is_on_one_side(
+    record: Record, settings: DistillSettings, tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    ways: list[Callable[[str], str]] = [
+        str,
+        str.upper,
+        lambda text: f"{text}!!!",
+        lambda text: text.replace(" ", ", ").title(),
+    ]
+    things = ("violin", "canoe", "harp", "sofa", "tent", "piano", "mirror", "candle", "ladder", "kettle", "saddle", "parcel")
+    lines = [
+        {
+            "id": f"{thing}-{place}",
+            "customer_id": f"{thing}-{place}",
+            "consent": True,
+            "messages": [
+                message
+                for text in asked
+                for message in (
+                    {"role": "user", "content": way(text.format(thing))},
+                    {"role": "assistant", "content": "We do that."},
+                )
+            ],
+        }
+        for thing in things
+        for place, way in enumerate(ways)
+    ]
+    bring(record, tmp_path, lines)
+    choice = chosen_from(record, settings, near_duplicate_jaccard=1, largest_cluster_share=1)
+    rows = by_source(record, choice)
+    for thing in things:
+        found = [row for place in range(4) for row in rows[f"{thing}-{place}"]]
+        assert len(found) >= 4 and len({row.split for row in found}) == 1
+    assert len({row.split for row in choice.rows}) > 1
+    decide(record, choice, **{f"{things[0]}-0": Split.TEST, f"{things[0]}-1": Split.TRAIN})
+    again = chosen_from(record, settings, near_duplicate_jaccard=1, largest_cluster_share=1)
+    assert again.left_out["twin_of_test"] >= 1
+
+
+def test_a_greeting_joins_nobody(record: Record, settings: DistillSettings, tmp_path: Path) -> None:
+    bring(
+        record, tmp_path, [line(f"c{n}", "Hello there", f"my {word} is broken") for n, word in enumerate(("harp", "tent"))]
+    )
+    assert len({row.cluster_id for row in chosen_from(record, settings).rows}) == 2
 
 
 @pytest.mark.slow
