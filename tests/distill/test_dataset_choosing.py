@@ -359,8 +359,57 @@ def test_the_limit_keeps_the_strongest_a_quota_of_ordinary_cases_and_no_topic_ab
     table = settings.choose.model_copy(update={"max_topic_share": 0.25})
     kept = within_limit(placed, table, 20, topics, left_out)
     of_topic = Counter(topics[each.name] for each in kept)
-    assert of_topic.pop("bills") == 5 and set(of_topic.values()) == {1}
+    # The other ten are all in: the free places are for the topic that is full.
+    assert of_topic.pop("bills") == 10 and list(of_topic.values()) == [1] * 10
     assert Counter(left_out.values())[LeftOut.TOPIC_FULL] > 0 and len(kept) + len(left_out) == 60
+    topics = {each.name: "bills" if number < 30 else f"topic {number}" for number, each in enumerate(placed)}
+    assert Counter(topics[each.name] for each in within_limit(placed, table, 20, topics, {}))["bills"] == 5
+
+
+def test_no_place_stays_free_where_one_topic_dominates(record: Record, settings: DistillSettings, tmp_path: Path) -> None:
+    bring(record, tmp_path, [line(f"c{n}", f"my violin number {n} of shop {n * n} squeaks") for n in range(30)])
+    every = list(candidates(record, settings))
+    placed = Clusters(every, {}, settings.choose, "salt").place(every, {})
+    left_out: dict[str, LeftOut] = {}
+    topics = {each.name: "bills" if place else "other" for place, each in enumerate(placed)}
+    kept = within_limit(placed, settings.choose, 20, topics, left_out)
+    assert len(kept) == 20 and set(left_out.values()) == {LeftOut.TOPIC_FULL} and placed[0] in kept
+    tested = {each.name for each in placed[10:28]}
+    kept = within_limit(placed, settings.choose, 20, topics, {}, tested)
+    assert len(kept) == 20 and tested < {each.name for each in kept}
+
+
+def test_where_twins_by_meaning_leave_places_free_they_are_filled(
+    record: Record, settings: DistillSettings, tmp_path: Path
+) -> None:
+    same = [f"{word} my violin squeaks very badly in winter" for word in ("so", "well", "hm", "please", "hello", "okay")]
+    other = ["the canoe has no paddle at all", "who paints a greenhouse in green", "when does the train to Perth leave"]
+    bring(record, tmp_path, [line(f"s{n}", text) for n, text in enumerate((*same, *other))])
+    choice = chosen_from(
+        record, settings, with_topics=True, max_decisions=4, max_twins=1, near_duplicate_jaccard=1, near_duplicate_cosine=0.8,
+        largest_cluster_share=1, test_share=0, validation_share=0,
+    )  # fmt: skip
+    assert len(choice.rows) == 4
+
+
+def test_what_a_person_answered_is_taught_although_the_same_question_was_decided_before(
+    record: Record, settings: DistillSettings
+) -> None:
+    first = chat(record, ASKED, ("bot", "well"))
+    choice = chosen_from(record, settings, test_share=0)
+    decide(record, choice)
+    second = chat(record, ASKED, ("operator", "Rub rosin on the bow."))
+    later = chosen_from(record, settings, test_share=0)
+    assert [(row.decision_id, row.split) for row in later.rows] == [(second, choice.rows[0].split)]
+    assert later.left_out == {"duplicate": 1} and first != second
+
+
+def test_a_test_question_stays_whatever_people_say_of_its_copies(record: Record, settings: DistillSettings) -> None:
+    first = chat(record, ASKED, ("bot", "well"))
+    decide(record, chosen_from(record, settings, test_share=0.99, validation_share=0))
+    chat(record, ASKED, ("operator", "Rub rosin on the bow."))
+    later = chosen_from(record, settings)
+    assert [(row.decision_id, row.split) for row in later.rows] == [(first, Split.TEST)]
 
 
 def test_a_topic_that_no_earlier_decision_has_is_told_as_new(

@@ -232,3 +232,16 @@ def test_a_line_may_be_spelled_as_the_public_sets_spell_it(
 def test_a_question_that_is_no_text_is_rejected() -> None:
     with pytest.raises(LineRejected, match=r"`question` or `problem` holds dict|holds dict"):
         read_example(b'{"question": [{"a": 1}]}', Task.MATH)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"question": ["a", "b"], "answer": "c"}', "has 2 texts under `question`; expected one"),
+        (b'{"question": "How much is it?", "answer": Infinity}', "is no JSON: Infinity"),
+        (b'{"question": "How much is it?", "answer": 1e999}', "holds inf"),
+    ],
+)
+def test_a_line_that_could_be_read_two_ways_or_holds_no_number_is_rejected(content: bytes, reason: str) -> None:
+    with pytest.raises(LineRejected, match=reason):
+        read_example(content, Task.QA)

@@ -12,7 +12,7 @@ Both are counted.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 from conversations.messages import Role
@@ -152,8 +152,8 @@ class _Twins:
         return ordered[: len(ordered) - ceil(self._threshold * len(ordered) - 1e-9) + 1]
 
 
-def references_of(row: DatasetRow, chosen: Mapping[str, str]) -> list[str]:
-    """Return every text that is known as an answer to a tested question; `chosen` are the logged replies by decision."""
+def references_of(row: DatasetRow, logged: Iterable[str]) -> list[str]:
+    """Return every text that is known as an answer to a tested question; `logged` are the replies in the log."""
     given = row.messages[-1].content if row.messages[-1].role is Role.ASSISTANT else ""
-    texts = [given, row.labels.reference, *row.labels.replies, chosen.get(row.decision_id, "")]
+    texts = [given, row.labels.reference, *row.labels.replies, *logged]
     return [text for text in texts if text]
