@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from conversations import decisions, erasure, releases, runs, turns, vectors
 from conversations.decisions import AnswerAuthor
@@ -16,6 +17,7 @@ from conversations.messages import Author, Consent, Role, Split, TurnStatus, Vot
 from conversations.settings import read_settings
 from conversations.store import Record
 from conversations.turns import ReplyMeasures
+from distill.cli import app
 from distill.dataset.choose import Choice, plan_decisions
 from distill.dataset.choosing.candidates import candidates, decision_id_of
 from distill.dataset.choosing.clusters import Clusters, LeftOut
@@ -465,6 +467,15 @@ def test_an_erased_customer_is_never_chosen_again(record: Record, settings: Dist
     path.write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
     imports.import_files(record, [path])
     assert by_source(record, chosen_from(record, settings)).keys() == {"b"}
+
+
+def test_choosing_without_a_run_begins_one_and_says_its_name(tmp_path: Path) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        told = CliRunner().invoke(app, ["choose", "--settings", str(small.settings_file)])
+        (run,) = runs.runs(small.record)
+        assert told.exit_code == 0 and f"the run: {run.run_id}" in told.stdout
+        again = CliRunner().invoke(app, ["choose", "--settings", str(small.settings_file), "--run", run.run_id, "--json"])
+        assert json.loads(again.stdout)["stage"] == "choose" and len(runs.runs(small.record)) == 1
 
 
 def test_a_stage_that_was_killed_after_its_decisions_were_entered_ends_with_the_same_rows(tmp_path: Path) -> None:
