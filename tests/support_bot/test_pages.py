@@ -414,8 +414,7 @@ def test_an_operator_writes_a_better_answer_and_judges_the_one_that_was_given(vi
     page.locator("#better-answer").get_by_role("textbox").fill("We write to dan@example.org <b>today</b>.")
     page.locator("#save-answer").click()
     expect(page.locator("#word-said")).to_contain_text("Saved as version 1 of your answer")
-    expect(page.locator("#word-said")).to_contain_text("is not the customer's: dan@example.org")
-    expect(page.locator("#side-by-side")).to_contain_text("We write to dan@example.org <b>today</b>.")
+    expect(page.locator("#side-by-side")).to_contain_text("We write to <EMAIL_1> <b>today</b>.")
     page.locator("#reject").click()
     expect(page.locator("#word-said")).to_contain_text("Choose an answer above first")
     page.locator("#given").get_by_text("big: Nobody mends beacons").click()
@@ -424,7 +423,7 @@ def test_an_operator_writes_a_better_answer_and_judges_the_one_that_was_given(vi
     expect(page.locator("#side-by-side")).to_contain_text("rejected by operator")
     assert reviews.newest(record)[taught.answer_id].reviewed_by == "operator"
     written = [each.content for each in decisions.answers(record, "decision-2") if each.author is AnswerAuthor.OPERATOR]
-    assert written == ["We write to dan@example.org <b>today</b>."]
+    assert written == ["We write to <EMAIL_1> <b>today</b>."]
 
 
 def test_roll_back_needs_a_reason_and_restores_the_release_before(visitor, world):
