@@ -31,6 +31,10 @@ class Verdict(StrEnum):
     UNSCORED = "unscored"
 
 
+# Of an answer `a`: the newest word on it is that it is wrong.
+_REJECTED = "COALESCE((SELECT verdict = 'rejected' FROM answer_reviews WHERE answer_id = a.answer_id ORDER BY rowid DESC LIMIT 1), 0)"
+
+
 @dataclass(frozen=True)
 class Decision:
     """One customer question with its logged history, and what it is used for."""
@@ -148,7 +152,7 @@ def add_answer(
     run_id: str | None = None,
     request_hash: str | None = None,
 ) -> Answer:
-    """Enter an answer; the same text of the same author again is not a new version."""
+    """Enter an answer; the same text of the same author again is not a new version, unless an operator goes back to it."""
     said = NewAnswer(decision_id, author, author_name, content, extra_json, tuple(passages), request_hash)
     return add_answers(record, [said], run_id=run_id)[0]
 
@@ -164,7 +168,8 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
         "SELECT * FROM answers WHERE decision_id = ? AND author_kind = ? AND author_name = ? ORDER BY version DESC LIMIT 1",
         [said.decision_id, said.author, said.author_name],
     )
-    if earlier and (earlier[0]["content"], earlier[0]["extra_json"]) == (said.content, said.extra_json):
+    is_same = bool(earlier) and (earlier[0]["content"], earlier[0]["extra_json"]) == (said.content, said.extra_json)
+    if is_same and (said.author is not AnswerAuthor.OPERATOR or _is_last_word(transaction, earlier[0])):
         return answer_of(earlier[0])
     version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
     row: dict[str, str | int | None] = {
@@ -183,6 +188,16 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
     }
     transaction.insert("answers", row)
     return answer_of({**row, "verdict": None, "verdict_reason": None})
+
+
+def _is_last_word(transaction: Transaction, answer: Row) -> bool:
+    """Tell whether an operator's answer is what the next run learns: nobody wrote another since, nor rejected it."""
+    newest = transaction.query(
+        f"SELECT answer_id FROM answers a WHERE decision_id = ? AND author_kind = 'operator' AND NOT {_REJECTED} "
+        "ORDER BY answered_at_utc DESC, rowid DESC LIMIT 1",
+        [answer["decision_id"]],
+    )
+    return bool(newest) and newest[0]["answer_id"] == answer["answer_id"]
 
 
 def answer_name(decision_id: str, author: AnswerAuthor, author_name: str, version: int) -> str:
@@ -209,9 +224,24 @@ def answers(record: Record, decision_id: str) -> list[Answer]:
 
 
 def newest_answers(record: Record, author: AnswerAuthor) -> dict[str, Answer]:
-    """Return the newest answer that an author of this kind gave, by decision."""
-    rows = record.query("SELECT * FROM answers WHERE author_kind = ? ORDER BY answered_at_utc, version, answer_id", [author])
+    """Return the newest answer that an author of this kind gave and no operator rejected, by decision."""
+    rows = record.query(
+        f"SELECT * FROM answers a WHERE author_kind = ? AND NOT {_REJECTED} ORDER BY answered_at_utc, rowid", [author]
+    )
     return {str(row["decision_id"]): answer_of(row) for row in rows}
+
+
+def newest_approved(record: Record) -> dict[str, list[Answer]]:
+    """Return the answers of teachers and people that operators approved, by decision, the newest word first."""
+    rows = record.query(
+        "SELECT a.* FROM answers a JOIN answer_reviews r USING (answer_id) WHERE r.verdict = 'approved' "
+        "AND a.author_kind <> 'student' AND r.rowid = (SELECT MAX(rowid) FROM answer_reviews WHERE answer_id = a.answer_id) "
+        "ORDER BY r.rowid DESC"
+    )
+    found: dict[str, list[Answer]] = {}
+    for row in rows:
+        found.setdefault(str(row["decision_id"]), []).append(answer_of(row))
+    return found
 
 
 def approved_answers(record: Record) -> set[str]:

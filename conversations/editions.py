@@ -3,11 +3,12 @@
 In: lines of text, one for each held-out decision. Out: the same lines, byte for byte, for ever. The digest is the SHA-256 of the
 lines as a file, so that `sha256sum test.jsonl` shows it (editions of the first version keep the digest that it gave them).
 Nothing here reads the lines or writes them anew: a later version that knows more of a row does not change an old one. Only an
-erasure takes lines out; the edition then says how many, and the next assemble freezes a new one.
+erasure takes lines out; the edition then says how many, and the next assemble freezes a new one. A withdrawn consent changes no
+edition, but the next one is made without its lines.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from conversations.messages import content_hash, utc_now
@@ -18,13 +19,15 @@ from conversations.store import Record, Row, Transaction
 class Edition:
     """A frozen test set. `lines` are its rows by decision, in their order; `erased_rows` is how many an erasure took out since.
 
-    `added_rows` counts what the edition before did not have; `follows_erasure` tells that the one before had lost rows.
+    `added_rows` counts what the edition before did not have, `withdrawn_rows` what it had and this one has not; `follows_erasure`
+    tells that the one before had lost rows.
     """
 
     edition: int
     digest: str
     erased_rows: int = 0
     added_rows: int = 0
+    withdrawn_rows: int = 0
     follows_erasure: bool = False
     lines: Mapping[str, str] = field(default_factory=dict)
 
@@ -42,22 +45,28 @@ def edition_of(record: Record, edition: int) -> Edition:
     rows = record.query(
         "SELECT decision_id, row_json FROM edition_decisions WHERE edition = ? ORDER BY decision_id", [edition]
     )
-    known = record.query("SELECT decision_id FROM edition_decisions WHERE edition = ?", [edition - 1])
+    known = {
+        str(row["decision_id"])
+        for row in record.query("SELECT decision_id FROM edition_decisions WHERE edition = ?", [edition - 1])
+    }
     lines = {str(row["decision_id"]): str(row["row_json"]) for row in rows}
     return Edition(
         edition=edition if head else 0,
         digest=str(head["digest"]) if head else lines_digest(()),
         erased_rows=int(head["erased_rows"] or 0) if head else 0,
-        added_rows=len(lines.keys() - {str(row["decision_id"]) for row in known}),
+        added_rows=len(lines.keys() - known),
+        withdrawn_rows=len(known - lines.keys()) if head else 0,
         follows_erasure=bool(before and before["erased_rows"]),
         lines=lines,
     )
 
 
-def next_edition(record: Record, run_id: str, new_lines: Mapping[str, str]) -> Edition:
-    """Return the edition that holds the newest one's lines as they are, and the new ones.
+def next_edition(
+    record: Record, run_id: str, new_lines: Mapping[str, str], *, withdrawn: Collection[str] = frozenset()
+) -> Edition:
+    """Return the edition that holds the newest one's lines as they are, without those of withdrawn decisions, and the new ones.
 
-    Where nothing is new and nothing was erased it is the newest one; a decision that it holds already keeps its old line.
+    Where nothing is new, erased or withdrawn it is the newest one; a decision that it holds already keeps its old line.
     """
     with record.write() as transaction:
         newest = transaction.query("SELECT edition, erased_rows FROM editions ORDER BY edition DESC LIMIT 1")
@@ -67,14 +76,17 @@ def next_edition(record: Record, run_id: str, new_lines: Mapping[str, str]) -> E
             for row in transaction.query("SELECT decision_id FROM edition_decisions WHERE edition = ?", [number])
         }
         added = {name: line for name, line in new_lines.items() if name not in held}
-        if added or (newest and int(newest[0]["erased_rows"] or 0)):
-            _freeze(transaction, run_id, number, added)
+        if added or held & set(withdrawn) or (newest and int(newest[0]["erased_rows"] or 0)):
+            _freeze(transaction, run_id, number, added, set(withdrawn))
     return newest_edition(record)
 
 
-def _freeze(transaction: Transaction, run_id: str, before: int, added: Mapping[str, str]) -> None:
+def _freeze(
+    transaction: Transaction, run_id: str, before: int, added: Mapping[str, str], withdrawn: Collection[str]
+) -> None:
     rows = transaction.query("SELECT decision_id, row_json FROM edition_decisions WHERE edition = ?", [before])
-    lines = dict(sorted({**{str(row["decision_id"]): str(row["row_json"]) for row in rows}, **added}.items()))
+    kept = {str(row["decision_id"]): str(row["row_json"]) for row in rows if row["decision_id"] not in withdrawn}
+    lines = dict(sorted({**kept, **added}.items()))
     edition = before + 1
     transaction.insert(
         "editions",

@@ -23,7 +23,7 @@ from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
 from distill.cycle import due_because, newest_complete_run, perform_stage, refusal, run_cycle, schedule
-from distill.run import Announce, Manifest, Stage, open_run
+from distill.run import Announce, Manifest, Stage, new_run, open_run
 from distill.settings import DistillSettings
 
 app = typer.Typer(
@@ -39,7 +39,9 @@ SettingsFile = Annotated[
     typer.Option("--settings", metavar="FILE", help="The settings file (else SUPPORT_BOT_SETTINGS, or settings.toml here)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-RunName = Annotated[str, typer.Option("--run", metavar="ID", help="The run; `distill cycle` begins one.")]
+RunName = Annotated[
+    str, typer.Option("--run", metavar="ID", help="The run; `distill choose` and `distill cycle` begin one.")
+]
 
 
 def main() -> None:
@@ -80,7 +82,23 @@ def _stage_command(stage: Stage, summary: str) -> None:
             _say(f"the data card: {opened.folder / stage / 'data_card.html'}")
 
 
-_stage_command(Stage.CHOOSE, "Find the decisions worth teaching, and fix their split.")
+@app.command()
+def choose(
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Go on with this run (else begin one).")] = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the decisions worth teaching, and fix their split; begins a run and says its name."""
+    read = read_settings(DistillSettings, settings)
+    with Record(read.record.path) as record, _progress() as announce:
+        going = open_run(record, read, run, announce) if run else new_run(record, read, announce)
+        with going as opened:
+            manifest = perform_stage(opened, Stage.CHOOSE)
+    _print_manifest(manifest, as_json)
+    if not as_json:
+        _say(f"the run: {opened.run_id}")
+
+
 _stage_command(Stage.TEACH, "Ask the teacher for better answers.")
 _stage_command(Stage.VERIFY, "Check the teacher's answers.")
 _stage_command(Stage.ASSEMBLE, "Make the training, validation and test sets.")

@@ -15,12 +15,14 @@ from conversations import runs
 from conversations.decisions import Verdict, approved_answers
 from conversations.editions import Edition, newest_edition, next_edition
 from conversations.errors import OperatorError, Refused
-from conversations.messages import Json, Split
+from conversations.messages import Consent, Json, Split
+from conversations.store import Record
 from conversations.tombstones import erased_among
 from distill.dataset.assembling.balance import Weighed, surplus
 from distill.dataset.assembling.card import write_card
 from distill.dataset.assembling.figures import Figures
 from distill.dataset.assembling.leaks import HeldOut, KnownTexts, references_of
+from distill.dataset.assembling.logged import logged_replies
 from distill.dataset.assembling.refusals import UNSUPPORTED, honest_refusals
 from distill.dataset.assembling.rows import Sources, is_accepted, read_sources, write_lines
 from distill.dataset.handbook.answering import DECLINED, GREETING, WELCOME
@@ -42,6 +44,7 @@ class _Sorting:
     unscored: dict[str, str] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
     unknown_surplus: int = 0
+    withdrawn: frozenset[str] = frozenset()
     tested: dict[str, str] = field(default_factory=dict)
     logged: dict[str, str] = field(default_factory=dict)
 
@@ -96,6 +99,7 @@ def _sort(sources: Sources) -> _Sorting:
     assert isinstance(refused, list)
     held = newest_edition(run.record).lines.keys()
     erased = erased_among(run.record, {row.conversation_id for row in sources.chosen()})
+    sorting.withdrawn = _withdrawn(run.record, run.settings.choose.learn_from_unknown_consent)
     unsupported: list[ChosenRow] = []
     answered: Counter[bool] = Counter()
     for row in sources.chosen():
@@ -103,6 +107,8 @@ def _sort(sources: Sources) -> _Sorting:
         name, answer, verdict = row.decision_id, sources.answers.get(row.decision_id), sources.verdicts.get(row.decision_id)
         if row.conversation_id in erased:
             sorting.against[name] = "erased"
+        elif row.conversation_id in sorting.withdrawn:
+            sorting.against[name] = "consent_withdrawn"
         elif row.split is Split.TEST:
             # One that the teacher has not been asked for waits for the next edition.
             if answer is None and name not in refused and name not in held:
@@ -131,19 +137,32 @@ def _sort(sources: Sources) -> _Sorting:
 def _tested(run: Run, sorting: _Sorting, handbook: Handbook | None, figures: Figures) -> _Tested:
     """Freeze the edition, and gather what must not be learnt of it."""
     _check_tasks(run, sorting)
-    edition = next_edition(run.record, run.run_id, sorting.tested)
+    newest = newest_edition(run.record).lines
+    conversation_of = {name: DatasetRow.model_validate_json(line).conversation_id for name, line in newest.items()}
+    withdrawn = {name for name, conversation in conversation_of.items() if conversation in sorting.withdrawn}
+    edition = next_edition(run.record, run.run_id, sorting.tested, withdrawn=withdrawn)
+    unchosen = edition.lines.keys() - sorting.logged.keys()
+    replies = logged_replies(run.record, run.settings, unchosen)
     passages = [passage.text for passage in handbook.passages.values()] if handbook else []
     known = KnownTexts(passages, (run.settings.assemble.unknown_answer, DECLINED, WELCOME, GREETING))
     held_out = HeldOut(run.settings.choose.near_duplicate_jaccard)
     questions: list[str] = []
     for line in edition.lines.values():
         row = DatasetRow.model_validate_json(line)
-        held_out.add(row, references_of(row, sorting.logged), known)
+        said = replies.get(row.decision_id, ()) or (sorting.logged.get(row.decision_id, ""),)
+        held_out.add(row, references_of(row, said), known)
         questions.append(row.question)
         figures.add(row, Split.TEST)
     sorting.tested.clear()
     sorting.logged.clear()
     return _Tested(edition, held_out, tuple(questions))
+
+
+def _withdrawn(record: Record, learn_from_unknown: bool) -> frozenset[str]:
+    """Return the conversations whose customers do not, or no longer, agree that they are used."""
+    allowed = [Consent.YES, Consent.UNKNOWN if learn_from_unknown else Consent.YES]
+    rows = record.query("SELECT conversation_id FROM conversations WHERE consent NOT IN (?, ?)", allowed)
+    return frozenset(str(row["conversation_id"]) for row in rows)
 
 
 def _check_tasks(run: Run, sorting: _Sorting) -> None:
@@ -187,7 +206,8 @@ def _leave_out_surplus(sources: Sources, sorting: _Sorting) -> None:
 
 
 def _study(run: Run, handbook: Handbook | None, held_out: tuple[str, ...]) -> Study:
-    if handbook is None or not run.settings.assemble.study_handbook:
+    # A data set of files teaches its own task: what stands in the handbook is no part of it.
+    if handbook is None or not run.settings.assemble.study_handbook or run.settings.datasets is not None:
         return Study((), 0)
     return study_handbook(
         handbook,
@@ -245,6 +265,7 @@ def _details(run: Run, sorting: _Sorting, tested: _Tested, study: Study, figures
         "test_digest": edition.digest,
         "test_rows_new_in_edition": edition.added_rows,
         "test_edition_follows_erasure": edition.follows_erasure,
+        "test_rows_withdrawn": edition.withdrawn_rows,
         "rows": {split.value: figures.rows(split) for split in Split},
         "test_answerable": figures.answerable[True],
         "test_unanswerable": figures.answerable[False],

@@ -24,10 +24,11 @@ from distill.dataset.choosing.candidates import Candidate, candidates
 from distill.dataset.choosing.clusters import Clusters, LeftOut, Placed
 from distill.dataset.choosing.files import choose_from_files
 from distill.dataset.choosing.rows import chosen_rows
-from distill.dataset.choosing.selection import strength, within_limit, without_further_twins, worth_teaching
+from distill.dataset.choosing.selection import fills, strength, within_limit, without_further_twins, worth_teaching
 from distill.dataset.choosing.signals import with_new_topic
 from distill.dataset.choosing.topics import topics_of
 from distill.dataset.handbook.articles import Handbook
+from distill.dataset.prompt_names import prompt_name
 from distill.dataset.second_pass import second_pass
 from distill.dataset.similarity import EMBEDDING_PACKAGE, Vectors, load_embedder, near_duplicates_of
 from distill.rows import ChosenRow, RowModel, read_rows
@@ -126,6 +127,7 @@ def plan_decisions(
     every = list(candidates(record, settings))
     watch.done("read", 0.1, "clusters")
     known = {decision.decision_id: decision for decision in kept.decisions(record)}
+    tested = {name for name, decision in known.items() if decision.split is Split.TEST}
     clusters = Clusters(every, known, table, table.split_salt or record.fact("split_salt"))
     placed = clusters.place(worth_teaching(every, known, table, left_out), left_out)
     placed = clusters.without_twins_of_test(placed, left_out)
@@ -134,13 +136,8 @@ def plan_decisions(
     topics: dict[str, str] = {}
     vectors: dict[str, Vectors] = {}
     if with_topics:
-        # Embedding takes longest, so what the limit surely leaves out is not embedded.
-        pool = within_limit(placed, table, round(_POOL_SHARE * table.max_decisions), {}, left_out)
-        vectors = _vectors(record, every, {each.name for each in pool} | known.keys(), progress)
-        watch.done("embed", 0.7, "twins by meaning")
-        placed = _without_twins_by_meaning(pool, vectors, known, clusters, settings, left_out)
-        topics, placed = _topics(placed, vectors, known, settings)
-    placed = within_limit(placed, table, table.max_decisions, topics, left_out)
+        vectors, topics, placed = _compared_by_meaning(record, every, placed, known, clusters, settings, left_out, watch)
+    placed = within_limit(placed, table, table.max_decisions, topics, left_out, tested)
     watch.done("select", 0.75, "personal data")
     made = {row.decision_id: row for row in chosen_rows(record, settings, placed, topics, second_pass)}
     placed = _once_more(placed, made, known, settings, left_out)
@@ -154,6 +151,33 @@ def plan_decisions(
         left_out=dict(Counter(reason.value for reason in left_out.values())),
         seconds=watch.seconds,
     )
+
+
+def _compared_by_meaning(
+    record: Record,
+    every: Sequence[Candidate],
+    placed: Sequence[Placed],
+    known: Mapping[str, kept.Decision],
+    clusters: Clusters,
+    settings: DistillSettings,
+    left_out: dict[str, LeftOut],
+    watch: _Watch,
+) -> tuple[dict[str, Vectors], dict[str, str], list[Placed]]:
+    """Embed what the limit may take, leave out twins by meaning and name topics; where that leaves places free, embed more."""
+    table = settings.choose
+    tested = {name for name, decision in known.items() if decision.split is Split.TEST}
+    size = round(_POOL_SHARE * table.max_decisions)
+    while True:
+        cut: dict[str, LeftOut] = {}
+        pool = within_limit(placed, table, size, {}, cut, tested)
+        vectors = _vectors(record, every, {each.name for each in pool} | known.keys(), watch.tell)
+        watch.done("embed", 0.7, "twins by meaning")
+        found = _without_twins_by_meaning(pool, vectors, known, clusters, settings, cut)
+        topics, found = _topics(found, vectors, known, settings)
+        if len(pool) == len(placed) or fills(found, table, table.max_decisions, topics):
+            left_out.update(cut)
+            return vectors, topics, found
+        size *= 2
 
 
 def _vectors(
@@ -242,8 +266,10 @@ def _once_more(
     learnt = [each.name for each in left if each.split is not Split.TEST]
     held_out = [made[each.name].question for each in left if each.split is Split.TEST]
     texts = [made[name].question for name in learnt]
-    for place in near_duplicates_of(held_out, texts, settings.choose.near_duplicate_jaccard):
-        left_out[learnt[place]] = LeftOut.TWIN_OF_TEST
+    twins = near_duplicates_of(held_out, texts, settings.choose.near_duplicate_jaccard)
+    tested = {prompt_name(made[each.name].messages) for each in left if each.split is Split.TEST} - {None}
+    twins |= {place for place, name in enumerate(learnt) if prompt_name(made[name].messages) in tested}
+    left_out.update((learnt[place], LeftOut.TWIN_OF_TEST) for place in twins)
     return [each for each in left if each.name not in left_out]
 
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import gradio as gr
 
 from conversations import decisions, reviews
-from conversations.corrections import correct
+from conversations.corrections import correct, personal_in
 from conversations.decisions import Answer, AnswerAuthor
 from conversations.errors import Failure
+from conversations.messages import Split
+from conversations.redaction import RedactionRules
 from conversations.reviews import ReviewVerdict
+from conversations.store import Record
 from support_bot.console import markup
 from support_bot.console.desk import QUIETLY, Desk
 
@@ -21,7 +24,8 @@ MAX_ANSWER_CHARACTERS = 8_000
 MAX_NOTE_CHARACTERS = 500
 _EXPLAINED = (
     "What you write is learnt in place of the teacher's answer. What you approve is learnt whatever the rules say; what you reject "
-    "never is. Personal data becomes placeholders such as <EMAIL_1>. It counts from the next run on."
+    "never is; both are about that one answer. What the customer said of themselves becomes placeholders such as <EMAIL_1>. It counts "
+    "from the next run on."
 )
 
 
@@ -68,8 +72,12 @@ def panel(desk: Desk, side_by_side: gr.HTML, compared: Callable[[str], str]) -> 
             written = correct(desk.record, decision, text, operator=operator, rules=desk.rules)
         except Failure as failure:
             return markup.note(str(failure)), gr.skip(), gr.skip(), gr.skip()
-        sentence = f"Saved as version {written.version} of your answer; the next run learns it."
-        return markup.note(sentence), "", compared(decision), _choices(desk, decision)
+        return (
+            markup.note(what_becomes_of(desk.record, written, desk.rules)),
+            "",
+            compared(decision),
+            _choices(desk, decision),
+        )
 
     def review(verdict: ReviewVerdict) -> Callable[[str, str | None, str, gr.Request], tuple[object, ...]]:
         def handle(decision: str, answer_id: str | None, why: str, request: gr.Request) -> tuple[object, ...]:
@@ -88,6 +96,23 @@ def panel(desk: Desk, side_by_side: gr.HTML, compared: Callable[[str], str]) -> 
     for button, verdict in ((approve, ReviewVerdict.APPROVED), (reject, ReviewVerdict.REJECTED)):
         button.click(review(verdict), [decision_id, given, note], [said, note, side_by_side, given], **QUIETLY)
     return WordPanel(column, decision_id, given, said)
+
+
+def what_becomes_of(record: Record, written: Answer, rules: RedactionRules) -> str:
+    """Return what an operator is told of an answer just saved: its version, and whether and when it is learnt."""
+    saved = f"Saved as version {written.version} of your answer"
+    if decisions.decision(record, written.decision_id).split is Split.TEST:
+        return (
+            f"{saved}. This question is for the test set: your answer is never learnt. It counts as a right answer if no edition "
+            "holds the question yet; an edition that does stays as it is."
+        )
+    personal = personal_in(written, rules)
+    if personal:
+        return (
+            f"{saved}. It holds what looks personal and is not the customer's: {', '.join(personal)}. The run leaves the answer out, "
+            "unless that is the company's own and stands in the system prompt; else write the answer without it."
+        )
+    return f"{saved}; the next run learns it."
 
 
 def filled(desk: Desk, decision_id: str) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 import pytest
 
 from conversations import audit, decisions, reviews, runs, turns
-from conversations.corrections import correct
+from conversations.corrections import correct, personal_in
 from conversations.decisions import AnswerAuthor, Decision
 from conversations.errors import OperatorError
 from conversations.messages import Author, Role, Split
@@ -60,3 +60,45 @@ def test_the_newest_review_counts_and_none_is_lost(record: Record, decision_id: 
         reviews.review(record, "answer-9", ReviewVerdict.APPROVED, reviewed_by="ann")
     with record.snapshot() as now:
         assert list(audit.broken_entries(now)) == []
+
+
+def test_what_the_customer_never_said_stays_and_is_told(record: Record, decision_id: str) -> None:
+    rules = RedactionRules()
+    written = correct(
+        record, decision_id, "Not eve@example.org: write to help@ours.example, <EMAIL_2>.", operator="ann", rules=rules
+    )
+    assert written.content == "Not <EMAIL_1>: write to help@ours.example, <EMAIL_2>."
+    assert personal_in(written, rules) == ("help@ours.example",)
+
+
+def test_the_last_word_wins_also_where_an_operator_goes_back_to_an_earlier_one(record: Record, decision_id: str) -> None:
+    def say(operator: str, text: str) -> str:
+        return correct(record, decision_id, text, operator=operator, rules=RedactionRules()).answer_id
+
+    def newest() -> str:
+        return decisions.newest_answers(record, AnswerAuthor.OPERATOR)[decision_id].content
+
+    first = say("ann", "Unplug it.")
+    assert say("ann", "Unplug it.") == first
+    say("bob", "Never unplug it.")
+    assert newest() == "Never unplug it."
+    again = say("ann", "Unplug it.")
+    assert again != first and newest() == "Unplug it."
+    reviews.review(record, again, ReviewVerdict.REJECTED, reviewed_by="bob")
+    assert newest() == "Never unplug it."
+    assert say("ann", "Unplug it.") not in (first, again) and newest() == "Unplug it."
+
+
+def test_only_approved_answers_of_others_than_students_are_approved_and_the_newest_word_is_first(
+    record: Record, decision_id: str
+) -> None:
+    given = {
+        kind: decisions.add_answer(record, decision_id, author=kind, author_name="x", content=kind).answer_id
+        for kind in (AnswerAuthor.TEACHER, AnswerAuthor.STUDENT, AnswerAuthor.LOGGED)
+    }
+    for answer_id in given.values():
+        reviews.review(record, answer_id, ReviewVerdict.APPROVED, reviewed_by="ann")
+    found = decisions.newest_approved(record)[decision_id]
+    assert [each.author for each in found] == [AnswerAuthor.LOGGED, AnswerAuthor.TEACHER]
+    reviews.review(record, given[AnswerAuthor.LOGGED], ReviewVerdict.REJECTED, reviewed_by="ann")
+    assert [each.author for each in decisions.newest_approved(record)[decision_id]] == [AnswerAuthor.TEACHER]

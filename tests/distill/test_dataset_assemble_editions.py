@@ -9,11 +9,12 @@ import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, SmallRun, small_run
 
-from conversations import checks, editions, erasure
+from conversations import checks, editions, erasure, turns
 from conversations.decisions import AnswerAuthor, add_answer, answer_name, decisions
 from conversations.errors import OutsideError
-from conversations.messages import Split
+from conversations.messages import Author, Consent, Role, Split
 from conversations.store import Record
+from distill.dataset.assembling.logged import logged_replies
 from distill.dataset.assembling.rows import write_lines
 from distill.rows import AnswerRow, ChosenRow, DatasetRow, VerdictRow, read_rows, rows_text
 from distill.run import STAGES, Manifest, Run, Stage
@@ -265,3 +266,29 @@ def test_the_card_counts_what_is_in_the_sets_and_shows_nobodys_words(tmp_path: P
                 assert row.decision_id not in page and row.messages[-2].content not in page
     assert [card["stages"][stage.value]["in"] for stage in UP_TO_ASSEMBLE] == [each.counts.taken_in for each in manifests]
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_a_withdrawn_consent_leaves_the_next_edition_and_changes_no_earlier_one(tmp_path: Path) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        small.perform(*UP_TO_ASSEMBLE)
+        before = editions.edition_of(small.record, 1)
+        withdrawn = next(each for each in decisions(small.record) if each.decision_id in before.lines)
+        turns.set_consent(small.record, withdrawn.conversation_id, Consent.NO)
+        run, (*_, manifest) = small.perform(*UP_TO_ASSEMBLE)
+        assert (manifest.details["test_edition"], manifest.details["test_rows_withdrawn"]) == (2, 1)
+        assert {row.decision_id for row in rows_of(run, "test")} == before.lines.keys() - {withdrawn.decision_id}
+        assert editions.edition_of(small.record, 1) == before
+        _, (*_, again) = small.perform(*UP_TO_ASSEMBLE)
+        assert again.details["test_edition"] == 2
+        assert checks.verify(small.record).problems == []
+
+
+def test_the_logged_reply_to_a_test_question_is_not_learnt_when_the_run_has_not_chosen_that_question(tmp_path: Path) -> None:
+    reply = "Please hold the round button for nine seconds and then let the blue cable go."
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        small.perform(Stage.CHOOSE)
+        tested = next(each for each in decisions(small.record) if each.split is Split.TEST)
+        record = small.record
+        turns.append_message(record, tested.conversation_id, Role.ASSISTANT, Author.OPERATOR, reply)
+        found = logged_replies(record, small.settings, {tested.decision_id})
+        assert found[tested.decision_id][-1] == reply

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from conversations import decisions, erasure, releases, runs, turns, vectors
 from conversations.decisions import AnswerAuthor
@@ -16,6 +17,7 @@ from conversations.messages import Author, Consent, Role, Split, TurnStatus, Vot
 from conversations.settings import read_settings
 from conversations.store import Record
 from conversations.turns import ReplyMeasures
+from distill.cli import app
 from distill.dataset.choose import Choice, plan_decisions
 from distill.dataset.choosing.candidates import candidates, decision_id_of
 from distill.dataset.choosing.clusters import Clusters, LeftOut
@@ -359,8 +361,57 @@ def test_the_limit_keeps_the_strongest_a_quota_of_ordinary_cases_and_no_topic_ab
     table = settings.choose.model_copy(update={"max_topic_share": 0.25})
     kept = within_limit(placed, table, 20, topics, left_out)
     of_topic = Counter(topics[each.name] for each in kept)
-    assert of_topic.pop("bills") == 5 and set(of_topic.values()) == {1}
+    # The other ten are all in: the free places are for the topic that is full.
+    assert of_topic.pop("bills") == 10 and list(of_topic.values()) == [1] * 10
     assert Counter(left_out.values())[LeftOut.TOPIC_FULL] > 0 and len(kept) + len(left_out) == 60
+    topics = {each.name: "bills" if number < 30 else f"topic {number}" for number, each in enumerate(placed)}
+    assert Counter(topics[each.name] for each in within_limit(placed, table, 20, topics, {}))["bills"] == 5
+
+
+def test_no_place_stays_free_where_one_topic_dominates(record: Record, settings: DistillSettings, tmp_path: Path) -> None:
+    bring(record, tmp_path, [line(f"c{n}", f"my violin number {n} of shop {n * n} squeaks") for n in range(30)])
+    every = list(candidates(record, settings))
+    placed = Clusters(every, {}, settings.choose, "salt").place(every, {})
+    left_out: dict[str, LeftOut] = {}
+    topics = {each.name: "bills" if place else "other" for place, each in enumerate(placed)}
+    kept = within_limit(placed, settings.choose, 20, topics, left_out)
+    assert len(kept) == 20 and set(left_out.values()) == {LeftOut.TOPIC_FULL} and placed[0] in kept
+    tested = {each.name for each in placed[10:28]}
+    kept = within_limit(placed, settings.choose, 20, topics, {}, tested)
+    assert len(kept) == 20 and tested < {each.name for each in kept}
+
+
+def test_where_twins_by_meaning_leave_places_free_they_are_filled(
+    record: Record, settings: DistillSettings, tmp_path: Path
+) -> None:
+    same = [f"{word} my violin squeaks very badly in winter" for word in ("so", "well", "hm", "please", "hello", "okay")]
+    other = ["the canoe has no paddle at all", "who paints a greenhouse in green", "when does the train to Perth leave"]
+    bring(record, tmp_path, [line(f"s{n}", text) for n, text in enumerate((*same, *other))])
+    choice = chosen_from(
+        record, settings, with_topics=True, max_decisions=4, max_twins=1, near_duplicate_jaccard=1, near_duplicate_cosine=0.8,
+        largest_cluster_share=1, test_share=0, validation_share=0,
+    )  # fmt: skip
+    assert len(choice.rows) == 4
+
+
+def test_what_a_person_answered_is_taught_although_the_same_question_was_decided_before(
+    record: Record, settings: DistillSettings
+) -> None:
+    first = chat(record, ASKED, ("bot", "well"))
+    choice = chosen_from(record, settings, test_share=0)
+    decide(record, choice)
+    second = chat(record, ASKED, ("operator", "Rub rosin on the bow."))
+    later = chosen_from(record, settings, test_share=0)
+    assert [(row.decision_id, row.split) for row in later.rows] == [(second, choice.rows[0].split)]
+    assert later.left_out == {"duplicate": 1} and first != second
+
+
+def test_a_test_question_stays_whatever_people_say_of_its_copies(record: Record, settings: DistillSettings) -> None:
+    first = chat(record, ASKED, ("bot", "well"))
+    decide(record, chosen_from(record, settings, test_share=0.99, validation_share=0))
+    chat(record, ASKED, ("operator", "Rub rosin on the bow."))
+    later = chosen_from(record, settings)
+    assert [(row.decision_id, row.split) for row in later.rows] == [(first, Split.TEST)]
 
 
 def test_a_topic_that_no_earlier_decision_has_is_told_as_new(
@@ -416,6 +467,15 @@ def test_an_erased_customer_is_never_chosen_again(record: Record, settings: Dist
     path.write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
     imports.import_files(record, [path])
     assert by_source(record, chosen_from(record, settings)).keys() == {"b"}
+
+
+def test_choosing_without_a_run_begins_one_and_says_its_name(tmp_path: Path) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        told = CliRunner().invoke(app, ["choose", "--settings", str(small.settings_file)])
+        (run,) = runs.runs(small.record)
+        assert told.exit_code == 0 and f"the run: {run.run_id}" in told.stdout
+        again = CliRunner().invoke(app, ["choose", "--settings", str(small.settings_file), "--run", run.run_id, "--json"])
+        assert json.loads(again.stdout)["stage"] == "choose" and len(runs.runs(small.record)) == 1
 
 
 def test_a_stage_that_was_killed_after_its_decisions_were_entered_ends_with_the_same_rows(tmp_path: Path) -> None:
@@ -476,6 +536,53 @@ def test_planted_variants_are_on_the_side_of_their_source_and_stay_there_when_th
     assert_apart(record, later, more, by_wording)
     splits = {row.decision_id: row.split for row in later.rows}
     assert {row.decision_id: row.split for row in first.rows}.items() <= splits.items()
+
+
+@pytest.mark.parametrize("asked", [("cancel my order {}",), ("my {} has a problem today", "and now what")])
+def test_the_same_prompt_in_other_case_and_punctuation_is_on_one_side(
+    record: Record, settings: DistillSettings, tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    ways: list[Callable[[str], str]] = [
+        str,
+        str.upper,
+        lambda text: f"{text}!!!",
+        lambda text: text.replace(" ", ", ").title(),
+    ]
+    things = ("violin", "canoe", "harp", "sofa", "tent", "piano", "mirror", "candle", "ladder", "kettle", "saddle", "parcel")
+    lines = [
+        {
+            "id": f"{thing}-{place}",
+            "customer_id": f"{thing}-{place}",
+            "consent": True,
+            "messages": [
+                message
+                for text in asked
+                for message in (
+                    {"role": "user", "content": way(text.format(thing))},
+                    {"role": "assistant", "content": "We do that."},
+                )
+            ],
+        }
+        for thing in things
+        for place, way in enumerate(ways)
+    ]
+    bring(record, tmp_path, lines)
+    choice = chosen_from(record, settings, near_duplicate_jaccard=1, largest_cluster_share=1)
+    rows = by_source(record, choice)
+    for thing in things:
+        found = [row for place in range(4) for row in rows[f"{thing}-{place}"]]
+        assert len(found) >= 4 and len({row.split for row in found}) == 1
+    assert len({row.split for row in choice.rows}) > 1
+    decide(record, choice, **{f"{things[0]}-0": Split.TEST, f"{things[0]}-1": Split.TRAIN})
+    again = chosen_from(record, settings, near_duplicate_jaccard=1, largest_cluster_share=1)
+    assert again.left_out["twin_of_test"] >= 1
+
+
+def test_a_greeting_joins_nobody(record: Record, settings: DistillSettings, tmp_path: Path) -> None:
+    bring(
+        record, tmp_path, [line(f"c{n}", "Hello there", f"my {word} is broken") for n, word in enumerate(("harp", "tent"))]
+    )
+    assert len({row.cluster_id for row in chosen_from(record, settings).rows}) == 2
 
 
 @pytest.mark.slow

@@ -232,3 +232,28 @@ def test_a_line_may_be_spelled_as_the_public_sets_spell_it(
 def test_a_question_that_is_no_text_is_rejected() -> None:
     with pytest.raises(LineRejected, match=r"`question` or `problem` holds dict|holds dict"):
         read_example(b'{"question": [{"a": 1}]}', Task.MATH)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"question": ["a", "b"], "answer": "c"}', "has 2 texts under `question`; expected one"),
+        (b'{"question": "How much is it?", "answer": Infinity}', "is no JSON: Infinity"),
+        (b'{"question": "How much is it?", "answer": 1e999}', "holds inf"),
+    ],
+)
+def test_a_line_that_could_be_read_two_ways_or_holds_no_number_is_rejected(content: bytes, reason: str) -> None:
+    with pytest.raises(LineRejected, match=reason):
+        read_example(content, Task.QA)
+
+
+def test_no_rows_of_the_handbook_are_added_to_a_data_set_of_files(tmp_path: Path) -> None:
+    lines = [line(Task.QA, thing) for thing in THINGS]
+    with (
+        ScriptedTeacher(lambda question, before: Act(taught(Task.QA, question))) as teacher,
+        run_on_files(tmp_path, Task.QA, teacher.base_url, train=lines[:14], test=lines[14:]) as small,
+    ):
+        text = small.settings_file.read_text(encoding="utf-8")
+        small.settings_file.write_text(f'{text}\n[handbook]\npath = "handbook"\n', encoding="utf-8")
+        _, (*_, manifest) = small.perform(*UP_TO_ASSEMBLE)
+        assert manifest.details["study_rows"] == 0

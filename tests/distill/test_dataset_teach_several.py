@@ -145,7 +145,7 @@ def test_an_operators_answer_goes_before_every_teacher_and_is_redacted_with_its_
         for text in ("Old.", "We wrote to jane.doe@example.org and to bob@example.org."):
             decisions.add_answer(small.record, name, author=AnswerAuthor.OPERATOR, author_name="ann", content=text)
         _, answers = teach_in(small, run)
-    assert answers[name].text == "We wrote to <EMAIL_1> and to <EMAIL_2>."
+    assert answers[name].text == "We wrote to <EMAIL_1> and to bob@example.org."
     assert (answers[name].author, answers[name].teacher, answers[name].cost_usd) == (AnswerAuthor.OPERATOR, "people", 0.0)
     assert all("coral lamp" not in seen.question for seen in teacher.seen)
 

@@ -2,8 +2,8 @@
 
 In: the decisions that may be learnt. Out: those to leave out, with the reason. It always says the same of the same rows. The rule:
 no share is asked of a group that is smaller than an equal one (a set with one topic is not cut at all), and no group loses more
-than half its rows, because a set that is out of balance teaches more than one that is hardly there. What people answered or
-approved goes last.
+than half its rows, nor more than the other groups hold together, because a set that is out of balance teaches more than one that is
+hardly there, and one odd conversation is no reason to throw others away. What people answered or approved goes last.
 """
 
 import hashlib
@@ -51,7 +51,8 @@ def allowed_rows(counts: Mapping[Hashable, int], share: float) -> dict[Hashable,
     if not counts:
         return {}
     share = max(share, 1 / len(counts))
-    least = {group: count - int(count * _MOST_LEFT_OUT_OF_A_GROUP) for group, count in counts.items()}
+    total = sum(counts.values())
+    least = {group: count - min(int(count * _MOST_LEFT_OUT_OF_A_GROUP), total - count) for group, count in counts.items()}
     low, high = 0, max(counts.values())
     # The greatest limit that is no more than its share of what it leaves; what a limit leaves grows slower than the limit.
     while low < high:

@@ -2,8 +2,8 @@
 
 In: the rows of the edition, with every text that is known as a right answer to them. Out: the reason why a row must not be
 learnt, or none. Three things are looked for: the decision's conversation or cluster is tested; its question is the near-duplicate
-of a tested one (word trigrams, exactly); a reference of eight words or more stands in its prompt, earlier turns included, whatever
-its case, spaces and punctuation.
+of a tested one (word trigrams, exactly) or its prompt has the same words; a reference of eight words or more stands in its prompt,
+earlier turns included, whatever its case, spaces and punctuation.
 
 Two kinds of reference say nothing of one customer, and are not looked for: those that are word for word the handbook's passages,
 which a teacher out of the handbook says to everybody, and the fixed sentences with which the product itself declines or greets.
@@ -12,10 +12,11 @@ Both are counted.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 from conversations.messages import Role
+from distill.dataset.prompt_names import prompt_name
 from distill.dataset.similarity import trigrams, words
 from distill.rows import ChosenRow, DatasetRow
 
@@ -36,6 +37,7 @@ class HeldOut:
         self._conversations: set[str] = set()
         self._clusters: set[str] = set()
         self._questions: set[frozenset[Gram]] = set()
+        self._prompts: set[bytes | None] = set()
         self._references: dict[Gram, set[Gram]] = {}
         self._twins: _Twins | None = None
         self._seen: dict[bytes, bool] = {}
@@ -47,6 +49,8 @@ class HeldOut:
         self._conversations.add(row.conversation_id)
         self._clusters.add(row.cluster_id)
         self._questions.add(trigrams(row.question))
+        # The last message is the answer.
+        self._prompts.add(prompt_name(row.messages[:-1]))
         for said in {tuple(words(text)) for text in references}:
             if len(said) < MIN_REFERENCE_WORDS:
                 continue
@@ -65,7 +69,8 @@ class HeldOut:
             return JOINS_TEST
         if self._twins is None:
             self._twins = _Twins(self._questions, self._threshold)
-        if self._twins.has_one(trigrams(row.question)):
+        prompt = prompt_name(row.messages)
+        if self._twins.has_one(trigrams(row.question)) or (prompt is not None and prompt in self._prompts):
             return TWIN_OF_TEST
         if self._references and any(
             self._shows_answer(message.content)
@@ -147,8 +152,8 @@ class _Twins:
         return ordered[: len(ordered) - ceil(self._threshold * len(ordered) - 1e-9) + 1]
 
 
-def references_of(row: DatasetRow, chosen: Mapping[str, str]) -> list[str]:
-    """Return every text that is known as an answer to a tested question; `chosen` are the logged replies by decision."""
+def references_of(row: DatasetRow, logged: Iterable[str]) -> list[str]:
+    """Return every text that is known as an answer to a tested question; `logged` are the replies in the log."""
     given = row.messages[-1].content if row.messages[-1].role is Role.ASSISTANT else ""
-    texts = [given, row.labels.reference, *row.labels.replies, chosen.get(row.decision_id, "")]
+    texts = [given, row.labels.reference, *row.labels.replies, *logged]
     return [text for text in texts if text]

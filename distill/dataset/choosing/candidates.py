@@ -17,6 +17,7 @@ from conversations.redaction import PLACEHOLDER, RedactionRules, Redactor
 from conversations.store import Record
 from conversations.turns import Turn, branch_to
 from distill.dataset.choosing.signals import Asked, Signal, signals_of
+from distill.dataset.prompt_names import SamePrompt
 from distill.dataset.similarity import words
 from distill.settings import DistillSettings
 
@@ -26,8 +27,9 @@ class Candidate:
     """A decision as it may be taught.
 
     `question` is what the customer asked last, redacted by itself; `question_turn_id` the turn before the answer, which is the
-    question or a tool's result; `history_digest` tells whether the same was asked on the same history; `user_turn` counts the
-    customer's messages before the question; `messages` how many stand before the answer.
+    question or a tool's result; `history_digest` tells whether the same was asked on the same history, byte for byte, and
+    `prompt_name` whether in the same words; `user_turn` counts the customer's messages before the question; `messages` how many
+    stand before the answer.
     """
 
     decision_id: str
@@ -38,6 +40,7 @@ class Candidate:
     question: str
     word_count: int
     history_digest: bytes
+    prompt_name: bytes | None
     user_turn: int
     messages: int
     may_be_learnt: bool
@@ -132,6 +135,7 @@ def _reply(branch: Sequence[Turn], place: int) -> Turn | None:
 def _candidates_of(dialogue: Dialogue, settings: DistillSettings, known: _Known, may_be_learnt: bool) -> Iterator[Candidate]:
     branch = heard(dialogue.turns)
     digest = hashlib.sha256(f"{dialogue.tools_json}\x00".encode("utf-8", "replace"))
+    prompt = SamePrompt()
     hashed = 0
     for exchange in exchanges(branch):
         question, last = exchange.question, exchange.last
@@ -139,7 +143,11 @@ def _candidates_of(dialogue: Dialogue, settings: DistillSettings, known: _Known,
         told = _redacted_alone(question.content, settings.redaction.rules)
         for turn in branch[hashed : exchange.place]:
             _add(digest, turn.role, turn.content, turn.extra_json)
-        _add(digest, last.role, told if last is question else last.content, last.extra_json)
+            prompt.add(turn.role, f"{turn.content} {turn.extra_json}")
+        said = told if last is question else last.content
+        _add(digest, last.role, said, last.extra_json)
+        prompt_name = prompt.named(last.role, f"{said} {last.extra_json}")
+        prompt.add(last.role, f"{said} {last.extra_json}")
         hashed = exchange.place + 1
         asked = Asked(
             last,
@@ -158,6 +166,7 @@ def _candidates_of(dialogue: Dialogue, settings: DistillSettings, known: _Known,
             question=told,
             word_count=len(words(question.content)),
             history_digest=digest.copy().digest()[:16],
+            prompt_name=prompt_name,
             user_turn=exchange.user_turn,
             messages=exchange.place + 1,
             may_be_learnt=may_be_learnt,

@@ -81,6 +81,13 @@ class Clusters:
             self._joined.join(decision.decision_id, first_of.setdefault(name, decision.decision_id))
         names = list(self._every)
         self._join_twins(names, near_duplicate_groups([each.question for each in every], self._table.near_duplicate_jaccard))
+        # Greetings, which everybody begins with, are too short to be taught: they join nobody.
+        first_asked: dict[bytes, str] = {}
+        for each in every:
+            if each.prompt_name is not None and each.word_count >= table.min_question_words:
+                first = first_asked.setdefault(each.prompt_name, each.decision_id)
+                self._twins.join(each.decision_id, first)
+                self._joined.join(each.decision_id, first)
 
     def join_by_meaning(self, names: Sequence[str], vectors: Vectors) -> None:
         """Join the named questions whose vectors are nearly the same. A few words mean what went before them: they join nothing."""
@@ -123,6 +130,8 @@ class Clusters:
             [each.candidate.question for each in learnt],
             self._table.near_duplicate_jaccard,
         )
+        asked = {self._every[name].prompt_name for name in held_out} - {None}
+        near |= {place for place, each in enumerate(learnt) if each.candidate.prompt_name in asked}
         if vectors is not None and self._table.near_duplicate_cosine < 1:
             near |= self._near_in_meaning(held_out, [each.name for each in learnt], vectors)
         twins = {learnt[place].name for place in near}

@@ -15,6 +15,7 @@ Any line may carry `id`, `customer_id`, `created_at`, `language`, and `topic`, `
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -73,12 +74,16 @@ def read_example(content: bytes, task: Task) -> Example:
 
 def _object(content: bytes) -> dict[str, Json]:
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_constant=_no_number)
     except ValueError as error:
         raise LineRejected(f"is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise LineRejected(f"is {type(value).__name__}; expected an object")
     return value
+
+
+def _no_number(name: str) -> Json:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _asked(fields: Mapping[str, Json], task: Task) -> tuple[str, list[str]]:
@@ -103,6 +108,8 @@ def _text(fields: Mapping[str, Json], names: Sequence[str]) -> str:
     found = _texts(fields, names)
     if not found:
         raise LineRejected(f"has no text under {' or '.join(f'`{name}`' for name in names)}")
+    if len(found) > 1:
+        raise LineRejected(f"has {len(found)} texts under {' or '.join(f'`{name}`' for name in names)}; expected one")
     return found[0]
 
 
@@ -115,6 +122,8 @@ def _texts(fields: Mapping[str, Json], names: Sequence[str]) -> list[str]:
     for each in value if isinstance(value, list) else [] if value is None else [value]:
         if isinstance(each, bool) or not isinstance(each, str | int | float):
             raise LineRejected(f"`{'` or `'.join(names)}` holds {type(each).__name__}; expected text")
+        if isinstance(each, float) and not math.isfinite(each):
+            raise LineRejected(f"`{'` or `'.join(names)}` holds {each}; expected a number that JSON can say")
         if str(each).strip():
             texts.append(str(each).strip())
     return list(dict.fromkeys(texts))

@@ -1,7 +1,8 @@
-"""What people have answered already: operators' answers for a decision, and replies that people gave in the conversation.
+"""What people have answered already: operators' answers for a decision, answers that they approved, and replies that people gave
+in the conversation.
 
 In: chosen rows and the record. Out: answers that cost nothing and go before any teacher's. An operator's answer is written with
-the customer's own data in it, so it is redacted here with the placeholders of its conversation.
+the customer's own data in it, so it gets the placeholders of its conversation here; what the customer never said stays, for verify.
 """
 
 from collections.abc import Mapping
@@ -9,10 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from conversations import turns as log
-from conversations.decisions import Answer, AnswerAuthor, decisions, newest_answers
-from conversations.messages import Author, ChatMessage, Role, TurnStatus
+from conversations.corrections import redacted_as_known
+from conversations.decisions import Answer, AnswerAuthor, decisions, newest_answers, newest_approved
+from conversations.messages import Author, ChatMessage, Role
 from conversations.prompt import SpokenTurn, messages_for_model
+from conversations.redaction import Redactor
 from conversations.store import Record
+from distill.dataset.handbook.articles import Handbook
 from distill.dataset.second_pass import second_pass
 from distill.dataset.teaching.asking import Answered
 from distill.rows import ChosenRow
@@ -42,12 +46,15 @@ class PeoplesAnswers:
     def __init__(self, record: Record, settings: DistillSettings) -> None:
         self._record, self._settings = record, settings
         self._written: Mapping[str, Answer] = newest_answers(record, AnswerAuthor.OPERATOR)
+        self._approved = newest_approved(record)
+        rests = any(each.passages for some in self._approved.values() for each in some)
+        self._handbook = Handbook.load(settings.handbook.path) if rests and settings.handbook else None
         self._question_turns = (
             {each.decision_id: each.question_turn_id for each in decisions(record)} if self._written else {}
         )
 
     def given(self, row: ChosenRow) -> Given | None:
-        """Return what a person answered: an operator's newest answer first, else an operator's reply in the conversation."""
+        """Return what people answered: an operator's newest answer, else the newest approved one, else an operator's reply."""
         written = self._written.get(row.decision_id)
         if written is not None and (written.content or written.extra_json):
             redacted = self._redacted(row, written)
@@ -60,6 +67,19 @@ class PeoplesAnswers:
                 passages=written.passages,
                 answer_id=written.answer_id,
             )
+        for approved in self._approved.get(row.decision_id, []):
+            licence = self._licence_of(approved)
+            if licence and self._still_rests(approved):
+                return Given(
+                    teacher=approved.author_name,
+                    author=approved.author,
+                    text=approved.content,
+                    finish_reason="stop",
+                    extra_json=approved.extra_json,
+                    passages=approved.passages,
+                    licence=licence,
+                    answer_id=approved.answer_id,
+                )
         if row.logged is not None and row.logged.author is Author.OPERATOR and (row.logged.content or row.logged.extra_json):
             return _logged(row, PEOPLE, "yes")
         return None
@@ -71,13 +91,23 @@ class PeoplesAnswers:
         if question is not None:
             branch = log.branch_to(log.all_turns(self._record, row.conversation_id), question)
         spoken = [SpokenTurn(turn.role, turn.status, turn.content, turn.extra_json) for turn in branch]
-        redacted, _ = messages_for_model(
-            [*spoken, SpokenTurn(Role.ASSISTANT, TurnStatus.COMPLETE, written.content, written.extra_json)],
-            system_prompt=self._settings.prompt.system,
-            rules=self._settings.redaction.rules,
-            second_pass=second_pass(self._settings.redaction),
-        )
-        return redacted[-1]
+        redactor = Redactor(self._settings.redaction.rules, second_pass(self._settings.redaction))
+        messages_for_model(spoken, system_prompt=self._settings.prompt.system, redactor=redactor)
+        return redacted_as_known(redactor, ChatMessage(Role.ASSISTANT, written.content, written.extra_json))
+
+    def _still_rests(self, answer: Answer) -> bool:
+        """Tell whether the handbook still has what an answer rests on; one that was approved before a change is asked anew."""
+        return self._handbook is None or set(answer.passages) <= self._handbook.passages.keys()
+
+    def _licence_of(self, answer: Answer) -> Literal["yes", "unknown"] | None:
+        """Return what is known of the licence of an answer, None where nothing of its teacher's may be learnt."""
+        if answer.author is not AnswerAuthor.TEACHER:
+            return "yes"
+        table = self._settings.teachers.get(answer.author_name)
+        licence = table.licence_allows_training if table else "unknown"
+        if licence == "no" or (licence == "unknown" and not self._settings.teach.allow_unknown_licence):
+            return None
+        return licence
 
 
 def logged_answer(row: ChosenRow, name: str, table: TeacherTable) -> Given | None:
