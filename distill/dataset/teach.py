@@ -7,6 +7,7 @@ who answered first.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -14,11 +15,12 @@ from itertools import groupby
 
 from conversations import spending
 from conversations.decisions import AnswerAuthor, NewAnswer, add_answers
+from conversations.errors import Refused
 from conversations.messages import Json
 from distill.dataset.judge import open_judge
 from distill.dataset.teaching.asking import Asker
 from distill.dataset.teaching.batch import BatchTransport
-from distill.dataset.teaching.budget import CapReached, Purse, caps_of, teachers_of
+from distill.dataset.teaching.budget import CapReached, Purse, caps_of, teachers_of, told_caps
 from distill.dataset.teaching.people import PeoplesAnswers
 from distill.dataset.teaching.several import Chosen, NoAnswer, Teachers
 from distill.dataset.teaching.teacher import RequestRefused, Unanswered
@@ -28,6 +30,8 @@ from distill.run import Counts, Outcome, Run, Stage
 from distill.settings import TeacherTable
 
 Work = Callable[[ChosenRow], Awaitable[None]]
+
+log = logging.getLogger(__name__)
 
 
 def teach(run: Run) -> Outcome:
@@ -40,6 +44,7 @@ def teach(run: Run) -> Outcome:
     rows = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
     lesson = _Lesson(run, rows, tables)
     asyncio.run(lesson.give())
+    _say_what_caps_left(run, rows, lesson)
     answers = _entered(
         run, {row.decision_id: lesson.chosen[row.decision_id] for row in rows if row.decision_id in lesson.chosen}
     )
@@ -108,7 +113,7 @@ class _Lesson:
             try:
                 answered = await asker.ask(teachers.request(name, row), may_call=trial.may_call)
             except CapReached:
-                return
+                trial.capped()
             except RequestRefused:
                 trial.refused()
             except Unanswered:
@@ -177,6 +182,24 @@ class _Lesson:
             for each in workers:
                 each.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _say_what_caps_left(run: Run, rows: Sequence[ChosenRow], lesson: _Lesson) -> None:
+    """Warn of decisions that have no answer because a cap is used up.
+
+    Raises Refused when it has left nothing at all.
+    """
+    left = sum(each.reason == "cap" for each in lesson.missing.values())
+    if not left:
+        return
+    told = (
+        f"{left} of {len(rows)} decisions have no answer because a cap is used up: "
+        f"{told_caps(spending.spent(run.record, run.run_id), caps_of(run.settings))}; raise the cap in [teach] and run again: what "
+        "was answered is kept"
+    )
+    if not lesson.chosen:
+        raise Refused(told)
+    log.warning("%s", told)
 
 
 def _by_conversation(rows: Sequence[ChosenRow]) -> Iterator[list[ChosenRow]]:

@@ -43,6 +43,7 @@ class Trial:
     def __init__(self, asker: Asker, *, decisions: int, max_failures: int) -> None:
         self._asker, self._calls_left, self._max_failures = asker, decisions, max_failures
         self._good = 0
+        self._is_capped = False
         self._bad: Counter[str] = Counter()
 
     def may_call(self) -> bool:
@@ -90,12 +91,16 @@ class Trial:
         if self._bad["no_answer"] > self._max_failures:
             raise self._away()
 
+    def capped(self) -> None:
+        """Note a decision for which there is no money: that says nothing about the teacher."""
+        self._is_capped = True
+
     def end(self) -> None:
         """Look at the whole trial.
 
         Raises OutsideError when the calls are used up and nothing was answered.
         """
-        if self.is_over and self._good + sum(self._bad.values()) == 0:
+        if self.is_over and not self._is_capped and self._good + sum(self._bad.values()) == 0:
             raise self._away()
 
     def _away(self) -> OutsideError:
