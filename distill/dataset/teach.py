@@ -7,6 +7,7 @@ who answered first.
 """
 
 import asyncio
+import json
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ def teach(run: Run) -> Outcome:
     lesson = _Lesson(run, rows, tables)
     asyncio.run(lesson.give())
     _say_what_caps_left(run, rows, lesson)
+    _say_whose_replies_were_left(rows, tables)
     answers = _entered(
         run, {row.decision_id: lesson.chosen[row.decision_id] for row in rows if row.decision_id in lesson.chosen}
     )
@@ -200,6 +202,20 @@ def _say_what_caps_left(run: Run, rows: Sequence[ChosenRow], lesson: _Lesson) ->
     if not lesson.chosen:
         raise Refused(told)
     log.warning("%s", told)
+
+
+def _say_whose_replies_were_left(rows: Sequence[ChosenRow], tables: Mapping[str, TeacherTable]) -> None:
+    """Warn of a teacher that gives replies of the log and finds none of its authors there."""
+    authors = Counter(row.logged.author.value for row in rows if row.logged is not None)
+    for name, table in tables.items():
+        if table.kind == "logged" and authors and not any(authors[author] for author in table.logged_authors):
+            found = ", ".join(f"{count} by {author!r}" for author, count in sorted(authors.items()))
+            log.warning(
+                "[teachers.%s]: no logged reply is by one of logged_authors = %s; there are %s%s",
+                name, json.dumps(table.logged_authors), found,
+                '; logged_authors = ["operator", "imported"] takes imported ones, where people wrote them'
+                if authors["imported"] else "",
+            )  # fmt: skip
 
 
 def _by_conversation(rows: Sequence[ChosenRow]) -> Iterator[list[ChosenRow]]:

@@ -133,6 +133,7 @@ def test_a_date_in_retry_after_is_waited_for_by_everybody(tmp_path: Path) -> Non
     ("act", "told"),
     [
         (Act(text="cut", finish_reason="length"), "truncated"), (Act(text="I'm sorry, but I can't assist with that."), "refused"),
+        (Act(text="Das kann ich leider nicht beantworten."), "refused"), (Act(text="Lo siento, no puedo ayudar con eso."), "refused"),
         (Act(text=""), "empty"), (Act(status=400), "request_refused"), (Act(status=500), "stopped answering|does not answer"),
         (Act(status=429), "does not answer"),
         (Act(raw=b"<html>"), "stopped answering|does not answer"), (Act(cut="reset"), "stopped answering|does not answer"),
