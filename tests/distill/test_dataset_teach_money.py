@@ -15,7 +15,7 @@ from conversations import spending
 from conversations.errors import OperatorError, OutsideError, Refused
 from conversations.messages import Author
 from distill.dataset.teaching import pace
-from distill.dataset.teaching.estimate import estimate
+from distill.dataset.teaching.estimate import above_caps, estimate, replies_in_log
 from distill.rows import LoggedReply
 
 
@@ -200,3 +200,21 @@ def test_a_cap_that_is_used_up_is_named(tmp_path: Path, caplog: pytest.LogCaptur
         small.import_conversations(many(1))
         with pytest.raises(Refused, match="of max_cost_usd = 1e-06"):
             teach_in(small, chosen(small, lambda row: row.model_copy(update={"messages": row.messages * 2})))
+
+
+def test_the_estimate_counts_the_judge_and_the_log_and_tells_of_caps(tmp_path: Path) -> None:
+    more = (
+        '[teachers.judge]\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "j"\nlicence_allows_training = "no"\n'
+        'prompt_usd_per_million = 1.0\n[judge]\nteacher = "judge"\n'
+        '[teachers.log]\nkind = "logged"\nlicence_allows_training = "yes"\nlogged_authors = ["imported"]\n'
+    )
+    with small_run(tmp_path, "http://127.0.0.1:9/v1", teach='fallback = ["log"]', more=more) as small:
+        found = estimate(small.record, small.settings)
+        assert found["judge as judge"].decisions % 2 == 0 < found["judge as judge"].decisions <= 2 * len(QUESTIONS)
+        assert found["judge as judge"].cost_usd_estimate > 0
+        assert replies_in_log(small.record, small.settings) == {"log": len(QUESTIONS)}
+        assert above_caps(small.settings, found) == []
+        set_keys(small, max_calls="10", max_cost_usd="0.001")
+        assert [told.split(" above ")[1] for told in above_caps(small.settings, found)] == [
+            "max_cost_usd = 0.001", "max_calls = 10",
+        ]  # fmt: skip
