@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from conversations.messages import new_name, utc_now
 from conversations.replies import TeacherReply, put_reply
-from conversations.spending import Caps, reserve_one, settle_one
+from conversations.spending import Caps, reserve_one, settle_as_reserved, settle_one
 from conversations.store import Record, Row
 
 
@@ -129,7 +129,9 @@ def settle(record: Record, waiting: Waiting, paid: Iterable[Paid], *, state: Bat
             if each.reply is not None and each.request_hash in still_there:
                 put_reply(transaction, each.reply)
             spending_id = open_ones.pop(each.request_hash)
-            if each.usd is not None:
+            if each.usd is None:
+                settle_as_reserved(transaction, spending_id)
+            else:
                 settle_one(transaction, spending_id, each.usd, each.tokens)
         for spending_id in open_ones.values():
             settle_one(transaction, spending_id, 0.0, 0)

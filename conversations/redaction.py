@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from conversations.messages import ChatMessage, Json
+from conversations.messages import ChatMessage, Json, Role
 from conversations.personal_data.recognise import RedactionRules, Span
 
 __all__ = [
@@ -66,8 +66,12 @@ class Redactor:
         return "".join(parts) + text[end_of_last:]
 
     def redact_message(self, message: ChatMessage) -> ChatMessage:
-        """Return the message with its text and its other keys' values redacted."""
-        return replace(message, content=self.redact(message.content), extra_json=self.redact_json(message.extra_json))
+        """Return the message with its text and its other keys' values redacted; who speaks loses the key `name`.
+
+        A tool's message keeps it: there it names a function.
+        """
+        extra = message.extra_json if message.role is Role.TOOL else _without_name(message.extra_json)
+        return replace(message, content=self.redact(message.content), extra_json=self.redact_json(extra))
 
     def redact_json(self, text: str) -> str:
         """Redact the values inside a JSON text; a number that is personal, such as a card's, becomes a string.
@@ -118,6 +122,17 @@ class Redactor:
         if self._second_pass:
             found += _outside(sorted(found), self._second_pass(text))
         return sorted(found)
+
+
+def _without_name(extra_json: str) -> str:
+    """Return a message's other keys without the name of who speaks; byte for byte where there is none."""
+    if '"name"' not in extra_json:
+        return extra_json
+    extra: Json = json.loads(extra_json)
+    if not isinstance(extra, dict) or "name" not in extra:
+        return extra_json
+    kept = {key: value for key, value in extra.items() if key != "name"}
+    return json.dumps(kept, ensure_ascii=False) if kept else ""
 
 
 def _outside(found: Sequence[Span], further: Iterable[Span]) -> list[Span]:

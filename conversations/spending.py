@@ -77,6 +77,15 @@ def settle_one(transaction: Transaction, spending_id: str, usd: float, tokens: i
     )
 
 
+def settle_as_reserved(transaction: Transaction, spending_id: str) -> None:
+    """Settle a request inside an open transaction that may have cost all that was reserved for it."""
+    transaction.execute(
+        "UPDATE spending SET settled_usd = reserved_usd, settled_tokens = reserved_tokens, settled_at_utc = ? "
+        "WHERE spending_id = ?",
+        [utc_now(), spending_id],
+    )
+
+
 def take_back(record: Record, spending_id: str) -> None:
     """Take back the reservation of a request that never left."""
     with record.write() as transaction:

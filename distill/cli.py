@@ -256,18 +256,23 @@ def _progress() -> Iterator[Announce]:
 
 
 def _print_estimate(record: Record, settings: DistillSettings, as_json: bool) -> None:
-    from distill.dataset.teaching.estimate import estimate
+    from distill.dataset.teaching.estimate import above_caps, estimate, replies_in_log
 
     teachers = estimate(record, settings)
+    for above in above_caps(settings, teachers):
+        _note(f"warning: {above}: the run will stop before it is done; raise the cap in [teach] or choose fewer decisions")
     if as_json:
         _print_json({"teachers": {name: dict(found.figures()) for name, found in teachers.items()}})
         return
     for name, found in teachers.items():
+        what = "calls" if name.endswith(" as judge") else "decisions"
         _say(
-            f"{name}: {found.decisions} decisions, {found.prompt_tokens} prompt tokens, "
+            f"{name}: {found.decisions} {what}, {found.prompt_tokens} prompt tokens, "
             f"about {found.completion_tokens_estimate} completion tokens, about ${found.cost_usd_estimate:.4f}; "
             f"{found.already_answered} more are answered already, {found.answered_by_people} by people"
         )
+    for name, count in replies_in_log(record, settings).items():
+        _say(f"{name}: {count} replies that stand in the log, at no cost")
     _say("nobody was called")
 
 

@@ -5,6 +5,7 @@ In: the settings file. Out: frozen models. Teacher, student, paths and gates hav
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -66,6 +67,9 @@ class TeacherTable(Table):
     def _has_an_address(self) -> "TeacherTable":
         if self.kind != "logged" and not (self.base_url and self.model):
             raise ValueError("base_url and model are missing; only a teacher of kind 'logged' needs neither")
+        address = urlsplit(self.base_url)
+        if self.kind != "logged" and not (address.scheme in ("http", "https") and address.hostname):
+            raise ValueError(f"base_url is {self.base_url!r}; expected http:// or https:// and a host; mend it")
         return self
 
 

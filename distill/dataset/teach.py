@@ -7,6 +7,8 @@ who answered first.
 """
 
 import asyncio
+import json
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -14,11 +16,12 @@ from itertools import groupby
 
 from conversations import spending
 from conversations.decisions import AnswerAuthor, NewAnswer, add_answers
+from conversations.errors import Refused
 from conversations.messages import Json
 from distill.dataset.judge import open_judge
 from distill.dataset.teaching.asking import Asker
 from distill.dataset.teaching.batch import BatchTransport
-from distill.dataset.teaching.budget import CapReached, Purse, caps_of, teachers_of
+from distill.dataset.teaching.budget import CapReached, Purse, caps_of, teachers_of, told_caps
 from distill.dataset.teaching.people import PeoplesAnswers
 from distill.dataset.teaching.several import Chosen, NoAnswer, Teachers
 from distill.dataset.teaching.teacher import RequestRefused, Unanswered
@@ -31,6 +34,8 @@ _SECONDS_BETWEEN_STARTS = 0.003
 
 Work = Callable[[ChosenRow], Awaitable[None]]
 
+log = logging.getLogger(__name__)
+
 
 def teach(run: Run) -> Outcome:
     """Have every chosen decision answered and write the answers.
@@ -42,6 +47,8 @@ def teach(run: Run) -> Outcome:
     rows = list(read_rows(run.stage_folder(Stage.CHOOSE) / "decisions.jsonl", ChosenRow))
     lesson = _Lesson(run, rows, tables)
     asyncio.run(lesson.give())
+    _say_what_caps_left(run, rows, lesson)
+    _say_whose_replies_were_left(rows, tables)
     answers = _entered(
         run, {row.decision_id: lesson.chosen[row.decision_id] for row in rows if row.decision_id in lesson.chosen}
     )
@@ -110,7 +117,7 @@ class _Lesson:
             try:
                 answered = await asker.ask(teachers.request(name, row), may_call=trial.may_call)
             except CapReached:
-                return
+                trial.capped()
             except RequestRefused:
                 trial.refused()
             except Unanswered:
@@ -181,6 +188,38 @@ class _Lesson:
             for each in workers:
                 each.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _say_what_caps_left(run: Run, rows: Sequence[ChosenRow], lesson: _Lesson) -> None:
+    """Warn of decisions that have no answer because a cap is used up.
+
+    Raises Refused when it has left nothing at all.
+    """
+    left = sum(each.reason == "cap" for each in lesson.missing.values())
+    if not left:
+        return
+    told = (
+        f"{left} of {len(rows)} decisions have no answer because a cap is used up: "
+        f"{told_caps(spending.spent(run.record, run.run_id), caps_of(run.settings))}; raise the cap in [teach] and run again: what "
+        "was answered is kept"
+    )
+    if not lesson.chosen:
+        raise Refused(told)
+    log.warning("%s", told)
+
+
+def _say_whose_replies_were_left(rows: Sequence[ChosenRow], tables: Mapping[str, TeacherTable]) -> None:
+    """Warn of a teacher that gives replies of the log and finds none of its authors there."""
+    authors = Counter(row.logged.author.value for row in rows if row.logged is not None)
+    for name, table in tables.items():
+        if table.kind == "logged" and authors and not any(authors[author] for author in table.logged_authors):
+            found = ", ".join(f"{count} by {author!r}" for author, count in sorted(authors.items()))
+            log.warning(
+                "[teachers.%s]: no logged reply is by one of logged_authors = %s; there are %s%s",
+                name, json.dumps(table.logged_authors), found,
+                '; logged_authors = ["operator", "imported"] takes imported ones, where people wrote them'
+                if authors["imported"] else "",
+            )  # fmt: skip
 
 
 def _by_conversation(rows: Sequence[ChosenRow]) -> Iterator[list[ChosenRow]]:

@@ -248,3 +248,13 @@ def test_no_text_takes_more_than_its_length(piece: str) -> None:
 
     short, long = seconds(4_000), seconds(16_000)
     assert long < 8 * short + 0.5, f"{short:.2f} s for 4,000 characters, {long:.2f} s for 16,000"
+
+
+def test_who_speaks_loses_the_name_and_a_tool_keeps_the_functions() -> None:
+    named = '{"name": "Oksana_Kovalenko", "tool_calls": [{"function": {"name": "track"}}]}'
+    found, _ = redact_messages(
+        [ChatMessage(role, "Yes.", named) for role in (Role.USER, Role.ASSISTANT, Role.SYSTEM)]
+        + [ChatMessage(Role.USER, "No.", '{"name": "Oksana"}'), ChatMessage(Role.TOOL, "3", '{"name": "track"}')]
+    )
+    assert {each.extra_json for each in found[:3]} == {'{"tool_calls": [{"function": {"name": "track"}}]}'}
+    assert [each.extra_json for each in found[3:]] == ["", '{"name": "track"}']

@@ -181,16 +181,22 @@ class ScriptedTeacher:
         return 200, json.dumps(self.batches[last]).encode()
 
     def _finish(self, batch: dict[str, Any]) -> None:
-        good, bad = list(self.batch.more_lines), []
-        for line in self.files[batch["input_file_id"]].decode().splitlines():
+        good: list[str] = []
+        bad: list[str] = []
+        for line in self.files[batch["input_file_id"]].decode().split("\n"):
+            if not line:
+                continue
             asked = json.loads(line)
             if not self.batch.keep(asked["custom_id"]):
                 continue
             act = self._act(asked["body"], line.encode(), "", by_batch=True)
             response = {"status_code": act.status, "request_id": "r", "body": reply_of(act, asked["body"])}
             (good if act.status == 200 else bad).append(
-                json.dumps({"id": "l", "custom_id": asked["custom_id"], "response": response, "error": None})
+                json.dumps(
+                    {"id": "l", "custom_id": asked["custom_id"], "response": response, "error": None}, ensure_ascii=False
+                )
             )
+        good += self.batch.more_lines
         for key, lines in (("output_file_id", good), ("error_file_id", bad)):
             if lines:
                 batch[key] = f"file-{len(self.files)}"

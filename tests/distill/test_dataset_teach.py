@@ -125,7 +125,7 @@ def test_caps_on_calls_and_money_hold_and_leave_the_rest_unscored(tmp_path: Path
     [
         (
             Act(status=401),
-            r"refuses the key in the environment variable BIG_KEY \(HTTP 401\); export a valid BIG_KEY",
+            r"refuses the key in the environment variable BIG_KEY \(HTTP 401\): it says 'scripted 401'; export a valid BIG_KEY",
             OperatorError,
         ),
         (Act(status=402), "asks for payment", OperatorError),

@@ -93,3 +93,27 @@ def test_a_run_that_was_killed_while_it_waited_finds_its_batches_at_the_provider
         assert len(answers) == len(QUESTIONS)
         assert len([seen for seen in teacher.seen if seen.by_batch]) == 6
         assert batches.waiting(small.record, "big") == []
+
+
+def test_line_ends_inside_a_text_do_not_cut_an_answer_and_what_cannot_be_read_is_paid_once(tmp_path: Path) -> None:
+    with (
+        ScriptedTeacher(lambda question, before: Act("One.\u2028Two.\x85Three.")) as teacher,
+        small_run(tmp_path, teacher.base_url, teach=BATCH) as small,
+    ):
+        broken: list[str] = []
+
+        def keep(custom_id: str) -> bool:
+            if not broken:
+                broken.append(custom_id)
+                teacher.batch.more_lines = (f'{{"custom_id": "{custom_id}", "response": {{"body": "cut o',)
+            return custom_id not in broken
+
+        teacher.batch.keep = keep
+        run = chosen(small)
+        _, answers = teach_in(small, run)
+        spent = small.record.query("SELECT reserved_usd, settled_usd FROM spending")
+    assert len(answers) == len(QUESTIONS) - 1 and {answer.text for answer in answers.values()} == {
+        "One.\u2028Two.\x85Three."
+    }
+    assert sum(seen.by_batch for seen in teacher.seen) == 5
+    assert sum(row["settled_usd"] == row["reserved_usd"] for row in spent) == 1

@@ -1,5 +1,6 @@
 """A teacher that lies, stalls, hangs up or never stops is counted, asked again where that helps, and never believed."""
 
+import asyncio
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -12,8 +13,13 @@ from small_run import QUESTIONS, small_run
 from taught_run import chosen, set_keys, teach_in
 
 from conversations import spending
-from conversations.errors import OutsideError, Refused
+from conversations.errors import OperatorError, OutsideError, Refused
+from conversations.messages import ChatMessage, Role
 from distill.dataset.teaching import pace
+from distill.dataset.teaching.replies import Fault
+from distill.dataset.teaching.requests import make_request
+from distill.dataset.teaching.teacher import Delay, RawReply, Teacher
+from distill.settings import TeacherTable
 
 CALLS = {"tool_calls": [{"id": "c", "type": "function", "function": {"name": "open_door", "arguments": "{}"}}]}
 
@@ -38,6 +44,8 @@ def once(act: Act) -> ScriptedTeacher:
         (Act(raw=b'{"error": {"message": "overloaded"}}'), "error_in_reply", True),
         (Act(raw=b'{"choices": [], "usage": {}}'), "no_choices", True),
         (Act(raw=b'["a list"]'), "other_shape", True),
+        (Act(raw=b"[" * 200_000), "invalid_json", True),
+        (Act(raw=b" " * 9_000_000), "too_large", True),
         (Act(cut="half"), "connection_lost", True),
         (Act(cut="reset"), "connection_lost", True),
         (Act(status=500), "server_error", False),
@@ -59,7 +67,7 @@ def test_a_reply_without_an_answer_is_counted_and_asked_for_again(
         assert spent > exact + 0.03 if stays_booked else spent == pytest.approx(exact)
 
 
-@pytest.mark.parametrize("usage", [(-5, 10), (100, 10**9), (10**9, 1), (0, 0)])
+@pytest.mark.parametrize("usage", [(-5, 10), (100, 10**9), (10**9, 1), (0, 0), (100, 1)])
 def test_an_absurd_usage_is_booked_at_the_most_that_it_can_have_cost(tmp_path: Path, usage: tuple[int, int]) -> None:
     with once(Act(usage=usage)) as teacher, small_run(tmp_path, teacher.base_url) as small:
         run = chosen(small)
@@ -125,6 +133,7 @@ def test_a_date_in_retry_after_is_waited_for_by_everybody(tmp_path: Path) -> Non
     ("act", "told"),
     [
         (Act(text="cut", finish_reason="length"), "truncated"), (Act(text="I'm sorry, but I can't assist with that."), "refused"),
+        (Act(text="Das kann ich leider nicht beantworten."), "refused"), (Act(text="Lo siento, no puedo ayudar con eso."), "refused"),
         (Act(text=""), "empty"), (Act(status=400), "request_refused"), (Act(status=500), "stopped answering|does not answer"),
         (Act(status=429), "does not answer"),
         (Act(raw=b"<html>"), "stopped answering|does not answer"), (Act(cut="reset"), "stopped answering|does not answer"),
@@ -183,3 +192,64 @@ def test_a_good_teacher_that_asks_for_patience_in_its_trial_is_not_given_up(tmp_
         set_keys(small, concurrency="8")
         _, answers = teach_in(small, chosen(small))
     assert len(answers) == len(QUESTIONS)
+
+
+def test_half_a_surrogate_pair_and_what_no_text_may_hold_are_cleaned_and_the_answer_stays(tmp_path: Path) -> None:
+    calls = [{"id": "c", "type": "function", "function": {"name": "open\ud83d", "arguments": "{}"}}]
+    with (
+        once(Act("Please wait \ud83d a minute.", message={"tool_calls": calls})) as teacher,
+        small_run(tmp_path, teacher.base_url) as small,
+    ):
+        _, answers = teach_in(small, chosen(small))
+        assert len(answers) == len(QUESTIONS) == len(teacher.seen)
+        odd = next(answer for answer in answers.values() if answer.extra_json)
+    assert odd.text == "Please wait \ufffd a minute." and "open\ufffd" in odd.extra_json
+
+
+def test_a_reply_that_drips_for_longer_than_its_time_is_a_timeout(tmp_path: Path) -> None:
+    is_over = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while not is_over.is_set():
+            writer.write(b" ")
+            await asyncio.sleep(0.1)
+        writer.transport.abort()
+
+    async def ask() -> RawReply | Delay:
+        server = await asyncio.start_server(drip, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        table = TeacherTable(
+            base_url=f"http://{host}:{port}/v1", model="m", licence_allows_training="yes", timeout_seconds=0.5
+        )
+        request = make_request("d", [ChatMessage(Role.USER, "Why?")], name="big", table=table)
+        async with Teacher("big", table) as teacher:
+            got = await teacher.ask_once(request)
+        is_over.set()
+        server.close()
+        await asyncio.sleep(0.3)
+        return got
+
+    assert asyncio.run(ask()) == Delay(Fault.TIMEOUT, 0.0, may_be_billed=True)
+
+
+def test_a_redirect_is_not_followed_with_a_customers_words(tmp_path: Path) -> None:
+    with (
+        ScriptedTeacher() as other,
+        ScriptedTeacher(lambda *_: Act(status=307, headers={"Location": f"{other.base_url}/chat/completions"})) as teacher,
+        small_run(tmp_path, teacher.base_url) as small,
+    ):
+        run = chosen(small)
+        with pytest.raises(OperatorError, match="mend base_url"):
+            teach_in(small, run)
+        assert other.seen == [] and spending.spent(small.record, run.run_id).usd == 0
+
+
+def test_a_403_of_one_question_refuses_that_question_and_the_run_goes_on(tmp_path: Path) -> None:
+    flagged = Act(status=403, more={"error": {"message": "Flagged by moderation", "code": "moderation"}})
+    with (
+        ScriptedTeacher(lambda question, before: flagged if question == QUESTIONS[0] else Act()) as teacher,
+        small_run(tmp_path, teacher.base_url) as small,
+    ):
+        manifest, answers = teach_in(small, chosen(small))
+    assert len(answers) == len(QUESTIONS) - 1 and manifest.counts.rejected_by_reason == {"request_refused": 1}

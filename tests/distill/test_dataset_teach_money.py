@@ -12,10 +12,10 @@ from tiny_student import tiny_student
 from tokenizers import Tokenizer
 
 from conversations import spending
-from conversations.errors import OperatorError
+from conversations.errors import OperatorError, OutsideError, Refused
 from conversations.messages import Author
 from distill.dataset.teaching import pace
-from distill.dataset.teaching.estimate import estimate
+from distill.dataset.teaching.estimate import above_caps, estimate, replies_in_log
 from distill.rows import LoggedReply
 
 
@@ -154,3 +154,67 @@ def test_people_are_asked_first_and_cost_nothing(tmp_path: Path) -> None:
         assert [(each.text, each.cost_usd, each.teacher) for each in by_people] == [("Call us at noon.", 0.0, "people")]
         assert QUESTIONS[0] not in {seen.question for seen in teacher.seen}
         assert manifest.details["by_people"] == 1
+
+
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_a_refused_account_and_a_closed_door_cost_nothing(tmp_path: Path, status: int) -> None:
+    with ScriptedTeacher(lambda *_: Act(status=status)) as teacher, small_run(tmp_path, teacher.base_url) as small:
+        run = chosen(small)
+        with pytest.raises(OperatorError):
+            teach_in(small, run)
+        spent = spending.spent(small.record, run.run_id)
+        assert (spent.usd, spent.tokens, spent.calls) == (0.0, 0, len(teacher.seen))
+
+
+def test_a_teacher_that_cannot_be_reached_uses_up_no_call(tmp_path: Path) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        run = chosen(small)
+        with pytest.raises(OutsideError, match="cannot be reached"):
+            teach_in(small, run)
+        assert spending.spent(small.record, run.run_id) == spending.Spent(0.0, 0, 0)
+
+
+def test_what_a_teacher_bills_above_its_limit_is_booked_and_stops_the_run_at_the_cap(tmp_path: Path) -> None:
+    with ScriptedTeacher(lambda *_: Act(usage=(3000, 5000))) as teacher, small_run(tmp_path, teacher.base_url) as small:
+        set_keys(small, max_cost_usd="1.0")
+        run = chosen(small)
+        with pytest.raises(Refused, match=r"'big' says that .* took 3000 prompt and 5000 completion tokens"):
+            teach_in(small, run)
+        assert spending.spent(small.record, run.run_id).usd == pytest.approx(len(teacher.seen) * 0.53)
+        assert len(teacher.seen) <= 3
+
+
+def test_what_the_total_has_beyond_prompt_and_completion_is_billed_as_completion(tmp_path: Path) -> None:
+    usage = {"usage": {"prompt_tokens": 60, "completion_tokens": 20, "total_tokens": 380}}
+    with ScriptedTeacher(lambda *_: Act(more=usage)) as teacher, small_run(tmp_path, teacher.base_url) as small:
+        _, answers = teach_in(small, chosen(small))
+        assert {answer.completion_tokens for answer in answers.values()} == {320}
+
+
+def test_a_cap_that_is_used_up_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        set_keys(small, max_calls="5")
+        teach_in(small, chosen(small))
+        assert "5 of max_calls = 5" in caplog.text and "3 of 8 decisions have no answer" in caplog.text
+        set_keys(small, max_cost_usd="0.000001")
+        small.import_conversations(many(1))
+        with pytest.raises(Refused, match="of max_cost_usd = 1e-06"):
+            teach_in(small, chosen(small, lambda row: row.model_copy(update={"messages": row.messages * 2})))
+
+
+def test_the_estimate_counts_the_judge_and_the_log_and_tells_of_caps(tmp_path: Path) -> None:
+    more = (
+        '[teachers.judge]\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "j"\nlicence_allows_training = "no"\n'
+        'prompt_usd_per_million = 1.0\n[judge]\nteacher = "judge"\n'
+        '[teachers.log]\nkind = "logged"\nlicence_allows_training = "yes"\nlogged_authors = ["imported"]\n'
+    )
+    with small_run(tmp_path, "http://127.0.0.1:9/v1", teach='fallback = ["log"]', more=more) as small:
+        found = estimate(small.record, small.settings)
+        assert found["judge as judge"].decisions % 2 == 0 < found["judge as judge"].decisions <= 2 * len(QUESTIONS)
+        assert found["judge as judge"].cost_usd_estimate > 0
+        assert replies_in_log(small.record, small.settings) == {"log": len(QUESTIONS)}
+        assert above_caps(small.settings, found) == []
+        set_keys(small, max_calls="10", max_cost_usd="0.001")
+        assert [told.split(" above ")[1] for told in above_caps(small.settings, found)] == [
+            "max_cost_usd = 0.001", "max_calls = 10",
+        ]  # fmt: skip

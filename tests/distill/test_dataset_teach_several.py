@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, small_run
-from taught_run import chosen, teach_in
+from taught_run import chosen, talk, teach_in
 
 from conversations import decisions
 from conversations.decisions import AnswerAuthor
-from conversations.errors import OperatorError
+from conversations.errors import OperatorError, Refused
 from conversations.messages import Author
 from distill.dataset.teaching import pace
+from distill.dataset.teaching.budget import teachers_of
 from distill.dataset.teaching.several import agreement_of
+from distill.dataset.teaching.trial import Guard
 from distill.rows import ChosenRow, LoggedReply
+from distill.settings import TeacherTable
 
 MORE = """
 [teachers.second]
@@ -175,3 +178,62 @@ def test_agreement_is_the_share_of_words_that_answers_have_in_common() -> None:
     assert agreement_of(["one"]) is None
     assert agreement_of(["Wait a minute.", "wait a MINUTE"]) == 1.0
     assert agreement_of(["a b c d", "a b x y", "q r s t"]) == round(0.5 / 3, 4)
+
+
+@pytest.mark.parametrize("bad", [Act(""), Act("Das kann ich leider nicht beantworten.")])
+def test_a_bad_fallback_is_stopped_among_its_first_answers(tmp_path: Path, bad: Act) -> None:
+    def script(body: dict[str, Any]) -> Act:
+        if body["model"] != "big-1":
+            return bad
+        # The first teacher passes its trial and has nothing to say to the rest.
+        return Act() if sum(seen.body["model"] == "big-1" for seen in teacher.seen) <= 8 else Act("")
+
+    with (
+        ScriptedTeacher(by_body=script) as teacher,
+        small_run(
+            tmp_path, teacher.base_url, teach='fallback = ["second"]\nsmoke_decisions = 8', more=more(teacher)
+        ) as small,
+    ):
+        small.import_conversations([talk(place, [f"my{place} box{place} is{place} gone{place}"]) for place in range(40)])
+        with pytest.raises(Refused, match="the teacher 'second' is stopped: 5 "):
+            teach_in(small, chosen(small))
+        assert sum(seen.body["model"] == "second-1" for seen in teacher.seen) <= 5 + 8
+
+
+def test_a_teacher_that_turns_bad_after_its_trial_is_stopped_by_more_than_half_of_its_last_fifty() -> None:
+    guard = Guard("big", first=0, max_failures=1)
+    for _ in range(100):
+        guard.note("")
+    for _ in range(25):
+        guard.note("empty")
+    with pytest.raises(Refused, match="26 empty among its last 50 answers"):
+        guard.note("empty")
+
+
+@pytest.mark.parametrize(
+    ("key", "names"), [("fallback", ["big"]), ("fallback", ["log", "log"]), ("best_of", ["second"] * 2)]
+)
+def test_a_teacher_that_is_named_twice_is_an_error(tmp_path: Path, key: str, names: list[str]) -> None:
+    with (
+        ScriptedTeacher() as teacher,
+        small_run(tmp_path, teacher.base_url, teach=f"{key} = {json.dumps(names)}", more=more(teacher)) as small,
+        pytest.raises(OperatorError, match=f"{key} names '{names[0]}'.*twice"),
+    ):
+        teachers_of(small.settings)
+
+
+def test_a_teacher_of_the_log_that_finds_none_of_its_authors_says_who_wrote_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url, more=more(teacher)) as small:
+        text = small.settings_file.read_text(encoding="utf-8")
+        text = text.replace('logged_authors = ["imported"]\n', "").replace('\nteacher = "big"', '\nteacher = "log"')
+        small.settings_file.write_text(text, encoding="utf-8")
+        _, answers = teach_in(small, chosen(small))
+    assert answers == {}
+    assert "8 by 'imported'" in caplog.text and 'logged_authors = ["operator", "imported"]' in caplog.text
+
+
+def test_an_address_that_cannot_be_one_is_an_error_of_the_settings() -> None:
+    with pytest.raises(ValueError, match=r"base_url is 'htp://x'; expected http:// or https://"):
+        TeacherTable(base_url="htp://x", model="m", licence_allows_training="yes")

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
-from conversations.errors import OutsideError
+from conversations.errors import OperatorError, OutsideError, Refused
 from conversations.replies import TeacherReply, find_reply, put_reply, save_reply
-from conversations.spending import settle, settle_one
+from conversations.spending import settle, settle_one, take_back
 from conversations.store import Record
 from distill.dataset.teaching.budget import CapReached, Purse, most_it_costs
 from distill.dataset.teaching.pace import MAX_TRIES, Pace, wait_before_next
@@ -102,8 +102,8 @@ class Asker:
         """Return the answer to a request: the one paid for before, or a new one. `may_call` is asked before each try.
 
         Raises Unanswered when the teacher has not answered after every try, RequestRefused when it refuses this request,
-        CapReached when there is no money for it, OutsideError when it does not answer at all, and OperatorError when it will not
-        serve us.
+        CapReached when there is no money for it, Refused when its bill has passed a cap, OutsideError when it does not answer at
+        all, and OperatorError when it will not serve us.
         """
         known = self.known(request)
         if known is not None:
@@ -193,7 +193,7 @@ class Asker:
             try:
                 got = await self._teacher.ask_once(request)
                 if isinstance(got, RawReply):
-                    answered = self._take(request, got, spending_id, usd)
+                    answered = self._take(request, got, spending_id, usd, tokens)
                     if isinstance(answered, Answered) and answered.reply.usage is not None:
                         usage = answered.reply.usage
                         self._pace.took(expected, usage.prompt_tokens + usage.completion_tokens)
@@ -201,15 +201,23 @@ class Asker:
                 if not got.may_be_billed:
                     settle(self._record, spending_id, 0.0, 0)
                 return got
-            except RequestRefused:
-                self.faults[Fault.REFUSED_REQUEST] += 1
-                self.refused.add(request.request_hash)
+            except (RequestRefused, OperatorError) as failure:
+                if isinstance(failure, RequestRefused):
+                    self.faults[Fault.REFUSED_REQUEST] += 1
+                    self.refused.add(request.request_hash)
                 settle(self._record, spending_id, 0.0, 0)
+                raise
+            except OutsideError:
+                # Nobody was reached: it was no call.
+                take_back(self._record, spending_id)
+                self.calls -= 1
                 raise
             finally:
                 self._purse.release()
 
-    def _take(self, request: Request, got: RawReply, spending_id: str, most_usd: float) -> "Answered | Delay":
+    def _take(
+        self, request: Request, got: RawReply, spending_id: str, most_usd: float, most_tokens: int
+    ) -> "Answered | Delay":
         """Save a raw reply, then read it, then settle what it took; what does not say so truly took all that was reserved."""
         stored = TeacherReply(request.request_hash, request.decision_id, self.name, got.body, 0, 0, 0.0, got.latency_ms)
         save_reply(self._record, stored)
@@ -217,14 +225,35 @@ class Asker:
         reply = read_reply(got.body, request)
         if isinstance(reply, Fault):
             log.warning("%s: the reply for %s is no chat completion: %s", self.name, request.decision_id, reply.value)
+            settle(self._record, spending_id, most_usd, most_tokens)
             return _Unreadable(reply, 0.0, may_be_billed=True)
         self.faults.update(reply.faults)
         stored = priced(stored, reply, self.table, most_usd=most_usd)
         with self._record.write() as transaction:
             put_reply(transaction, stored)
-            if reply.usage is not None:
-                settle_one(transaction, spending_id, stored.cost_usd, stored.prompt_tokens + stored.completion_tokens)
+            took = stored.prompt_tokens + stored.completion_tokens if reply.usage is not None else most_tokens
+            settle_one(transaction, spending_id, stored.cost_usd, took)
+        if Fault.USAGE_ABOVE_LIMIT in reply.faults:
+            self.check_bill(request, stored)
         return Answered(stored, reply, reused=False)
+
+    def check_bill(self, request: Request, stored: TeacherReply) -> None:
+        """Look whether a request that took more than was reserved has passed a cap.
+
+        Raises Refused when it has.
+        """
+        usd, tokens = most_it_costs(self.table, request)
+        told = (
+            f"the teacher {self.name!r} says that {request.decision_id} took {stored.prompt_tokens} prompt and "
+            f"{stored.completion_tokens} completion tokens (${stored.cost_usd:.4f}), where at most {tokens} (${usd:.4f}) can be"
+        )
+        passed = self._purse.passed_cap()
+        if passed:
+            raise Refused(
+                f"{told}, and with it {passed}; nothing more is asked: look at the provider's bill, then raise the cap or name "
+                "another teacher; what was answered is kept"
+            )
+        log.warning("%s; it is booked as it says", told)
 
 
 class _Unreadable(Delay):

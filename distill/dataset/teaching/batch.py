@@ -8,6 +8,7 @@ that was killed while it waited finds it again, at the provider too.
 import asyncio
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from conversations import batches
 from conversations.batches import BatchState, Paid, Waiting, Wanted
 from conversations.errors import OperatorError, OutsideError
-from conversations.messages import Json
+from conversations.messages import Json, storable_text
 from conversations.replies import TeacherReply
 from distill.dataset.teaching.asking import Asker, priced
 from distill.dataset.teaching.budget import most_it_costs
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 2
 _OUR_NAME = "support_bot_batch"
+# Finds whose a line is that is no JSON any more.
+_NAMED = re.compile(r'"custom_id"\s*:\s*"(sha256:[0-9a-f]{64})"')
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
 log = logging.getLogger(__name__)
@@ -35,11 +38,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a batch's output: a request's reply, or why it has none."""
+    """One line of a batch's output: a request's reply, or why it has none; `is_broken` where it cannot be read."""
 
     body: str = ""
     status: int = 0
     error: str = ""
+    is_broken: bool = False
 
 
 class BatchTransport:
@@ -54,6 +58,8 @@ class BatchTransport:
         self._poll_seconds, self._max_requests = poll_seconds, max_requests
         self._table = asker.table
         self.refused: set[str] = set()
+        # Their answers came, were paid for, and cannot be read.
+        self.lost: set[str] = set()
         self.sent = 0
 
     async def fetch(self, requests: Sequence[Request]) -> None:
@@ -65,7 +71,8 @@ class BatchTransport:
             await self._bring_home(waiting)
         wanted = {request.request_hash: request for request in requests}
         for _ in range(ROUNDS):
-            missing = [each for name, each in wanted.items() if name not in self.refused and self._asker.known(each) is None]
+            done = self.refused | self.lost
+            missing = [each for name, each in wanted.items() if name not in done and self._asker.known(each) is None]
             prepared = [waiting for waiting in map(self._prepare, self._cut(missing)) if waiting is not None]
             if not prepared:
                 return
@@ -96,7 +103,7 @@ class BatchTransport:
             lines = await self._lines(batch)
         except openai.APIStatusError as error:
             where = f"the batches of the teacher {self._asker.name!r} at {self._table.base_url}"
-            if error.status_code in (401, 402, 403, 404):
+            if error.status_code in (401, 402, 403, 404) or error.status_code < 400:
                 raise OperatorError(
                     f"{where} are refused (HTTP {error.status_code}); mend the key, the account or base_url, or set [teach] "
                     'transport = "chat"; run again: what was sent is found again'
@@ -107,7 +114,7 @@ class BatchTransport:
                 f"the batches of the teacher {self._asker.name!r} at {self._table.base_url} cannot be reached "
                 f"({error.__cause__ or error}); run again: what was sent is found again"
             ) from None
-        self._collect(waiting, batch, lines)
+        self._collect(waiting, batch, *lines)
 
     async def _sent(self, waiting: Waiting) -> "Batch | None":
         """Return the provider's batch: the one that was sent before, or a new one; None when its requests are gone."""
@@ -141,26 +148,36 @@ class BatchTransport:
         self._asker.calls += len(requests)
         return batch
 
-    async def _lines(self, batch: "Batch") -> dict[str, Line]:
-        """Return what came down, by the name of the request: answers and errors, in whichever order they stand."""
+    async def _lines(self, batch: "Batch") -> tuple[dict[str, Line], int]:
+        """Return what came down, by the name of the request, in whichever order it stands, and how many lines have no name."""
         found: dict[str, Line] = {}
+        nameless = 0
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
                 content = await self._asker.teacher.client.files.content(file_id)
-                for text in content.text.splitlines():
-                    named = _read_line(text)
-                    if named is None:
-                        self._asker.faults[Fault.INVALID_JSON] += 1
+                # A text in JSON may hold other line ends than this one.
+                for text in content.content.decode("utf-8", "replace").split("\n"):
+                    if not text.strip():
+                        continue
+                    name, line = _read_line(text)
+                    self._asker.faults[Fault.INVALID_JSON] += line.is_broken
+                    if name:
+                        found[name] = line
                     else:
-                        found[named[0]] = named[1]
-        return found
+                        nameless += 1
+        return found, nameless
 
-    def _collect(self, waiting: Waiting, batch: "Batch", lines: dict[str, Line]) -> None:
-        """Save the replies and settle the money in one step; what has no line was not done, and has cost nothing."""
+    def _collect(self, waiting: Waiting, batch: "Batch", lines: dict[str, Line], nameless: int) -> None:
+        """Save the replies and settle the money in one step.
+
+        What has no line was not done, and has cost nothing; but each line without a name is the answer to one of those.
+        """
         strange = lines.keys() - waiting.spending.keys()
         self._asker.faults[Fault.OTHER_REQUEST] += len(strange)
         paid = [self._paid(name, lines[name], waiting.decisions[name]) for name in waiting.spending if name in lines]
-        undone = len(waiting.spending) - len(paid)
+        without_line = [name for name in waiting.spending if name not in lines]
+        undone = len(without_line)
+        paid += [Paid(name, None, 0, None) for name in without_line[:nameless]]
         fault = Fault.BATCH_EXPIRED if batch.status == "expired" else Fault.BATCH_FAILED
         self._asker.faults[fault] += undone
         self._asker.faults = +self._asker.faults
@@ -171,8 +188,15 @@ class BatchTransport:
             )  # fmt: skip
         state = BatchState.COLLECTED if paid or batch.status == "completed" else BatchState.FAILED
         batches.settle(self._asker.record, waiting, paid, state=state, detail=batch.status)
+        for each in paid:
+            request = self._every.get(each.request_hash)
+            if request is not None and each.reply is not None and each.tokens > most_it_costs(self._table, request)[1]:
+                self._asker.check_bill(request, each.reply)
 
     def _paid(self, name: str, line: Line, decision_id: str) -> Paid:
+        if line.is_broken:
+            self.lost.add(name)
+            return Paid(name, None, 0, None)
         if line.status != 200 or not line.body:
             is_refusal = 400 <= line.status < 500 and line.status != 429
             self._asker.faults[Fault.REFUSED_REQUEST if is_refusal else Fault.SERVER_ERROR] += 1
@@ -204,18 +228,20 @@ def _line_of(request: Request) -> str:
     return f'{head[:-1]}, "body": {request.body}}}'
 
 
-def _read_line(text: str) -> tuple[str, Line] | None:
+def _read_line(text: str) -> tuple[str, Line]:
+    """Return whose a line is (empty where it does not say) and what stands in it."""
     try:
         found: Json = json.loads(text)
-    except ValueError:
-        return None
+    except (ValueError, RecursionError):
+        named = _NAMED.search(text)
+        return named[1] if named else "", Line(is_broken=True)
     if not isinstance(found, dict) or not isinstance(found.get("custom_id"), str):
-        return None
+        return "", Line(is_broken=True)
     name, response, error = str(found["custom_id"]), found.get("response"), found.get("error")
     if isinstance(response, dict):
         status, body = response.get("status_code"), response.get("body")
         return name, Line(
-            body=json.dumps(body, ensure_ascii=False) if body is not None else "",
+            body=storable_text(json.dumps(body, ensure_ascii=False)) if body is not None else "",
             status=status if isinstance(status, int) else 0,
         )
-    return name, Line(error=json.dumps(error, ensure_ascii=False))
+    return name, Line(error=json.dumps(error))

@@ -6,10 +6,11 @@ cost, so that no cap is ever passed, whatever the concurrency. It sends nothing.
 
 import asyncio
 import logging
+from collections import Counter
 
 from conversations import spending
 from conversations.errors import OperatorError
-from conversations.spending import Caps
+from conversations.spending import Caps, Spent
 from conversations.store import Record
 from distill.dataset.teaching.replies import most_prompt_tokens
 from distill.dataset.teaching.requests import Request
@@ -61,6 +62,16 @@ class Purse:
             self._released.clear()
             await self._released.wait()
 
+    def passed_cap(self) -> str:
+        """Say which cap the run has passed, and by what; empty when it has passed none."""
+        spent, caps = spending.spent(self._record, self._run_id), self._caps
+        is_passed = spent.usd > caps.usd or (caps.tokens is not None and spent.tokens > caps.tokens)
+        return told_caps(spent, caps) if is_passed else ""
+
+    def told(self) -> str:
+        """Say how far the run has come to its caps."""
+        return told_caps(spending.spent(self._record, self._run_id), self._caps)
+
     def release(self) -> None:
         """Say that a request is no longer on its way; whoever waits for room looks again."""
         self._under_way -= 1
@@ -70,6 +81,15 @@ class Purse:
 def caps_of(settings: DistillSettings) -> Caps:
     """Return what a run may spend."""
     return Caps(settings.teach.max_cost_usd, settings.teach.max_calls, settings.teach.max_tokens)
+
+
+def told_caps(spent: Spent, caps: Caps) -> str:
+    """Say in words what was spent of what may be."""
+    of_tokens = f" of max_tokens = {caps.tokens}" if caps.tokens is not None else ""
+    return (
+        f"the run has taken ${spent.usd:.4f} of max_cost_usd = {caps.usd:g}, {spent.calls} of max_calls = {caps.calls} and "
+        f"{spent.tokens} tokens{of_tokens}"
+    )
 
 
 def most_it_costs(table: TeacherTable, request: Request, *, share: float = 1.0) -> tuple[float, int]:
@@ -88,6 +108,7 @@ def teachers_of(settings: DistillSettings) -> dict[str, TeacherTable]:
     """
     names = dict.fromkeys((settings.teach.teacher, *settings.teach.best_of, *settings.teach.fallback))
     tables = {name: _allowed(name, settings) for name in names}
+    _check_no_name_twice(settings)
     if settings.teach.best_of and settings.judge is None:
         raise OperatorError(
             f"{settings.settings_file} [teach]: best_of needs a judge to pick the best; add a table [judge] with teacher = a name "
@@ -100,6 +121,17 @@ def teachers_of(settings: DistillSettings) -> dict[str, TeacherTable]:
                 "name it as teacher or in fallback, or set people_first = true"
             )
     return tables
+
+
+def _check_no_name_twice(settings: DistillSettings) -> None:
+    teach = settings.teach
+    for key, names in (("fallback", (teach.teacher, *teach.fallback)), ("best_of", teach.best_of)):
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            where = "is the teacher already or stands there twice" if key == "fallback" else "stands there twice"
+            raise OperatorError(
+                f"{settings.settings_file} [teach]: {key} names {twice!r}, which {where}; the same teacher is asked once: take it out"
+            )
 
 
 def check_teachers(settings: DistillSettings) -> None:

@@ -7,13 +7,14 @@ told apart. It sends nothing and writes nothing.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from conversations.messages import Author, Split
 from conversations.prompt import Renderer
 from conversations.replies import find_reply, usual_completion
 from conversations.store import Record
 from distill.dataset.choose import plan_decisions
 from distill.dataset.choosing.files import plan_from_files
 from distill.dataset.teaching.budget import teachers_of
-from distill.dataset.teaching.people import PeoplesAnswers
+from distill.dataset.teaching.people import PeoplesAnswers, logged_answer
 from distill.dataset.teaching.replies import Usage, cost_usd
 from distill.dataset.teaching.requests import Request
 from distill.dataset.teaching.several import Teachers
@@ -23,6 +24,9 @@ from distill.settings import DistillSettings, TeacherTable
 _TOKENS_PER_WORD = 1.4
 _TOKENS_PER_MESSAGE = 4
 _GUESSED_COMPLETION_TOKENS = 120
+# Its instructions and rubric, and its ruling with one sentence of reason.
+_TOLD_TO_JUDGE = 180
+_SAID_BY_JUDGE = 30
 _MIN_REPLIES_TO_LEARN_FROM = 8
 # Passages are searched for so many questions; for the rest, what those took is assumed.
 _SEARCHED_AT_MOST = 2000
@@ -47,18 +51,15 @@ class Estimate:
 def estimate(record: Record, settings: DistillSettings) -> Mapping[str, Estimate]:
     """Return, by teacher, what a cycle would ask and what that may cost; calls nobody.
 
-    A fallback is expected to be asked nothing, unless a teacher that only repeats the log stands before it. The judge is not in it.
+    A fallback is expected to be asked nothing, unless a teacher that only repeats the log stands before it. The judge stands
+    under its name with "as judge", without what the handbook tells it.
     Raises OperatorError as `teachers_of` does, but for a licence that is still to be accepted.
     """
     # What it would cost may be asked before the licence is accepted.
     accepted = settings.teach.model_copy(update={"allow_unknown_licence": True})
     settings = settings.model_copy(update={"teach": accepted})
     tables = teachers_of(settings)
-    rows = (
-        plan_from_files(record, settings).rows
-        if settings.datasets is not None
-        else plan_decisions(record, settings, with_topics=False).rows
-    )
+    rows = _rows(record, settings)
     people = PeoplesAnswers(record, settings) if settings.teach.people_first else None
     teachers = Teachers(settings, tables, {}, people, None)
     left = [row for row in rows if teachers.by_people(row) is None]
@@ -69,7 +70,74 @@ def estimate(record: Record, settings: DistillSettings) -> Mapping[str, Estimate
             continue
         asked = _asked_of(name, left, settings, teachers)
         found[name] = _estimate_of(name, tables[name], asked, record, settings, teachers, counter, len(rows) - len(left))
+    if settings.judge is not None:
+        found[f"{settings.judge.teacher} as judge"] = _judging(left, settings, counter, found)
     return found
+
+
+def replies_in_log(record: Record, settings: DistillSettings) -> Mapping[str, int]:
+    """Return how many answers each teacher that repeats the log would give; calls nobody."""
+    rows = _rows(record, settings)
+    logged = {name: table for name, table in settings.teachers.items() if table.kind == "logged"}
+    named = dict.fromkeys((settings.teach.teacher, *settings.teach.fallback))
+    return {
+        name: sum(logged_answer(row, name, logged[name]) is not None for row in rows) for name in named if name in logged
+    }
+
+
+def above_caps(settings: DistillSettings, found: Mapping[str, Estimate]) -> list[str]:
+    """Say which caps the estimate is above; nothing where it is above none."""
+    teach = settings.teach
+    usd = sum(each.cost_usd_estimate for each in found.values())
+    calls = sum(each.decisions for each in found.values())
+    tokens = sum(each.prompt_tokens + each.completion_tokens_estimate for each in found.values())
+    told = []
+    if usd > teach.max_cost_usd:
+        told.append(f"about ${usd:.4f} is above max_cost_usd = {teach.max_cost_usd:g}")
+    if calls > teach.max_calls:
+        told.append(f"about {calls} calls are above max_calls = {teach.max_calls}")
+    if teach.max_tokens is not None and tokens > teach.max_tokens:
+        told.append(f"about {tokens} tokens are above max_tokens = {teach.max_tokens}")
+    return told
+
+
+def _rows(record: Record, settings: DistillSettings) -> Sequence[ChosenRow]:
+    if settings.datasets is not None:
+        return plan_from_files(record, settings).rows
+    return plan_decisions(record, settings, with_topics=False).rows
+
+
+def _judging(
+    rows: Sequence[ChosenRow],
+    settings: DistillSettings,
+    counter: "TokenCounter",
+    found: Mapping[str, Estimate],
+) -> Estimate:
+    """Return what the judge would be asked: a grade for each of several answers, and both orders of each pair compared."""
+    judge, teach = settings.judge, settings.teach
+    assert judge is not None
+    table, first = settings.teachers[judge.teacher], settings.teachers[teach.teacher]
+    several = len({teach.teacher, *teach.best_of}) if teach.best_of else 0
+    of_best = several + 2 * (several - 1) if several else 0
+    answer = max(
+        (each.completion_tokens_estimate / each.decisions for each in found.values() if each.decisions),
+        default=_GUESSED_COMPLETION_TOKENS,
+    )
+    calls, prompt = 0, 0.0
+    for row in rows:
+        is_compared = (
+            judge.reject_worse_than_logged
+            and row.split is not Split.TEST
+            and row.logged is not None
+            and row.logged.author in (Author.OPERATOR, Author.IMPORTED)
+            and not (first.kind == "logged" and logged_answer(row, teach.teacher, first) is not None)
+        )
+        of_row = of_best + 2 * is_compared
+        calls += of_row
+        prompt += of_row * (sum(counter.of_text(each.content) for each in row.messages) + 2 * answer + _TOLD_TO_JUDGE)
+    completion = calls * _SAID_BY_JUDGE
+    cost = cost_usd(table, Usage(round(prompt), completion))
+    return Estimate(calls, 0, 0, round(prompt), completion, round(cost, 6))
 
 
 def _asked_of(name: str, rows: Sequence[ChosenRow], settings: DistillSettings, teachers: Teachers) -> list[ChosenRow]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conversations.messages import Json
+from conversations.messages import Json, storable_text
 from distill.dataset.teaching.requests import Request
 from distill.settings import TeacherTable
 
@@ -24,6 +24,7 @@ class Fault(StrEnum):
     ERROR_IN_REPLY = "error_in_reply"
     NO_CHOICES = "no_choices"
     OTHER_SHAPE = "other_shape"
+    TOO_LARGE = "too_large"
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
     TIMEOUT = "timeout"
@@ -31,6 +32,7 @@ class Fault(StrEnum):
     OTHER_REQUEST = "other_request"
     NO_USAGE = "no_usage"
     WRONG_USAGE = "wrong_usage"
+    USAGE_ABOVE_LIMIT = "usage_above_limit"
     TOOL_CALLS_UNASKED = "tool_calls_unasked"
     SEVERAL_CHOICES = "several_choices"
     REFUSED_REQUEST = "refused_request"
@@ -78,6 +80,7 @@ class _Usage(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
     prompt_tokens: int
     completion_tokens: int
+    total_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
 
 
@@ -111,7 +114,7 @@ def read_reply(body: str, request: Request) -> Reply | Fault:
     """Read a raw reply to a request, or say why it holds no answer."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Fault.STREAM_UNASKED if body.lstrip().startswith("data:") else Fault.INVALID_JSON
     if not isinstance(found, dict):
         return Fault.OTHER_SHAPE
@@ -123,25 +126,30 @@ def read_reply(body: str, request: Request) -> Reply | Fault:
         return _read(_Completion.model_validate(found), request)
     except ValidationError:
         return Fault.OTHER_SHAPE
+    except RecursionError:
+        return Fault.INVALID_JSON
 
 
 def _read(completion: _Completion, request: Request) -> Reply:
     said = completion.choices[0].message
     faults = []
-    usage = _usage_of(completion.usage, request)
+    text = storable_text(_text_of(said)).strip()
+    usage = _usage_of(completion.usage, request, text)
     if isinstance(usage, Fault):
         faults.append(usage)
+    elif is_above_limit(usage, request):
+        faults.append(Fault.USAGE_ABOVE_LIMIT)
     if said.tool_calls and not request.offers_tools:
         faults.append(Fault.TOOL_CALLS_UNASKED)
     if len(completion.choices) > 1:
         faults.append(Fault.SEVERAL_CHOICES)
     calls: dict[str, Json] = {"tool_calls": list(said.tool_calls)} if said.tool_calls else {}
     return Reply(
-        text=_text_of(said),
-        extra_json=json.dumps(calls, ensure_ascii=False) if calls else "",
-        finish_reason=completion.choices[0].finish_reason or "unknown",
+        text=text,
+        extra_json=json.dumps(_storable(calls), ensure_ascii=False) if calls else "",
+        finish_reason=storable_text(completion.choices[0].finish_reason or "unknown"),
         usage=None if isinstance(usage, Fault) else usage,
-        handbook_passages=completion.handbook_passages,
+        handbook_passages=tuple(map(storable_text, completion.handbook_passages)),
         faults=tuple(faults),
     )
 
@@ -154,8 +162,29 @@ def _text_of(said: _Said) -> str:
     return (content or said.refusal or "").strip()
 
 
-def _usage_of(told: Json, request: Request) -> Usage | Fault:
-    """Return the usage, or what is wrong with it: more than the request can take, nothing, or less than nothing."""
+def _storable(value: Json) -> Json:
+    """Return a value with all its texts as the record can hold them."""
+    if isinstance(value, str):
+        return storable_text(value)
+    if isinstance(value, list):
+        return [_storable(each) for each in value]
+    if isinstance(value, dict):
+        return {storable_text(key): _storable(each) for key, each in value.items()}
+    return value
+
+
+# No model reads or writes as much for one request; what says so is broken and not a bill.
+_MOST_TOKENS = 10_000_000
+# Every tokenizer cuts at spaces or oftener, but for single phrases, and none has many tokens as long as this.
+_WORDS_PER_TOKEN = 2
+_BYTES_PER_TOKEN = 32
+
+
+def _usage_of(told: Json, request: Request, text: str) -> Usage | Fault:
+    """Return the usage, or what is wrong with it: none, less than the text takes, or what no request can take.
+
+    What the total has beyond prompt and completion is thinking, and billed as completion.
+    """
     if told is None:
         return Fault.NO_USAGE
     try:
@@ -163,12 +192,20 @@ def _usage_of(told: Json, request: Request) -> Usage | Fault:
     except ValidationError:
         return Fault.WRONG_USAGE
     cached = (usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None) or 0
+    completion = max(usage.completion_tokens, (usage.total_tokens or 0) - usage.prompt_tokens)
+    least = max(len(text.split()) // _WORDS_PER_TOKEN, len(text.encode("utf-8")) // _BYTES_PER_TOKEN)
     is_possible = (
-        0 < usage.prompt_tokens <= most_prompt_tokens(request)
-        and 0 <= usage.completion_tokens <= request.max_tokens
+        0 < usage.prompt_tokens <= _MOST_TOKENS
+        and usage.completion_tokens >= 0
+        and least <= completion <= _MOST_TOKENS
         and 0 <= cached <= usage.prompt_tokens
     )
-    return Usage(usage.prompt_tokens, usage.completion_tokens, cached) if is_possible else Fault.WRONG_USAGE
+    return Usage(usage.prompt_tokens, completion, cached) if is_possible else Fault.WRONG_USAGE
+
+
+def is_above_limit(usage: Usage, request: Request) -> bool:
+    """Tell whether a request took more than it should be able to take, which a provider may bill all the same."""
+    return usage.prompt_tokens > most_prompt_tokens(request) or usage.completion_tokens > request.max_tokens
 
 
 # What a chat template adds to each message and to the whole, generously.
@@ -196,7 +233,7 @@ def error_of(body: str) -> Mapping[str, Json]:
     """Return the error object of a failed request's body, empty where it has none."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     error = found.get("error") if isinstance(found, dict) else None
     return error if isinstance(error, dict) else {}

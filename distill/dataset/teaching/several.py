@@ -23,6 +23,7 @@ from distill.dataset.teaching.people import Given, PeoplesAnswers, licence_of, l
 from distill.dataset.teaching.replies import Fault
 from distill.dataset.teaching.requests import Request, asked_in, request_for
 from distill.dataset.teaching.teacher import RequestRefused, Unanswered
+from distill.dataset.teaching.trial import Guard, what_is_bad
 from distill.rows import ChosenRow
 from distill.settings import DistillSettings, TeacherTable, handbook_vectors
 
@@ -89,6 +90,7 @@ class Teachers:
         self.library = Library(handbook, handbook_vectors(settings))
         # Teachers that have stopped answering: their fallback goes on without them.
         self._away: dict[str, OutsideError] = {}
+        self._guards: dict[str, Guard] = {}
         self.passed_on: Counter[str] = Counter()
 
     def by_people(self, row: ChosenRow) -> Given | None:
@@ -175,15 +177,31 @@ class Teachers:
         except CapReached:
             return NoAnswer("cap")
         except RequestRefused:
+            self._look_at(name, "request_refused")
             return NoAnswer("request_refused", is_rejection=True)
         except Unanswered:
+            self._look_at(name, "no_answer")
             return NoAnswer("no_answer")
         except OutsideError as failure:
             if not self._has_substitute(name):
                 raise
             self._away[name] = failure
             return NoAnswer("no_answer")
+        self._look_at(name, what_is_bad(answered.reply))
         return self._given_by(name, row, answered)
+
+    def _look_at(self, name: str, bad: str) -> None:
+        """Show the guard of a teacher one more answer; what came in a batch is paid for already.
+
+        Raises Refused when too many are bad.
+        """
+        if self._askers[name].only_known:
+            return
+        teach = self._settings.teach
+        if name not in self._guards:
+            first = teach.smoke_decisions if name in teach.fallback else 0
+            self._guards[name] = Guard(name, first=first, max_failures=teach.max_smoke_failures)
+        self._guards[name].note(bad)
 
     def _has_substitute(self, name: str) -> bool:
         """Tell whether somebody who has not stopped answering is asked for what this teacher leaves."""

@@ -4,26 +4,30 @@ In: chosen rows and how each was answered. Out: nothing, or the reason for which
 as it has decisions, whatever the teacher does.
 """
 
-import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from conversations.errors import OutsideError, Refused
 from distill.dataset.teaching.asking import Asker
 from distill.dataset.teaching.replies import Fault, Reply
+from distill.dataset.verifying.refusals import refusal_in
 from distill.rows import ChosenRow
 
-_REFUSES = re.compile(
-    r"\W*(?:(?:i['’]?m |i am )?(?:very |so |truly )?(?:sorry|afraid)\b[^.!?]{0,40})?"
-    r"\b(?:i (?:can(?:no|['’])t|can not|am (?:un|not )able to|won['’]t|will not) "
-    r"(?:help|assist|answer|discuss|provide|comply|fulfil|do that|respond|continue)|as an ai\b|i['’]?m (?:just )?an ai\b)",
-    re.IGNORECASE,
-)
+# How many of its last answers a teacher is judged by while it works.
+GUARDED_ANSWERS = 50
 
 
-def sounds_like_refusal(text: str) -> bool:
-    """Tell whether an answer begins as refusals of models do; `verify` looks closer."""
-    return _REFUSES.match(text.replace("’", "'")) is not None
+def what_is_bad(reply: Reply) -> str:
+    """Return what makes an answer useless, for the trial and the guard; empty where nothing does. `verify` looks closer."""
+    if reply.truncated:
+        return "truncated"
+    if reply.is_empty:
+        return "empty"
+    if reply.finish_reason == "content_filter":
+        return "filtered"
+    if Fault.TOOL_CALLS_UNASKED in reply.faults:
+        return "tool_calls_unasked"
+    return "refused" if refusal_in(reply.text) else ""
 
 
 def trial_rows(rows: Sequence[ChosenRow], count: int) -> list[ChosenRow]:
@@ -43,6 +47,7 @@ class Trial:
     def __init__(self, asker: Asker, *, decisions: int, max_failures: int) -> None:
         self._asker, self._calls_left, self._max_failures = asker, decisions, max_failures
         self._good = 0
+        self._is_capped = False
         self._bad: Counter[str] = Counter()
 
     def may_call(self) -> bool:
@@ -60,16 +65,9 @@ class Trial:
 
         Raises Refused when too many are useless.
         """
-        if reply.truncated:
-            self._note("truncated")
-        elif reply.is_empty:
-            self._note("empty")
-        elif reply.finish_reason == "content_filter":
-            self._note("filtered")
-        elif Fault.TOOL_CALLS_UNASKED in reply.faults:
-            self._note("tool_calls_unasked")
-        elif sounds_like_refusal(reply.text):
-            self._note("refused")
+        bad = what_is_bad(reply)
+        if bad:
+            self._note(bad)
         else:
             self._good += 1
 
@@ -90,12 +88,16 @@ class Trial:
         if self._bad["no_answer"] > self._max_failures:
             raise self._away()
 
+    def capped(self) -> None:
+        """Note a decision for which there is no money: that says nothing about the teacher."""
+        self._is_capped = True
+
     def end(self) -> None:
         """Look at the whole trial.
 
         Raises OutsideError when the calls are used up and nothing was answered.
         """
-        if self.is_over and self._good + sum(self._bad.values()) == 0:
+        if self.is_over and not self._is_capped and self._good + sum(self._bad.values()) == 0:
             raise self._away()
 
     def _away(self) -> OutsideError:
@@ -114,4 +116,35 @@ class Trial:
                 f"the trial of the teacher {self._asker.name!r} failed: {told} among its first {total + self._good} answers, "
                 f"{self._max_failures} allowed; nothing more was asked: mend its table ([teachers] max_answer_tokens, model) or "
                 "name another in [teach]"
+            )
+
+
+class Guard:
+    """Looks on while a teacher works: one that has turned bad, or a bad fallback that had no trial, is paid for no more.
+
+    Half of its answers may be bad, for a fallback gets what others could not answer. The run stops, rather than go on without
+    it, so that what is written does not depend on who answered first.
+    """
+
+    def __init__(self, name: str, *, first: int, max_failures: int) -> None:
+        """`first` is how many answers a teacher without a trial is judged by at the beginning; 0 for one that had its trial."""
+        self._name, self._first, self._max_failures = name, first, max_failures
+        self._last: deque[str] = deque(maxlen=GUARDED_ANSWERS)
+        self._seen = 0
+
+    def note(self, bad: str) -> None:
+        """Note an answer, and what is bad about it (empty: nothing).
+
+        Raises Refused when too many are.
+        """
+        self._last.append(bad)
+        self._seen += 1
+        # The limit of the trial loosens this one too: it is the way out for who wants such answers.
+        window = self._first if self._seen <= self._first else GUARDED_ANSWERS
+        found = Counter(filter(None, self._last))
+        if found.total() > max(window // 2, self._max_failures):
+            told = ", ".join(f"{count} {what}" for what, count in sorted(found.items()))
+            raise Refused(
+                f"the teacher {self._name!r} is stopped: {told} among its last {len(self._last)} answers; what was answered is kept: "
+                "mend its table ([teachers] max_answer_tokens, model), name another in [teach], or raise max_smoke_failures"
             )
