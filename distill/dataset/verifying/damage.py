@@ -47,6 +47,7 @@ _TO_BE_FILLED = re.compile(
     re.IGNORECASE,
 )
 _FILLED_BY_US = re.compile(r"\A[\[<{]+ ?(?:insert|agent|company|customer)", re.IGNORECASE)
+_BEFORE_GAP_CHARACTERS = 200
 _CUSTOMERS_GAP = re.compile(r"\A\[(?:your |ihr |ihre |votre |ваш )?[^\]]{3,}\]\Z", re.IGNORECASE)
 _ERROR_TEXT = re.compile(
     r"\A\W*(?:null|undefined|none|nan|n/a|error|\[object \w+\]|\[?(?:image|deleted|removed)\]?)\W*\Z|\[object Object\]"
@@ -115,7 +116,8 @@ def templates_left(text: str) -> list[str]:
     return [
         found.group()
         for found in _TEMPLATE_LEFT.finditer(text)
-        if not _WINDOWS_VARIABLE.fullmatch(found.group()) and not _is_customers_gap(found.group(), text[: found.start()])
+        if not _WINDOWS_VARIABLE.fullmatch(found.group())
+        and not _is_customers_gap(found.group(), text[max(0, found.start() - _BEFORE_GAP_CHARACTERS) : found.start()])
     ]
 
 

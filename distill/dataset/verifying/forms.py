@@ -39,6 +39,7 @@ _ENDS_WHOLE = re.compile(
     r"(?:[^\w\s,;:(\[{–—-]|\d|<[A-Z][A-Z0-9]*_\d+>|(?:https?://|www\.)\S+|\S+@\S+|\b[\w-]+\.[a-z]{2,})[\s*_\"'”’»)\]]*\Z"
 )
 _SHORT_LINE_WORDS = 5
+_END_CHARACTERS = 200
 _LEAKED_RUN_WORDS = 8
 _LEAKED_WHATEVER_IT_SAYS = 14
 # What a prompt says to the assistant, and no assistant says to a customer.
@@ -80,9 +81,10 @@ def truncated(evidence: Evidence) -> str | None:
     text = evidence.answer.text.rstrip()
     if evidence.tool_calls or evidence.row.task in _ANY_LENGTH:
         return None
-    last = re.search(r"(?<=\s)[^\W\d_]+$", text)
-    is_cut = last is not None and last.group() in _CUT_OFF and len(text.split()) > 3 and not _LETTERED.search(text)
-    is_open = _BEGUN_ITEM.search(text) or (text.endswith((":", ",")) and not _CLOSING_LINE.search(text))
+    end = text[-_END_CHARACTERS:]
+    last = re.search(r"(?<=\s)[^\W\d_]+$", end)
+    is_cut = last is not None and last.group() in _CUT_OFF and len(text.split()) > 3 and not _LETTERED.search(end)
+    is_open = _BEGUN_ITEM.search(end) or (text.endswith((":", ",")) and not _CLOSING_LINE.search(end))
     is_unsure = evidence.answer.author is AnswerAuthor.TEACHER and evidence.answer.finish_reason in _UNSAID
     return f"ends in {text[-30:]!r}" if is_cut or is_open or (is_unsure and not _ends_whole(text)) else None
 
@@ -91,7 +93,7 @@ def _ends_whole(text: str) -> bool:
     """Tell whether a text ends like a sentence, an item of a list or a line of few words."""
     last_line = text.rsplit("\n", 1)[-1]
     is_item = _LIST_LINE.match(last_line) is not None
-    return bool(_ENDS_WHOLE.search(text)) or is_item or len(last_line.split()) <= _SHORT_LINE_WORDS
+    return bool(_ENDS_WHOLE.search(text[-_END_CHARACTERS:])) or is_item or len(last_line.split()) <= _SHORT_LINE_WORDS
 
 
 def filtered(evidence: Evidence) -> str | None:

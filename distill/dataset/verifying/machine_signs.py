@@ -27,7 +27,7 @@ _THOUGHTS = re.compile(
     r"\A\W*(?:(?:okay|ok|alright|hmm|so|right|well|first)\b[,.]? )*(?:the|this) (?:user|customer)(?:'s)? "
     r"(?:wants|want|is asking|asks|asked|has asked|said|says|seems|question|query|message|request)\b"
     r"|\A\W*(?:(?:okay|ok|alright|hmm|so|first)\b[,.]? )*(?:let me|let's|i need to) think\b(?! about (?:your|it for you))"
-    r"|^\W*(?:final answer|my final answer|chain of thought|internal reasoning)\W*:|[.!?] final answer:",
+    r"|^[ \t*#>]*(?:final answer|my final answer|chain of thought|internal reasoning)\W*:|[.!?] final answer:",
     re.IGNORECASE | re.MULTILINE,
 )
 _CALL = re.compile(r"\A\s*(?:functions\.\w+|[a-z]+(?:_[a-z]+)+)\([^()]*\)\s*;?\s*\Z")
