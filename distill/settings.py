@@ -78,7 +78,12 @@ class JudgeTable(Table):
 
     teacher: str = Field(description="a name of the table [teachers]; best not of the family of the teacher it judges")
     rubric: str = "Is the answer right, complete, and of use to this customer? Does it stay with what is known?"
-    min_grade: int = Field(default=6, ge=1, le=10, description="the floor: below it no answer is taken, were it the best")
+    min_grade: int = Field(
+        default=6,
+        ge=1,
+        le=10,
+        description="the floor: of the answers of [teach] best_of none below it is taken; one teacher alone is not graded",
+    )
     reject_worse_than_logged: bool = True
     concurrency: int = Field(default=8, ge=1)
 

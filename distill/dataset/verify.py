@@ -82,6 +82,7 @@ def _cases(run: Run, rows: Sequence[ChosenRow], answers: Mapping[str, AnswerRow]
     reviewed = reviews.newest(run.record)
     further = second_pass(run.settings.redaction)
     nli = {label_of(row.labels.reference) for row in rows if row.task is Task.NLI and row.labels.reference}
+    own_words = f"{run.settings.prompt.system}\n{run.settings.teach.instruction}"
     found: dict[str, _Case] = {}
     for row in rows:
         answer = answers.get(row.decision_id)
@@ -89,7 +90,9 @@ def _cases(run: Run, rows: Sequence[ChosenRow], answers: Mapping[str, AnswerRow]
             continue
         allowed = shelf.known(answer.passages) if shelf else None
         labels = frozenset(nli) or NLI_LABELS
-        evidence = Evidence(row, answer, allowed, run.settings.verify, run.settings.redaction.rules, further, labels)
+        evidence = Evidence(
+            row, answer, allowed, run.settings.verify, run.settings.redaction.rules, further, labels, own_words
+        )
         gone = shelf.gone(answer.passages) if shelf else ""
         found[row.decision_id] = _Case(evidence, reviewed.get(answer.answer_id), gone)
     return found

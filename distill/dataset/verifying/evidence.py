@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 from conversations.messages import Json, Role
 from conversations.redaction import RedactionRules, SecondPass
@@ -21,7 +22,8 @@ PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9]*_\d+>")
 class Evidence:
     """An answer with all that it is held against. `allowed` is what the handbook says; None without one.
 
-    `labels_seen` are the right answers that the rows of its task have, where the task has a closed set of them.
+    `labels_seen` are the right answers that the rows of its task have, where the task has a closed set of them. `own_words` is
+    what the operator wrote in the settings for student and teacher: the contact data in it are the company's own.
     """
 
     row: ChosenRow
@@ -31,6 +33,7 @@ class Evidence:
     rules: RedactionRules
     second_pass: SecondPass | None = None
     labels_seen: frozenset[str] = frozenset()
+    own_words: str = ""
 
     @cached_property
     def asked(self) -> str:
@@ -51,6 +54,12 @@ class Evidence:
     def heard(self) -> Knowledge:
         """What can be known from the conversation alone."""
         return Knowledge(tuple(message.content for message in self.row.messages))
+
+    @cached_property
+    def printed(self) -> str:
+        """What the operator wrote: in the settings, and in the instructions that head the conversation."""
+        head = takewhile(lambda message: message.role is Role.SYSTEM, self.row.messages)
+        return "\n".join([self.own_words, *(message.content for message in head)])
 
     @property
     def extra(self) -> dict[str, Json]:

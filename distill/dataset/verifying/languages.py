@@ -60,6 +60,37 @@ _FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
     "pt": frozenset(words("o a os as de e é que para um uma não com se do da em por você seu")),
     "pl": frozenset(words("i w na nie się jest to do z proszę że lub pan pani po")),
 }
+# Words of short questions that no other of these languages has.
+_ASKING_WORDS: Mapping[str, frozenset[str]] = {
+    "en": frozenset(words("how what when where why who my can do does the it is you your of not i'm to for have")),
+    "de": frozenset(
+        words(
+            "wie wann warum wo ich mein meine meinen meiner kann können muss ist nicht der das und für mir mich bitte wir sie eine zum"
+        )
+    ),
+    "fr": frozenset(words("comment quand où pourquoi je mon ma mes puis faire est pas le mot des vous avez")),
+    "es": frozenset(words("cómo cuándo dónde qué mi mis puedo hacer está el los una usted tengo")),
+}
+_FEWEST_ASKING_WORDS = 2
+_RUSSIAN_WORDS = frozenset(
+    words(
+        "и или если что это есть там как почему мой моя мне пожалуйста чтобы нужно можно он она они только "
+        "сейчас уже после когда где нет"
+    )
+)
+_UKRAINIAN_WORDS = frozenset(
+    words(
+        "і й та або якщо що це є як чому мій моя мені будь ласка щоб потрібно можна він вона вони лише тільки "
+        "зараз вже після коли де немає"
+    )
+)
+# Asked to speak a language, not about one ("how do I switch the app to English?").
+_WANTS_REPLY = re.compile(
+    r"\b(?:speak|answer|reply|respond|write|talk|explain|sprechen|antwort\w*|schreib\w*|parle\w*|répond\w*|hablar?"
+    r"|respond\w*|відпові\w*|говор\w*|пиш\w*|ответ\w*)\b",
+    re.IGNORECASE,
+)
+_BARE_REQUEST_WORDS = 5
 _RUSSIAN_LETTERS, _UKRAINIAN_LETTERS = re.compile("[ыэъё]", re.IGNORECASE), re.compile("[іїєґ]", re.IGNORECASE)
 _SCRIPTS = {
     "latin": re.compile("[a-zà-öø-ÿāăąćčďđēėęěğīıłńņňőœřśşšťūůűźżž]", re.IGNORECASE),
@@ -85,11 +116,14 @@ def other_language(answer: str, customer: Sequence[str], row_language: str) -> s
         # One foreign word may be a name; scripts without spaces have no such words.
         is_text = len(said.split()) >= 2 or ours in ("eastern", "thai")
         return f"{ours} script" if letters >= _MIN_OTHER_SCRIPT_LETTERS and is_text else None
-    expected = named or {code for code in (_of_customer(question, customer, row_language),) if code}
-    if not expected:
-        return None
     if ours == theirs == "cyrillic" and not named:
         return _ukrainian_or_russian(" ".join(customer), said)
+    own = _of_customer(question, customer, row_language)
+    if named and own and not _WANTS_REPLY.search(question) and len(question.split()) > _BARE_REQUEST_WORDS:
+        named.add(own)
+    expected = named or {code for code in (own,) if code}
+    if not expected:
+        return None
     if len(said.split()) < _MIN_WORDS and ours == theirs:
         return None
     if named and ours and ours != theirs:
@@ -109,7 +143,17 @@ def _of_customer(question: str, customer: Sequence[str], row_language: str) -> s
     "the row."""
     if len(question.split()) >= _MIN_WORDS and (code := language_of(question)):
         return code
-    return language_of(" ".join(customer)) if len(" ".join(customer).split()) >= _MIN_WORDS else row_language
+    whole = " ".join(customer)
+    return language_of(whole) if len(whole.split()) >= _MIN_WORDS else _of_short(whole) or row_language
+
+
+def _of_short(question: str) -> str:
+    """Return the language of a few words by those that no other language has; empty where they are too few or disagree."""
+    spoken = re.findall(r"[^\W\d_]+", question.casefold())
+    counts = {code: sum(word in own for word in spoken) for code, own in _ASKING_WORDS.items()}
+    best = max(counts, key=lambda code: counts[code])
+    is_sure = counts[best] >= _FEWEST_ASKING_WORDS and sum(counts.values()) == counts[best]
+    return best if is_sure else ""
 
 
 def _script(text: str) -> str:
@@ -121,23 +165,28 @@ def _script(text: str) -> str:
 
 
 def _ukrainian_or_russian(asked: str, said: str) -> str | None:
-    """Tell the two by letters that only one of them has; where the customer mixes both, either will do."""
-    has_russian, has_ukrainian = _RUSSIAN_LETTERS.search(asked), _UKRAINIAN_LETTERS.search(asked)
+    """Tell the two by letters and small words that only one of them has; where the customer mixes both, either will do."""
+    has_russian = _RUSSIAN_LETTERS.search(asked) or _spoken(asked, _RUSSIAN_WORDS - _UKRAINIAN_WORDS)
+    has_ukrainian = _UKRAINIAN_LETTERS.search(asked) or _spoken(asked, _UKRAINIAN_WORDS - _RUSSIAN_WORDS)
     if (
         has_ukrainian
         and not has_russian
-        and len(_RUSSIAN_LETTERS.findall(said)) >= 2
+        and len(_RUSSIAN_LETTERS.findall(said)) + _spoken(said, _RUSSIAN_WORDS - _UKRAINIAN_WORDS) >= 2
         and not _UKRAINIAN_LETTERS.search(said)
     ):
         return "ru"
     if (
         has_russian
         and not has_ukrainian
-        and len(_UKRAINIAN_LETTERS.findall(said)) >= 2
+        and len(_UKRAINIAN_LETTERS.findall(said)) + _spoken(said, _UKRAINIAN_WORDS - _RUSSIAN_WORDS) >= 2
         and not _RUSSIAN_LETTERS.search(said)
     ):
         return "uk"
     return None
+
+
+def _spoken(text: str, of: frozenset[str]) -> int:
+    return sum(word in of for word in re.findall(r"[^\W\d_]+", text.casefold()))
 
 
 def _sounds_more_like(found: str, expected: set[str], said: str) -> bool:

@@ -7,6 +7,7 @@ import re
 
 from distill.dataset.similarity import trigram_jaccard, words
 from distill.dataset.verifying.evidence import Evidence
+from distill.dataset.verifying.knowledge import content_of
 from distill.dataset.verifying.languages import other_language
 from distill.dataset.verifying.refusals import declines, is_wanted, refusal_in
 from distill.rows import Task
@@ -25,24 +26,33 @@ _CUSTOMER_SPEAKS = re.compile(
     re.IGNORECASE,
 )
 _RUDE = re.compile(
-    r"\bnot my (?:problem|job|fault|department)\b|\bread the (?:f\w+ )?manual\s*(?=[.,!;]|$)"
-    r"|\brtfm\b|\bshut up\b|\b(?:you(?:'re| are)?) (?:an? )?(?:stupid|idiot|dumb|moron|liar|too lazy)\b"
-    r"|\bstupid question\b|\bwho cares\b"
-    r"|\bnobody cares\b|\bi (?:do not|don't) care\b|\byour own (?:stupid )?fault\b|\bstop (?:wasting|bothering)\b"
-    r"|\bdeal with it\b"
+    r"\bnot my (?:problem|job|fault|department)\b|(?:^|[.!?;]\s+|\bjust |\bgo )read the (?:f\w+ )?manual\s*(?=[.!;]|$)"
+    r"|\brtfm\b|\bshut up\b|\b(?:you(?:'re| are)?) (?:an? )?(?:stupid|idiot|dumb|moron|liar|(?:too )?lazy)\b"
+    r"|(?<!no )\bstupid question\b|(?:^|[.!?,;]\s*)who cares\b(?! (?:for|about))|\bfigure (?:it|that) out (?:yourself|on your own)\b"
+    r"|\bnobody cares\b|\bi (?:do not|don't) care\b|(?<!not )\byour own (?:stupid )?fault\b"
+    r"|\bstop (?:wasting (?:my|our)|bothering (?:me|us))\b|(?:^|[.!?;,]\s*|\bjust |\bso )deal with it\s*(?=[.!]|$)"
     r"|\bnicht mein problem\b|\bselbst schuld\b|\bне моя проблема\b|\bce n'est pas mon problème\b|\bno es mi problema\b",
     re.IGNORECASE,
 )
 _DANGER = re.compile(
     r"\b(?:battery|batteries|akku|акумулятор)\b.{0,40}\b(?:swollen|bulg\w+|hot|leak\w*|smok\w+|burn\w*)\b"
     r"|\bsmells? (?:of |like )?(?:gas|burning)\b|\bgas leak\b"
-    r"|\b(?:smoke|sparks|flames) (?:is |are )?com\w+|\b(?:is|caught|on) fire\b|\belectric(?:al)? shock\b"
+    r"|\b(?:smoke|sparks|flames) (?:is |are )?com\w+|\b(?:is|caught|on) fire\b(?! (?:tv|stick|hd|tablet))|\belectric(?:al)? shock\b"
     r"|\b(?:do not|don't) want to (?:live|be alive)\b|\bkill(?:ing)? myself\b|\b(?:am|feel|feeling) suicidal\b"
     r"|\b(?:commit|thinking (?:of|about)|think about) suicide\b|\bhurt(?:ing)? myself\b"
     r"|\bend my life\b|\bne veux plus vivre\b"
     r"|\bnicht mehr leben\b|\bне хочу жити\b|\bno quiero vivir\b",
     re.IGNORECASE,
 )
+_HOT = re.compile(r"\bhot\Z", re.IGNORECASE)
+_VERY_HOT = re.compile(r"\b(?:too|very|so|extremely|really|burning|red|scalding) hot\Z", re.IGNORECASE)
+_WHETHER_NORMAL = re.compile(r"\bnormal\b|\bwarm or hot\b", re.IGNORECASE)
+_RETOLD = re.compile(
+    r"^\W*(?:so |ok(?:ay)?,? )?(?:you (?:want|would like|wish|need|are asking|asked)|you'd like|sie (?:möchten|wollen)"
+    r"|ви хочете|vous (?:voulez|souhaitez)|usted quiere)\b[^?\d]*\Z",
+    re.IGNORECASE,
+)
+_WORDS_OF_WISH = content_of(words("want like wish need asking asked know möchten wollen хочете voulez souhaitez quiere"))
 _CARE = re.compile(
     r"\b(?:stop|do not|don't|never|unplug|switch (?:it )?off|turn (?:it )?off|emergency|112|911|999|call|colleague"
     r"|person|help ?line|crisis|safe\w*|"
@@ -74,7 +84,7 @@ _YES, _NO = (
 
 
 def echoes_customer(evidence: Evidence) -> str | None:
-    """Look for an answer that is what the customer has said."""
+    """Look for an answer that is what the customer has said, or only tells the question again."""
     if evidence.row.task is not Task.CONVERSATION:
         return None
     said = words(evidence.answer.text)
@@ -82,6 +92,10 @@ def echoes_customer(evidence: Evidence) -> str | None:
         is_same = said == words(each) and len(said) >= _MIN_ECHOED_WORDS
         if is_same or trigram_jaccard(each, evidence.answer.text) >= _ECHO_JACCARD:
             return each[:80]
+    if _RETOLD.match(evidence.answer.text):
+        told = content_of(said) - _WORDS_OF_WISH
+        if told and told <= content_of(words(evidence.question)):
+            return evidence.question[:80]
     return None
 
 
@@ -117,7 +131,13 @@ def rude(evidence: Evidence) -> str | None:
 def ignores_danger(evidence: Evidence) -> str | None:
     """Look for an answer to somebody in danger that has no word of care."""
     found = _DANGER.search(evidence.question)
-    return found.group() if found and not _CARE.search(evidence.answer.text) else None
+    if found is None or _CARE.search(evidence.answer.text):
+        return None
+    # Whether warmth is normal is asked every day; what is too hot, or anything worse, is danger.
+    is_worry = (
+        _HOT.search(found.group()) and not _VERY_HOT.search(found.group()) and _WHETHER_NORMAL.search(evidence.question)
+    )
+    return None if is_worry else found.group()
 
 
 def ignores_wish_for_person(evidence: Evidence) -> str | None:

@@ -18,7 +18,7 @@ _HELP = (
     r"|that)|do (?:that|this)|"
     r"talk about|(?:give|provide|offer|share) (?:you |any |this |that |such |specific |legal |medical |financial )*"
     r"(?:help|advice|assistance|information|guidance|support|instructions|details|an answer|that|this)"
-    r"|process (?:that|this|your) request)"
+    r"|process (?:that|this|your) request|look into (?:this|that|it)(?: matter)?(?: for you)?)"
 )
 _SELF = r"(?:\bas an? (?:ai|artificial|large|language|virtual|automated|chat)\b[^.!?]{0,60})"
 _REFUSING = (
@@ -41,6 +41,13 @@ _REFUSING = (
     r"\b(?:kann|darf) ich (?:ihnen |dir )?(?:leider )?(?:dabei |damit |hierbei |dazu |das )?(?:leider )?(?:nicht"
     r"|keine \w+) "
     r"(?:helfen|weiterhelfen|beantworten|behilflich sein|unterstützen|geben)\b",
+    r"\bi (?:do not|don't) feel comfortable\b|\bi (?:do not|don't) have access to (?:that|this|it|such)\b|\bno can do\b",
+    r"\bi must follow my (?:instructions|rules|guidelines)\b",
+    r"\bkann ich (?:leider )?nicht (?:bearbeiten|erfüllen)\b|\b(?:übersteigt|überschreitet) (?:leider |das "
+    r"|dies )*meine (?:möglichkeiten"
+    r"|fähigkeiten|befugnisse|kompetenzen)\b|\bliegt (?:leider )?außerhalb meiner (?:möglichkeiten|befugnisse|zuständigkeit)\b",
+    r"\bне уповноважен\w+|\b(?:поза|за) межами моїх (?:можливостей|повноважень)\b",
+    r"\bdépasse mes (?:compétences|capacités)\b|\b(?:va más allá de|supera) mis (?:capacidades|posibilidades|competencias)\b",
     r"\bals (?:ki|künstliche intelligenz|sprachmodell)\b",
     r"(?:не можу|не зможу|не маю змоги|не в змозі|не маю права) (?:вам |тобі |з цим |на це |у цьому |в цьому |це |цього )*"
     r"(?:допомогти|відповісти|надати|обговорювати|виконати|зробити|розголошувати)",
@@ -70,6 +77,12 @@ _PADDING = content_of(
     )
 )
 _FEWEST_WORDS_OF_HELP = 4
+# Who hands over to a person has helped.
+_HANDS_OVER = re.compile(
+    r"\b(?:i|we)(?:'m| am|'re| are|'ll| will)? (?:now |gladly )?(?:pass|transfer|connect|forward|hand|put)(?:t?ing)?"
+    r" (?:you|this|that|it)\b"
+    r"|\ba colleague (?:will|can|takes|answers)\b|\bich (?:verbinde|leite)\b|\bя (?:передам|передаю|з'єдную|з'єднаю)\b"
+)
 
 
 def declines(text: str, phrases: Sequence[str]) -> bool:
@@ -96,7 +109,7 @@ def refusal_in(text: str, further: Sequence[str] = ()) -> str | None:
         )[1:]
     ]
     offered = content_of(words(" ".join([rest, *helping]))) - _PADDING
-    return None if len(offered) >= _FEWEST_WORDS_OF_HELP else found.group()
+    return None if len(offered) >= _FEWEST_WORDS_OF_HELP or _HANDS_OVER.search(said) else found.group()
 
 
 def is_wanted(topic: str, asked: str, policy_topics: Sequence[str]) -> bool:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from conversations.messages import Json
 from distill.dataset.similarity import words
 from distill.dataset.verifying.evidence import Evidence
+from distill.dataset.verifying.machine_signs import call_as_text
 from distill.dataset.verifying.reasons import CannotSay, Unsaid
+from distill.rows import Task
 
 
 def tool_call_invalid(evidence: Evidence) -> str | None:
@@ -20,6 +22,9 @@ def tool_call_invalid(evidence: Evidence) -> str | None:
     """
     if evidence.answer.extra_json and not evidence.extra:
         return "what goes with the answer is no JSON object"
+    spoken = None if evidence.row.task in (Task.MATH, Task.QA) else call_as_text(evidence.answer.text)
+    if spoken and not evidence.row.offered.response_format_json:
+        return f"a call written as words: {spoken[:80]!r}"
     calls = evidence.extra.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         return "tool_calls is no list"
