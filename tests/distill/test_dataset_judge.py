@@ -213,13 +213,16 @@ def test_a_real_judge_over_http_compares_and_one_that_is_down_leaves_everything_
             best = await best_of(opened, ROW, ["short", "rather longer"], 6)
             return comparison.preference, (await opened.grade(ROW, "short")).grade, best
 
-    with ScriptedTeacher(script) as teacher, small_run(tmp_path, "x", more=JUDGE.format(base_url=teacher.base_url)) as small:
+    with (
+        ScriptedTeacher(script) as teacher,
+        small_run(tmp_path, "http://127.0.0.1:9/v1", more=JUDGE.format(base_url=teacher.base_url)) as small,
+    ):
         with new_run(small.record, small.settings) as run:
             assert asyncio.run(try_out(run)) == (Preference.SECOND, 10, 1)
         assert all(seen.body["temperature"] == 0 for seen in teacher.seen)
     # Nobody listens there any more.
     with (
-        small_run(tmp_path / "down", "x", more=JUDGE.format(base_url=teacher.base_url)) as small,
+        small_run(tmp_path / "down", "http://127.0.0.1:9/v1", more=JUDGE.format(base_url=teacher.base_url)) as small,
         new_run(small.record, small.settings) as run,
     ):
         assert asyncio.run(try_out(run)) == (Preference.UNSCORED, None, None)

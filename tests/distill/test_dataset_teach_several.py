@@ -195,7 +195,7 @@ def test_a_bad_fallback_is_stopped_among_its_first_answers(tmp_path: Path, bad: 
         ) as small,
     ):
         small.import_conversations([talk(place, [f"my{place} box{place} is{place} gone{place}"]) for place in range(40)])
-        with pytest.raises(Refused, match="the teacher 'second' is stopped: 5 "):
+        with pytest.raises(Refused, match=r"the teacher 'second' is stopped: [56] "):
             teach_in(small, chosen(small))
         assert sum(seen.body["model"] == "second-1" for seen in teacher.seen) <= 5 + 8
 
