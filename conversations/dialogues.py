@@ -4,9 +4,10 @@ In: the record. Out: frozen values, the oldest conversation first. A page is rea
 takes the same memory and no long transaction is held.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from conversations.messages import Consent
 from conversations.store import Record, Row
 from conversations.turns import TURN_COLUMNS, Conversation, Turn, conversation_of, turn_of
 
@@ -53,6 +54,14 @@ def dialogues(record: Record, conversation_ids: Sequence[str]) -> Iterator[Dialo
                 names,
             ),
         )
+
+
+def without_consent(record: Record, allowed: Collection[Consent]) -> frozenset[str]:
+    """Return the conversations whose customers do not, or no longer, agree in one of the allowed ways that they are learnt from."""
+    rows = record.query(
+        f"SELECT conversation_id FROM conversations WHERE consent NOT IN ({_marks(list(allowed))})", sorted(allowed)
+    )
+    return frozenset(str(row["conversation_id"]) for row in rows)
 
 
 def _with_turns(record: Record, rows: Sequence[Row]) -> Iterator[Dialogue]:

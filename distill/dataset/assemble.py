@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from conversations import runs
 from conversations.decisions import Verdict, approved_answers
+from conversations.dialogues import without_consent
 from conversations.editions import Edition, newest_edition, next_edition
 from conversations.errors import OperatorError, Refused
 from conversations.messages import Consent, Json, Split
-from conversations.store import Record
 from conversations.tombstones import erased_among
 from distill.dataset.assembling.balance import Weighed, surplus
 from distill.dataset.assembling.card import write_card
@@ -99,7 +99,9 @@ def _sort(sources: Sources) -> _Sorting:
     assert isinstance(refused, list)
     held = newest_edition(run.record).lines.keys()
     erased = erased_among(run.record, {row.conversation_id for row in sources.chosen()})
-    sorting.withdrawn = _withdrawn(run.record, run.settings.choose.learn_from_unknown_consent)
+    sorting.withdrawn = without_consent(
+        run.record, {Consent.YES, Consent.UNKNOWN} if run.settings.choose.learn_from_unknown_consent else {Consent.YES}
+    )
     unsupported: list[ChosenRow] = []
     answered: Counter[bool] = Counter()
     for row in sources.chosen():
@@ -156,13 +158,6 @@ def _tested(run: Run, sorting: _Sorting, handbook: Handbook | None, figures: Fig
     sorting.tested.clear()
     sorting.logged.clear()
     return _Tested(edition, held_out, tuple(questions))
-
-
-def _withdrawn(record: Record, learn_from_unknown: bool) -> frozenset[str]:
-    """Return the conversations whose customers do not, or no longer, agree that they are used."""
-    allowed = [Consent.YES, Consent.UNKNOWN if learn_from_unknown else Consent.YES]
-    rows = record.query("SELECT conversation_id FROM conversations WHERE consent NOT IN (?, ?)", allowed)
-    return frozenset(str(row["conversation_id"]) for row in rows)
 
 
 def _check_tasks(run: Run, sorting: _Sorting) -> None:
