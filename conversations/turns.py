@@ -12,7 +12,6 @@ from conversations.errors import OperatorError
 from conversations.language import language_of
 from conversations.messages import (
     Author,
-    ChatMessage,
     Consent,
     ConversationState,
     Json,
@@ -330,11 +329,6 @@ def branch_to(turns: Sequence[Turn], turn_id: str | None = None) -> list[Turn]:
         branch.append(tip)
         tip = by_id.get(tip.parent_turn_id) if tip.parent_turn_id else None
     return branch[::-1]
-
-
-def messages_of(turns: Sequence[Turn]) -> tuple[ChatMessage, ...]:
-    """Return turns as a model reads them."""
-    return tuple(ChatMessage(each.role, each.content, each.extra_json) for each in turns)
 
 
 def vote_on(record: Record, turn_id: str, customer_id: str, vote: Vote, reason: str = "") -> None:

@@ -320,6 +320,10 @@ def _details(run: Run, answers: Sequence[AnswerRow], lesson: _Lesson) -> dict[st
         "spent_usd": round(spent.usd, 6),
         "spent_tokens": spent.tokens,
         "spent_calls": spent.calls,
+        "spent_by_teacher": {
+            name: {"usd": round(each.usd, 6), "calls": each.calls, "tokens": each.tokens}
+            for name, each in spending.spent_by_teacher(run.record, run.run_id).items()
+        },
         "agreement": round(sum(agreements) / len(agreements), 4) if agreements else None,
         "judge": lesson.judge_details or None,
         "request_refused": rejected,

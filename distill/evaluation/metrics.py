@@ -11,7 +11,7 @@ copying the question gains nothing.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -133,11 +133,6 @@ def normalise(text: str) -> str:
     plain = re.sub("[\u2018\u2019\u02bc]", "'", plain)
     plain = re.sub("[\u2010-\u2015\u2212]", "-", plain)
     return re.sub(r"[^\S\n]+", " ", plain)
-
-
-def customer_words(messages: Sequence[tuple[str, str]]) -> str:
-    """Return what the customer has said, of (role, content) pairs."""
-    return "\n".join(content for role, content in messages if role == "user")
 
 
 def _one_way(number: str) -> str:
