@@ -244,15 +244,6 @@ def newest_approved(record: Record) -> dict[str, list[Answer]]:
     return found
 
 
-def approved_answers(record: Record) -> set[str]:
-    """Return the answers that operators approved; of several words on one answer the newest counts."""
-    rows = record.query(
-        "SELECT answer_id FROM answer_reviews r WHERE verdict = 'approved' AND rowid = "
-        "(SELECT MAX(rowid) FROM answer_reviews WHERE answer_id = r.answer_id)"
-    )
-    return {str(row["answer_id"]) for row in rows}
-
-
 def _decision_of(row: Row) -> Decision:
     return Decision(
         decision_id=str(row["decision_id"]),

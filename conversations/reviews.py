@@ -68,6 +68,11 @@ def newest(record: Record, decision_id: str | None = None) -> Mapping[str, Revie
     return {str(row["answer_id"]): _review_of(row) for row in rows}
 
 
+def approved_answers(record: Record) -> set[str]:
+    """Return the answers that operators approved, by the newest word on each."""
+    return {name for name, each in newest(record).items() if each.verdict is ReviewVerdict.APPROVED}
+
+
 def _review_of(row: Row) -> Review:
     return Review(
         review_id=str(row["review_id"]),

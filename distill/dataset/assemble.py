@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from conversations import runs
-from conversations.decisions import Verdict, approved_answers
+from conversations.decisions import Verdict
 from conversations.dialogues import without_consent
 from conversations.editions import Edition, newest_edition, next_edition
 from conversations.errors import OperatorError, Refused
 from conversations.messages import Consent, Json, Split
+from conversations.reviews import approved_answers
 from conversations.tombstones import erased_among
 from distill.dataset.assembling.balance import Weighed, surplus
 from distill.dataset.assembling.card import write_card

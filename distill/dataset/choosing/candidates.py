@@ -109,16 +109,16 @@ def exchanges(branch: Sequence[Turn]) -> Iterator[Exchange]:
             yield Exchange(question, turn, _reply(branch, place), place, user_turn)
 
 
+def next_question(branch: Sequence[Turn], place: int) -> int:
+    """Return where the customer speaks again after the turn at a place, or the end."""
+    return next((at for at in range(place + 1, len(branch)) if branch[at].role is Role.USER), len(branch))
+
+
 def _never_answered(branch: Sequence[Turn], place: int) -> bool:
     """Tell whether a question got no answer, and the customer did not go on speaking either."""
-    following = branch[place + 1 :]
-    return not (following and following[0].role is Role.USER) and not any(
-        turn.role is Role.ASSISTANT for turn in following[: _next_question(following)]
-    )
-
-
-def _next_question(following: Sequence[Turn]) -> int:
-    return next((at for at, turn in enumerate(following) if turn.role is Role.USER), len(following))
+    end = next_question(branch, place)
+    went_on = end == place + 1 < len(branch)
+    return not went_on and not any(turn.role is Role.ASSISTANT for turn in branch[place + 1 : end])
 
 
 def _reply(branch: Sequence[Turn], place: int) -> Turn | None:

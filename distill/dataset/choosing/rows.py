@@ -16,7 +16,7 @@ from conversations.prompt import SpokenTurn, messages_for_model
 from conversations.redaction import Redactor, SecondPass
 from conversations.store import Record
 from conversations.turns import Turn
-from distill.dataset.choosing.candidates import decision_id_of, exchanges, heard
+from distill.dataset.choosing.candidates import decision_id_of, exchanges, heard, next_question
 from distill.dataset.choosing.clusters import Placed
 from distill.dataset.choosing.signals import OF_PEOPLE
 from distill.dataset.handbook.articles import Handbook
@@ -72,7 +72,7 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
     # What people noted of a question is about the answer that the customer got in the end, not about calls of tools on the way.
     final = {each.user_turn: each.place for each in every}
     # What nobody chose need not be read, and placeholders are numbered as they come.
-    branch = branch[: _next_question(branch, found[-1].place)]
+    branch = branch[: next_question(branch, found[-1].place)]
     redactor = Redactor(means.settings.redaction.rules, means.second_pass)
     redacted, _ = messages_for_model(
         [SpokenTurn(turn.role, turn.status, turn.content, turn.extra_json) for turn in branch],
@@ -86,7 +86,7 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
     for exchange in found:
         name = decision_id_of(exchange.last.turn_id)
         placed = wanted[name]
-        end = _next_question(branch, exchange.place)
+        end = next_question(branch, exchange.place)
         logged = _logged(branch[exchange.place + 1 : end], redacted[exchange.place + shift + 1 : end + shift])
         written = means.operators_answers.get(name)
         replies = [logged.content] if logged is not None and logged.author is Author.OPERATOR else []
@@ -112,11 +112,6 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
             logged=logged,
             messages=history,
         )
-
-
-def _next_question(branch: Sequence[Turn], place: int) -> int:
-    """Return where the customer speaks again after the question at a place, or the end."""
-    return next((at for at in range(place + 1, len(branch)) if branch[at].role is Role.USER), len(branch))
 
 
 def _logged(turns: Sequence[Turn], redacted: Sequence[ChatMessage]) -> LoggedReply | None:
