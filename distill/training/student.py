@@ -18,10 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from conversations.errors import OperatorError
 from distill.settings import TrainTable
-from distill.training.adapters import adapt, save_adapters
-from distill.training.batches import Batch, pack_batch
-from distill.training.forest import TokenTree
-from distill.training.losses import answer_loss
+from distill.training.batches.forest import TokenTree
+from distill.training.batches.packing import Batch, pack_batch, visible
+from distill.training.losses.head import answer_loss
+from distill.training.weights.adapters import adapt, save_adapters
 
 Precision = Literal["float32", "bfloat16"]
 # Kept states beyond this are computed anew in every step; the training is the same, only slower.
@@ -58,7 +58,7 @@ class LearningStudent:
         states = self._before_learning(batch) if frozen is None else frozen[batch.nodes]
         hidden = self._decoder.norm(self._through(batch, states, self._decoder.layers[self.first_layer :]))
         scored = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
-        return answer_loss(scored, self._head.weight, batch.targets, batch.weights)
+        return answer_loss(scored, self._head.weight, batch.targets)
 
     def frozen_states(self, batches: Iterable[Sequence[TokenTree]], node_count: int) -> torch.Tensor | None:
         """Return what the frozen layers make of every node of a forest, which the batches together hold.
@@ -113,13 +113,12 @@ class LearningStudent:
     def _through(self, batch: Batch, states: torch.Tensor, layers: Iterable[torch.nn.Module]) -> torch.Tensor:
         """Return the states behind some of the decoder's layers, which are run as transformers runs them."""
         rotation = self._decoder.rotary_emb(states, batch.position_ids)
+        # Without a mask the attention is causal and takes its fastest way.
+        mask = None if batch.subtree_ends is None else visible(batch.subtree_ends)
         in_half = self.precision == "bfloat16" and self.kind == "full"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_half):
             for layer in layers:
-                # Without a mask the attention is causal and takes its fastest way.
-                states = layer(
-                    states, attention_mask=batch.mask, position_ids=batch.position_ids, position_embeddings=rotation
-                )
+                states = layer(states, attention_mask=mask, position_ids=batch.position_ids, position_embeddings=rotation)
         return states
 
 

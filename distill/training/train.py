@@ -24,12 +24,12 @@ from conversations.messages import Json
 from conversations.prompt import Renderer
 from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
 from distill.settings import TrainTable
-from distill.training.card import model_card, teachers_of
+from distill.training.batches.forest import Forest
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
-from distill.training.decisions import RowCounts, read_decisions
+from distill.training.decisions.reading import RowCounts, read_decisions
 from distill.training.fitting import Fitting, MetricsLog, TrainProgress, plan_steps, validation_sample
-from distill.training.forest import Forest
 from distill.training.student import LearningStudent, device_at_hand, open_student, precision_of, put_in_place
+from distill.training.weights.card import model_card, teachers_of
 
 RESULT_FILE = "training.json"
 CHECKPOINT_FILE = ".checkpoint.pt"
@@ -39,8 +39,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class StartingPoint:
+    """The release whose weights learn on, instead of the base's."""
+
+    release_id: str
+    weights_path: Path
+    weights_digest: str
+
+
+@dataclass(frozen=True)
 class TrainRequest:
-    """What is to be trained on what, and where the result goes. `max_prompt_tokens` is the chat's."""
+    """What is to be trained on what, and where the result goes.
+
+    `max_prompt_tokens` is the chat's and `max_model_len` the server's. `replay_path` holds dataset rows of earlier runs,
+    `soft_labels_path` what teachers believed; None where there are none. `start` is None for the base. Token ids are kept in
+    `cache_dir` under the digest of all that decides them.
+    """
 
     base_dir: Path
     train_path: Path
@@ -49,6 +63,11 @@ class TrainRequest:
     metrics_path: Path
     settings: TrainTable
     max_prompt_tokens: int
+    max_model_len: int = 2048
+    replay_path: Path | None = None
+    soft_labels_path: Path | None = None
+    start: StartingPoint | None = None
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from tiny_student import dataset_line, tiny_model, tiny_student
 
 from conversations.messages import ChatMessage, Role
 from conversations.prompt import Renderer
-from distill.training.batches import cut_batches, pack_batch, plan_epoch, plan_parts
-from distill.training.decisions import TrainingRow, read_decisions
-from distill.training.forest import Forest, Part, TokenTree
+from distill.training.batches.forest import Forest, Part, TokenTree
+from distill.training.batches.order import plan_epoch, plan_parts
+from distill.training.batches.packing import cut_batches, pack_batch
+from distill.training.decisions.reading import read_decisions
+from distill.training.decisions.training_row import TrainingRow
 from distill.training.student import LearningStudent
 
 SYSTEM, ASK, WEAK, NEXT = tuple(range(10, 16)), tuple(range(30, 37)), tuple(range(50, 54)), tuple(range(70, 75))
@@ -57,7 +59,7 @@ def test_a_batch_of_trees_has_the_loss_and_gradients_of_its_rows_one_by_one(fami
     trees = _trees(rows, max_joined_tokens=max_joined_tokens)
     assert len(trees) == (1 if max_joined_tokens else 2)
     batch = pack_batch(trees, pad_id=0)
-    assert batch.mask is not None
+    assert batch.subtree_ends is not None
     assert batch.tokens < sum(row.input_tokens for row in rows)
 
     shared, plain = tiny_model(family), tiny_model(family)
@@ -74,7 +76,7 @@ def test_a_batch_of_trees_has_the_loss_and_gradients_of_its_rows_one_by_one(fami
 def test_a_batch_of_lone_rows_needs_no_mask_and_has_their_loss():
     rows = [_conversation("a")[0], TrainingRow("b.1", "b", SYSTEM + NEXT + ASK + NEXT, (99, 98, END), 0.5)]
     batch = pack_batch(_trees(rows), pad_id=0)
-    assert batch.mask is None
+    assert batch.subtree_ends is None
     model = tiny_model()
     loss = LearningStudent(model, kind="full", precision="float32").loss_sum(batch)
     torch.testing.assert_close(loss, _one_by_one(model, rows), rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Role
 from conversations.prompt import Renderer
-from distill.training.embedded import unpack_embedded_student
+from distill.training.weights.embedded import unpack_embedded_student
 
 
 def test_missing_package_is_an_operators_error_that_says_how_to_install_it(tmp_path, monkeypatch):

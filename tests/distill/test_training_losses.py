@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from distill.training.losses import LOGITS_AT_ONCE, answer_loss
+from distill.training.losses.head import LOGITS_AT_ONCE, answer_loss
+from distill.training.losses.targets import Targets
 
 
 def _case(scored: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -23,7 +24,7 @@ def test_loss_and_gradients_equal_plain_cross_entropy_over_several_chunks(head_i
     mine = [hidden.clone().requires_grad_(), head.clone().requires_grad_(head_is_trained)]
     plain = [hidden.clone().requires_grad_(), head.clone().requires_grad_(head_is_trained)]
 
-    loss = answer_loss(*mine, targets, weights) / weights.sum()
+    loss = answer_loss(*mine, Targets(targets, weights)) / weights.sum()
     nll = torch.nn.functional.cross_entropy(plain[0] @ plain[1].t(), targets, reduction="none")
     expected = (nll * weights).sum() / weights.sum()
     loss.backward()
@@ -41,13 +42,13 @@ def test_gradients_agree_with_finite_differences():
     hidden, head, targets, weights = _case(5, 3, 11, torch.float64)
     targets[1] = targets[0]
     assert torch.autograd.gradcheck(
-        lambda h, w: answer_loss(h, w, targets, weights), (hidden.requires_grad_(), head.requires_grad_())
+        lambda h, w: answer_loss(h, w, Targets(targets, weights)), (hidden.requires_grad_(), head.requires_grad_())
     )
 
 
 def test_no_scored_position_gives_zero_and_not_nan():
     hidden, head, targets, weights = _case(0, 4, 9, torch.float32)
-    loss = answer_loss(hidden.requires_grad_(), head.requires_grad_(), targets, weights)
+    loss = answer_loss(hidden.requires_grad_(), head.requires_grad_(), Targets(targets, weights))
     loss.backward()
     assert loss.item() == 0.0
     assert head.grad is not None

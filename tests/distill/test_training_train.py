@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from conversations.errors import OperatorError
 from conversations.prompt import Renderer
 from distill.settings import TrainTable
-from distill.training.decisions import read_decisions
+from distill.training.decisions.reading import read_decisions
 from distill.training.fitting import TrainProgress, learning_rate_at
 from distill.training.train import TrainRequest, train
 

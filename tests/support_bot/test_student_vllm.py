@@ -23,7 +23,7 @@ from conversations import releases
 from conversations.messages import utc_now
 from conversations.releases import Release, ReleaseKind, ReleaseState, ServerState
 from conversations.store import Record
-from distill.training.embedded import unpack_embedded_student
+from distill.training.weights.embedded import unpack_embedded_student
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]

@@ -10,20 +10,22 @@ from typing import cast
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from distill.training.losses.targets import Targets
+
 LOGITS_AT_ONCE = 8 * 1024 * 1024
 
 
-def answer_loss(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def answer_loss(hidden: torch.Tensor, head: torch.Tensor, targets: Targets) -> torch.Tensor:
     """Return the weighted sum of the negative log-likelihoods (in nats) of the targets, a scalar.
 
     hidden: (scored, width), the final hidden state from which each target is predicted. head: (vocabulary, width),
-    frozen or trained. targets: (scored,) token ids. weights: (scored,), constants. No scored position gives 0.
+    frozen or trained. No scored position gives 0.
     Logits are made a few rows at a time and their gradient is formed on the spot, so backward only multiplies.
     """
     if not torch.is_grad_enabled():
         # An autograd function is told of tensors that could have gradients, not of whether anyone wants them.
         hidden, head = hidden.detach(), head.detach()
-    return cast(torch.Tensor, _AnswerLoss.apply(hidden, head, targets, weights))
+    return cast(torch.Tensor, _AnswerLoss.apply(hidden, head, targets.token_ids, targets.weights))
 
 
 class _AnswerLoss(torch.autograd.Function):  # type: ignore[misc]  # torch is read untyped

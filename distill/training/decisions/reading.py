@@ -13,22 +13,7 @@ from pathlib import Path
 from conversations.messages import Role
 from conversations.prompt import PromptTooLong, Renderer
 from distill.rows import DatasetRow, read_rows
-
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """One decision as token ids: the prompt up to the opening of the answer; the answer with its end-of-turn token."""
-
-    decision_id: str
-    conversation_id: str
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    weight: float = 1.0
-
-    @property
-    def input_tokens(self) -> int:
-        """Return how many tokens the model reads for this row: all but the last, which is only predicted."""
-        return len(self.prompt_ids) + len(self.answer_ids) - 1
+from distill.training.decisions.training_row import TrainingRow
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ tokens see the same tokens at the same positions. Knows no text, no tensor and n
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from distill.training.decisions import TrainingRow
+from distill.training.decisions.training_row import TrainingRow
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,16 @@ class TokenTree:
     def scored_weight(self) -> float:
         """Return the weight of all its scored tokens together."""
         return sum(self.scored_weights)
+
+    @property
+    def subtree_ends(self) -> tuple[int, ...]:
+        """Return, for each token, the index behind its last descendant: a token stands before all that descend from it."""
+        ends = list(range(1, len(self.parents) + 1))
+        for index in range(len(self.parents) - 1, -1, -1):
+            parent = self.parents[index]
+            if parent >= 0:
+                ends[parent] = max(ends[parent], ends[index])
+        return tuple(ends)
 
     @property
     def is_chain(self) -> bool:
