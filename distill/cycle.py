@@ -26,7 +26,7 @@ _INPUTS: Mapping[Stage, tuple[str, ...]] = {
     Stage.TEACH: ("choose/decisions.jsonl",),
     Stage.VERIFY: ("choose/decisions.jsonl", "teach/answers.jsonl"),
     Stage.ASSEMBLE: ("choose/decisions.jsonl", "teach/answers.jsonl", "verify/verdicts.jsonl"),
-    Stage.TRAIN: ("assemble/train.jsonl", "assemble/validation.jsonl"),
+    Stage.TRAIN: ("assemble/train.jsonl", "assemble/validation.jsonl", "assemble/replay.jsonl"),
     Stage.EVALUATE: ("assemble/test.jsonl",),
     Stage.PROMOTE: ("evaluate/rows.jsonl",),
 }
