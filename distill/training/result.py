@@ -44,6 +44,8 @@ class TrainResult:
     trainable_parameters: int
     seconds: float
     threads: int
+    processes: int
+    token_budget_per_batch: int
     device: str
     precision: str
     train_rows: int
@@ -76,6 +78,8 @@ def result_of(fitting: Fitting, counts: RowCounts, held_out_counts: RowCounts, t
         trainable_parameters=sum(parameter.numel() for parameter in student.trainable.values()),
         seconds=round(position.seconds, 3),
         threads=threads,
+        processes=fitting.group.size,
+        token_budget_per_batch=position.token_budget,
         device=student.device.type,
         precision=student.precision,
         train_rows=counts.rows,

@@ -6,27 +6,30 @@ a CPU, ends with the same bits. Never reads the test set, the record or a custom
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from conversations.errors import OperatorError
+from conversations.messages import Json
 from conversations.prompt import Renderer
 from distill.run import Counts, Outcome, Run, Stage, write_whole
 from distill.training.batches.forest import Forest
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
 from distill.training.decisions.reading import RowCounts, read_decisions
+from distill.training.decisions.vocabulary import check_vocabulary
 from distill.training.fingerprint import fingerprint_of
-from distill.training.fitting import Fitting, TrainProgress
+from distill.training.fitting import Fitting, TrainProgress, progress_of
 from distill.training.metrics_log import MetricsLog
 from distill.training.planning import plan_steps, validation_sample
+from distill.training.processes.group import Group
+from distill.training.processes.launch import process_count, threads_of_each, train_together
 from distill.training.request import TrainRequest
 from distill.training.result import TrainResult, result_of, write_weights
-from distill.training.student import device_at_hand, open_student
+from distill.training.student import LearningStudent, device_at_hand, open_student
 
 RESULT_FILE = "training.json"
 CHECKPOINT_FILE = ".checkpoint.pt"
@@ -53,6 +56,7 @@ def train_stage(run: Run) -> Outcome:
             max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
         ),
         show,
+        lambda event, figures: run.event(Stage.TRAIN, event, figures),
     )
     left_out = dict(result.train_rows_left_out)
     for reason, count in result.validation_rows_left_out.items():
@@ -69,14 +73,48 @@ def train_stage(run: Run) -> Outcome:
     )
 
 
-def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -> TrainResult:
-    """Fine-tune the student, write its weights, and say how it went; `on_progress` is called after every step.
+def train(
+    request: TrainRequest,
+    on_progress: Callable[[TrainProgress], None],
+    on_event: Callable[[str, Mapping[str, Json]], None] = lambda _event, _figures: None,
+) -> TrainResult:
+    """Fine-tune the student, write its weights, and say how it went.
 
-    A finished training is returned as it is; a begun one goes on.
+    `on_progress` is called after every step, `on_event` with every line of metrics. A finished training is returned as it is; a
+    begun one goes on. Several processes train where the settings, or several GPUs, say so.
     Raises OperatorError when there is nothing to learn, the base cannot be loaded, the loss is no number, or the
-    training in `out_dir` was begun with another base, other rows or other settings.
+    training in `out_dir` was begun with another base, other rows or other settings; OutsideError when memory or disk run out or a
+    process dies; KeyboardInterrupt after SIGTERM, with a checkpoint written.
     """
-    fingerprint = fingerprint_of(request)
+    processes = process_count(request.settings)
+    alone = Group(device_at_hand())
+    if processes == 1:
+        return train_in(alone, request, on_progress, on_event)
+    fingerprint = fingerprint_of(request, replace(alone, size=processes))
+    finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
+    if finished is not None:
+        return finished
+
+    def heard(event: str, figures: Mapping[str, Json]) -> None:
+        if event == "progress":
+            on_progress(progress_of(figures))
+        else:
+            on_event(event, figures)
+
+    train_together(request, processes, heard)
+    finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
+    assert finished is not None, "every process has ended well, and none has written a result"
+    return finished
+
+
+def train_in(
+    group: Group,
+    request: TrainRequest,
+    on_progress: Callable[[TrainProgress], None],
+    on_event: Callable[[str, Mapping[str, Json]], None],
+) -> TrainResult:
+    """Train as one process of a group, of which the first writes; see `train`."""
+    fingerprint = fingerprint_of(request, group)
     finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
     if finished is not None:
         return finished
@@ -84,35 +122,59 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
     if saved is not None:
         refuse_other_training(request.out_dir / CHECKPOINT_FILE, saved.fingerprint, fingerprint)
     # The order of sums follows the number of threads, so that a training keeps the one that it began with.
-    threads = saved.threads if saved else request.settings.threads or os.cpu_count() or 1
+    threads = saved.threads if saved else threads_of_each(request.settings, group.size)
     del saved
     settings = request.settings
     renderer = Renderer.load(request.base_dir)
+    check_vocabulary(request.base_dir)
     forest, counts = _read_forest(request.train_path, renderer, request)
     held_out, held_out_counts = _read_forest(request.validation_path, renderer, request)
     if not forest.rows:
-        raise OperatorError(
-            f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-            f"at least one answer within [train] max_tokens = {settings.max_tokens}; teach more, or raise the limit"
-        )
+        raise OperatorError(_nothing_to_learn(request, counts))
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        student = open_student(request.base_dir, settings, device=device_at_hand())
+        student = open_student(request.base_dir, settings, device=group.device)
         fitting = Fitting(
             student,
             forest,
             plan_steps(forest, settings),
             validation_sample(held_out, settings),
             settings,
-            MetricsLog(request.metrics_path),
+            MetricsLog(request.metrics_path, on_event, writes=group.writes),
+            group,
         )
         fitting.run(request.out_dir / CHECKPOINT_FILE, fingerprint, threads, on_progress)
         result = result_of(fitting, counts, held_out_counts, threads)
-        result = write_weights(request, student, result, fingerprint)
+        student = _whole_student(fitting, request)
+    if not group.writes:
+        return result
+    result = write_weights(request, student, result, fingerprint)
     held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
     write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
+
+
+def _whole_student(fitting: Fitting, request: TrainRequest) -> LearningStudent:
+    """Return the student with all of its weights in this process, for writing them."""
+    if not fitting.is_divided:
+        return fitting.student
+    learned = fitting.student.learned()
+    student = open_student(request.base_dir, request.settings, device=torch.device("cpu"))
+    student.put_back(learned)
+    return student
+
+
+def _nothing_to_learn(request: TrainRequest, counts: RowCounts) -> str:
+    if not counts.rows:
+        return (
+            f"{request.train_path}: there is no row in it; expected one decision a line, as `distill assemble` writes them; choose "
+            "and teach more conversations in a new run"
+        )
+    return (
+        f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
+        f"at least one answer within [train] max_tokens = {request.settings.max_tokens}; teach more, or raise the limit"
+    )
 
 
 def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
