@@ -87,7 +87,7 @@ def register_candidate(run: Run) -> str:
     release_id = run.run_id.replace("run_", "student-")
     adapter = run.folder / Stage.TRAIN / "adapter"
     if release_id not in {release.release_id for release in releases.releases(run.record)}:
-        start = str(run.manifest(Stage.TRAIN).details["started_from"])
+        start = str(run.manifest(Stage.TRAIN).details.get("started_from", releases.STARTED_FROM_BASE))
         releases.register(
             run.record,
             releases.Release(
