@@ -143,6 +143,7 @@ def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> 
                 "state": each.state.value,
                 "base": each.base,
                 "kind": each.kind.value,
+                "started_from": each.start or None,
                 "created_at_utc": each.created_at_utc,
                 "metrics": dict(each.metrics),
             }
@@ -150,9 +151,9 @@ def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> 
         ]
         _print_json({"in_service": current, "releases": rows})
         return
-    table = Table("release", "state", "kind", "run", "made")
+    table = Table("release", "state", "kind", "started from", "run", "made")
     for each in every:
-        table.add_row(each.release_id, each.state.value, each.kind.value, each.run_id or "", each.created_at_utc)
+        table.add_row(each.release_id, each.state.value, each.kind.value, each.start, each.run_id or "", each.created_at_utc)
     Console(emoji=False).print(table if every else "no release yet; `support-bot student` enters the base student")
 
 
