@@ -262,9 +262,10 @@ def _names(transaction: Transaction, sql: str, name: str) -> list[str]:
 
 
 def _run_files(transaction: Transaction) -> list[Path]:
-    """Return the files that may hold customers' words: those that runs noted, and those that a killed stage left."""
+    """Return the files that may hold customers' words: what runs noted, what a killed stage left, and token ids beside the runs."""
     noted = {path for path, _ in artefacts.of_kind(transaction, ArtefactKind.RUN)}
-    folders = [Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")]
+    of_runs = {Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")}
+    folders = of_runs | {folder.parent / artefacts.TOKEN_CACHE_FOLDER for folder in of_runs}
     found = {
         path
         for folder in folders

@@ -23,6 +23,7 @@ from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
 from distill.cycle import due_because, newest_complete_run, perform_stage, refusal, run_cycle, schedule
+from distill.offline import keep_libraries_offline
 from distill.run import Announce, Manifest, Stage, new_run, open_run
 from distill.settings import DistillSettings
 
@@ -46,6 +47,7 @@ RunName = Annotated[
 
 def main() -> None:
     """Run the command; known failures become one message and an exit code."""
+    keep_libraries_offline()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     run_command(app)
 

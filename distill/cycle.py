@@ -78,13 +78,15 @@ def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, 
 def check_before(settings: DistillSettings) -> None:
     """Look for what would stop a cycle after its teacher was paid.
 
-    Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
-    a teacher or judge that must not be used or whose key is missing, and a second pass of redaction that is not installed.
+    Raises OperatorError for a student that is not there or has another one's tokenizer, weights that it could not serve, more
+    training processes than GPUs, a figure that nobody measures, a teacher or judge that must not be used or whose key is missing,
+    and a second pass of redaction that is not installed.
     """
     from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teaching.budget import check_teachers
     from distill.evaluation.metrics import Metric
+    from distill.training.decisions.vocabulary import check_vocabulary
 
     place, base = settings.settings_file, settings.student.base
     if not (base / "config.json").is_file():
@@ -92,6 +94,8 @@ def check_before(settings: DistillSettings) -> None:
             f"{place} [student] base: there is no model in {base}; expected a folder with config.json and its weights; "
             "`distill unpack-student --out FOLDER` unpacks the embedded one, or set another path"
         )
+    if (base / "tokenizer.json").is_file():
+        check_vocabulary(base)
     if settings.train.kind == "full":
         raise OperatorError(
             f'{place} [train] kind = "full": only adapters can be served and measured yet; set kind = "lora"'
@@ -105,6 +109,10 @@ def check_before(settings: DistillSettings) -> None:
         raise OperatorError(
             f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
         )
+    if settings.train.processes:
+        from distill.training.processes.launch import process_count
+
+        process_count(settings.train)
     check_second_pass(settings.redaction)
     check_teachers(settings)
     if settings.judge:

@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import torch
 
 from conversations.errors import OperatorError, OutsideError
+from distill.training.disk import disk_failure
 
 Fingerprint = Mapping[str, str]
 
@@ -72,7 +73,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         half.replace(path)
     except (OSError, RuntimeError) as error:
-        failure = _disk_failure(error)
+        failure = disk_failure(error)
         half.unlink(missing_ok=True)
         if failure is None:
             raise
@@ -81,13 +82,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             f"{_bytes_of(held)} bytes and {shutil.disk_usage(path.parent).free} are free; the checkpoint before it is whole: make "
             "room and run the same again"
         ) from None
-
-
-def _disk_failure(error: BaseException | None) -> OSError | None:
-    """Return the operating system's error behind one of torch's writer."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _bytes_of(held: object) -> int:

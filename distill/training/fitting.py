@@ -7,8 +7,7 @@ order of everything is decided before the first step, so that a killed training 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Json
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest, TokenTree
-from distill.training.batches.packing import cut_batches, pack_batch
 from distill.training.checkpoint import (
     Checkpoint,
     Fingerprint,
@@ -30,18 +28,13 @@ from distill.training.checkpoint import (
     save_checkpoint,
 )
 from distill.training.interruption import StopRequest, hearing_sigterm
-from distill.training.memory import is_out_of_memory
 from distill.training.metrics_log import MetricsLog
+from distill.training.passes import OutOfMemory, Passes
 from distill.training.planning import Step, trees_of
 from distill.training.processes.group import Group
-from distill.training.processes.sharding import Sharding, load_optimizer_state, optimizer_state, whole
+from distill.training.processes.sharding import load_optimizer_state, optimizer_state, whole
 from distill.training.rates import learning_rate_at, proven_learning_rate, weight_groups
 from distill.training.student import LearningStudent
-
-# What starting a micro-batch costs, in tokens computed meanwhile.
-_OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}
-# Padding is masked and never scored, so that any token will do.
-_PAD_ID = 0
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +53,6 @@ class TrainProgress:
 def progress_of(figures: Mapping[str, Json]) -> TrainProgress:
     """Return the progress that another process told, as `asdict` wrote it."""
     return TypeAdapter(TrainProgress).validate_python(figures)
-
-
-class _OutOfMemory(Exception):
-    """Memory ran out, in this process or in another one of the group."""
 
 
 class Fitting:
@@ -90,9 +79,7 @@ class Fitting:
         self.position = Position(token_budget=settings.token_budget_per_batch)
         self.best: dict[str, torch.Tensor] | None = None
         self._frozen: torch.Tensor | None = None
-        self._sharding: Sharding | None = None
-        if self.group.size > 1 and student.kind == "full":
-            self._sharding = student.divide(self.group.size)
+        self._passes = Passes(student, self.group)
         self.peak_learning_rate = proven_learning_rate(student.family, student.parameters, settings)
         self.optimizer = torch.optim.AdamW(
             weight_groups(student.trainable, settings.weight_decay), lr=self.peak_learning_rate, fused=True
@@ -137,7 +124,7 @@ class Fitting:
     @property
     def is_divided(self) -> bool:
         """Return whether the student's weights are divided among several processes."""
-        return self._sharding is not None
+        return self._passes.divided
 
     def _stops(self, stop: StopRequest) -> bool:
         """Tell whether any process of the group was asked to stop, so that all of them end after the same step."""
@@ -188,7 +175,8 @@ class Fitting:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         started = time.monotonic()
-        loss = self._within_memory(lambda: self._gradients(trees_of(self.forest, step.parts)))
+        trees = trees_of(self.forest, step.parts)
+        loss = self._within_memory(lambda budget: self._passes.gradients(trees, self._frozen, budget))
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(self.student.trainable.values()), self.settings.clip_norm)))
         if not math.isfinite(loss) or not math.isfinite(norm):
             rows = ", ".join(self.forest.rows[part.row].decision_id for part in step.parts)
@@ -212,34 +200,12 @@ class Fitting:
         self.metrics.write("step", figures)
         return learning_rate, loss
 
-    def _gradients(self, trees: Sequence[TokenTree]) -> float:
-        """Form the gradients of a step and return its loss in nats per scored token, both of the whole group."""
-        scored_weight = sum(tree.scored_weight for tree in trees)
-        summed, ran_out = 0.0, False
-        try:
-            with self._whole_weights():
-                for batch, share in self._own_batches(trees):
-                    loss = self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID), self._frozen) * (share / scored_weight)
-                    loss.backward()
-                    summed += float(loss.detach())
-        except (RuntimeError, MemoryError) as error:
-            # Processes that divide the weights meet within the layers, where they cannot tell each other.
-            if self._sharding is not None or not is_out_of_memory(error):
-                raise
-            ran_out = True
-        loss_of_all, ran_out_anywhere = self.group.sum(summed, float(ran_out))
-        if ran_out_anywhere:
-            raise _OutOfMemory
-        if self._sharding is None:
-            self.group.sum_gradients(list(self.student.trainable.values()))
-        return loss_of_all
-
-    def _within_memory(self, work: Callable[[], float]) -> float:
-        """Return what work returns; when memory runs out, with micro-batches of half the size, once in a training."""
+    def _within_memory(self, work: Callable[[int], float]) -> float:
+        """Return what work makes with a token budget; when memory runs out, with half of it, once in a training."""
         states = random_states()
         try:
-            return work()
-        except _OutOfMemory:
+            return work(self.position.token_budget)
+        except OutOfMemory:
             pass
         # Outside of the handler, whose traceback would keep the tensors that did not fit.
         self.optimizer.zero_grad()
@@ -258,8 +224,8 @@ class Fitting:
         self.metrics.write("out_of_memory", figures)
         restore_random_states(states)
         try:
-            return work()
-        except _OutOfMemory:
+            return work(self.position.token_budget)
+        except OutOfMemory:
             raise OutsideError(_memory_told(self.position.step + 1, self.position.token_budget)) from None
 
     def _count(self, step: Step, loss: float) -> None:
@@ -270,33 +236,6 @@ class Fitting:
         position.first_loss = loss if position.first_loss is None else position.first_loss
         position.last_loss = loss
 
-    def _own_batches(self, trees: Sequence[TokenTree]) -> Iterator[tuple[list[TokenTree], float]]:
-        """Yield this process's micro-batches, each with 1, or with 0 where it only keeps the others company.
-
-        Processes that divide the weights meet within every layer, so that each must compute as many micro-batches.
-        """
-        shares = [self._batches(share) for share in self.group.shares(trees)]
-        yield from ((batch, 1.0) for batch in shares[self.group.rank])
-        if self._sharding is not None:
-            idle = max(map(len, shares)) - len(shares[self.group.rank])
-            shortest = min(trees, key=lambda tree: len(tree.nodes))
-            yield from (([shortest], 0.0) for _ in range(idle))
-
-    def _batches(self, trees: Sequence[TokenTree]) -> list[list[TokenTree]]:
-        return cut_batches(
-            trees,
-            token_budget=self.position.token_budget,
-            overhead_tokens=_OVERHEAD_TOKENS[self.student.device.type],
-        )
-
-    @contextmanager
-    def _whole_weights(self) -> Iterator[None]:
-        if self._sharding is None:
-            yield
-            return
-        with self._sharding.gathered():
-            yield
-
     def _frozen_states(self) -> torch.Tensor | None:
         """Compute once what the frozen layers make of the training rows; in an order that a resumed training repeats."""
         if not self.student.first_layer:
@@ -305,27 +244,11 @@ class Fitting:
         batches = [[tree] for tree in trees_of(self.forest, rows)]
         return self.student.frozen_states(batches, len(self.forest))
 
-    def _held_out_nll(self) -> float:
-        """Return the loss on the held-out trees in nats per scored token."""
-        summed, ran_out = 0.0, False
-        try:
-            with torch.no_grad(), self._whole_weights():
-                for batch, share in self._own_batches(self.validation):
-                    summed += share * float(self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID)))
-        except (RuntimeError, MemoryError) as error:
-            if self._sharding is not None or not is_out_of_memory(error):
-                raise
-            ran_out = True
-        nll, ran_out_anywhere = self.group.sum(summed, float(ran_out))
-        if ran_out_anywhere:
-            raise _OutOfMemory
-        return nll / sum(tree.scored_weight for tree in self.validation)
-
     def _validate(self) -> None:
         """Measure the held-out loss and keep the weights when it is the best of any trained ones."""
         if not self.validation:
             return
-        nll, position = self._within_memory(self._held_out_nll), self.position
+        nll, position = self._within_memory(lambda budget: self._passes.loss(self.validation, budget)), self.position
         if not math.isfinite(nll):
             raise OperatorError(
                 f"training: the held-out loss is {nll!r} after step {position.step} with learning rate "

@@ -17,13 +17,16 @@ import torch
 from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.prompt import Renderer
-from distill.run import Counts, Outcome, Run, Stage, write_whole
+from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
+from distill.settings import token_cache
 from distill.training.batches.forest import Forest
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
-from distill.training.decisions.reading import RowCounts, read_decisions
+from distill.training.decisions.cache import kept_rows
+from distill.training.decisions.reading import READING_VERSION, RowCounts, read_decisions
 from distill.training.decisions.replay import draw_replay, drawn_replay
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.decisions.vocabulary import check_vocabulary
+from distill.training.disk import telling_of_a_full_disk
 from distill.training.fingerprint import fingerprint_of
 from distill.training.fitting import Fitting, TrainProgress, progress_of
 from distill.training.metrics_log import MetricsLog
@@ -60,6 +63,7 @@ def train_stage(run: Run) -> Outcome:
             metrics_path=run.folder / "metrics.jsonl",
             settings=run.settings.train,
             max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
+            cache_dir=token_cache(run.settings),
             replay_path=replay_path,
             start=start_of(run),
         ),
@@ -137,17 +141,23 @@ def train_in(
     # The order of sums follows the number of threads, so that a training keeps the one that it began with.
     threads = saved.threads if saved else threads_of_each(request.settings, group.size)
     del saved
+    request.out_dir.mkdir(parents=True, exist_ok=True)
     settings = request.settings
     renderer = Renderer.load(request.base_dir)
     check_vocabulary(request.base_dir)
     drawn = drawn_replay(request)
+    if not group.writes:
+        # The first process makes the token ids, and the others find them kept.
+        group.wait()
     own, counts = _read_rows(request.train_path, renderer, request)
     replayed, replayed_counts = _read_rows(drawn.path, renderer, request)
-    forest = Forest([*own, *(replace(row, is_replayed=True) for row in replayed)])
     held_out, held_out_counts = _read_rows(request.validation_path, renderer, request)
+    if group.writes:
+        group.wait()
+    forest = Forest([*own, *(replace(row, is_replayed=True) for row in replayed)])
     if not own:
         raise OperatorError(_nothing_to_learn(request, counts))
-    with _threads(threads), torch.random.fork_rng():
+    with telling_of_a_full_disk(request.out_dir), _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         student = open_student(request.base_dir, settings, device=group.device)
         if request.start is not None:
@@ -167,9 +177,10 @@ def train_in(
         student = _whole_student(fitting, request)
     if not group.writes:
         return result
-    result = write_weights(request, student, result, fingerprint)
-    held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
-    write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
+    with telling_of_a_full_disk(request.out_dir):
+        result = write_weights(request, student, result, fingerprint)
+        held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
+        write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
 
@@ -207,12 +218,14 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
 def _read_rows(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[list[TrainingRow], RowCounts]:
     if path is None:
         return [], RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
-    return read_decisions(
-        path,
-        renderer,
-        max_prompt_tokens=request.max_prompt_tokens,
-        max_tokens=request.settings.max_tokens,
-    )
+    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.settings.max_tokens}
+    decided_by = {
+        "reading": READING_VERSION,
+        "renderer": renderer.digest,
+        "rows": file_digest(path),
+        **{name: str(limit) for name, limit in limits.items()},
+    }
+    return kept_rows(request.cache_dir, decided_by, lambda: read_decisions(path, renderer, **limits))
 
 
 @contextmanager
