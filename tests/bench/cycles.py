@@ -67,7 +67,7 @@ class Bench:
     def folder(self, way: str, cycle: int) -> Path:
         """Return where a training leaves its result; the first cycle is everybody's."""
         name = FIRST if cycle == 1 else way.replace(",", "").replace(" ", "_")
-        return self.data / "trainings" / f"seed-{self.seed}" / name / f"cycle-{cycle}"
+        return self.data / "trainings" / f"{self.device}-seed-{self.seed}" / name / f"cycle-{cycle}"
 
 
 def perform(bench: Bench, way: str, cycle: int) -> dict[str, object]:
