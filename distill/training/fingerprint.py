@@ -7,24 +7,20 @@ import hashlib
 from importlib import metadata
 from pathlib import Path
 
-from conversations.errors import OperatorError
+from conversations.serving import rope_factors_of
 from distill.run import file_digest
 from distill.training.checkpoint import Fingerprint
 from distill.training.request import TrainRequest
 from distill.training.student import device_at_hand, precision_of
+from distill.training.weights.base import check_base
 
 
 def digest_of_base(base_dir: Path) -> str:
     """Return the digest of a student's weights, configuration and tokenizer.
 
-    Raises OperatorError where the folder holds no weights.
+    Raises OperatorError where the folder holds no causal language model that can be trained.
     """
-    weights = sorted(base_dir.glob("*.safetensors"))
-    if not weights or not (base_dir / "config.json").is_file():
-        raise OperatorError(
-            f"{base_dir}: no config.json and *.safetensors there; expected a Hugging Face checkpoint folder; "
-            f"set [student] base to one, or make the embedded student with `distill unpack-student`"
-        )
+    weights = check_base(base_dir)
     digest = hashlib.sha256()
     for path in [*weights, base_dir / "config.json", base_dir / "tokenizer.json"]:
         if path.is_file():
@@ -39,6 +35,8 @@ def fingerprint_of(request: TrainRequest) -> Fingerprint:
         "base": digest_of_base(request.base_dir),
         "train rows": file_digest(request.train_path),
         "validation rows": file_digest(request.validation_path) if request.validation_path else "none",
+        "rope factors": rope_factors_of(request.base_dir, request.max_model_len).value,
+        "[student] max_model_len": str(request.max_model_len),
         "[prompt] max_prompt_tokens": str(request.max_prompt_tokens),
         "device": f"{device.type} in {precision_of(device)}",
         **{f"version of {name}": metadata.version(name) for name in ("torch", "transformers", "peft")},

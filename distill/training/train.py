@@ -51,6 +51,7 @@ def train_stage(run: Run) -> Outcome:
             metrics_path=run.folder / "metrics.jsonl",
             settings=run.settings.train,
             max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
+            max_model_len=run.settings.student.max_model_len,
         ),
         show,
     )
@@ -93,11 +94,12 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
     if not forest.rows:
         raise OperatorError(
             f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-            f"at least one answer within [train] max_tokens = {settings.max_tokens}; teach more, or raise the limit"
+            f"at least one answer within {request.longest_row} tokens; teach more, or raise [train] max_tokens and "
+            "[student] max_model_len"
         )
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        student = open_student(request.base_dir, settings, device=device_at_hand())
+        student = open_student(request.base_dir, settings, device=device_at_hand(), max_model_len=request.max_model_len)
         fitting = Fitting(
             student,
             forest,
@@ -108,7 +110,7 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
         )
         fitting.run(request.out_dir / CHECKPOINT_FILE, fingerprint, threads, on_progress)
         result = result_of(fitting, counts, held_out_counts, threads)
-        result = write_weights(request, student, result, fingerprint)
+        result = write_weights(request, student, result, fingerprint, [*held_out.rows, *forest.rows])
     held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
     write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -130,7 +132,7 @@ def _read_forest(path: Path | None, renderer: Renderer, request: TrainRequest) -
         path,
         renderer,
         max_prompt_tokens=request.max_prompt_tokens,
-        max_tokens=request.settings.max_tokens,
+        max_tokens=request.longest_row,
     )
     return Forest(rows), counts
 
