@@ -42,18 +42,7 @@ def train_stage(run: Run) -> Outcome:
             f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s",
         )
 
-    result = train(
-        TrainRequest(
-            base_dir=run.settings.student.base,
-            train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
-            validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
-            out_dir=run.stage_folder(Stage.TRAIN),
-            metrics_path=run.folder / "metrics.jsonl",
-            settings=run.settings.train,
-            max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
-        ),
-        show,
-    )
+    result = train(request_of(run), show)
     left_out = dict(result.train_rows_left_out)
     for reason, count in result.validation_rows_left_out.items():
         left_out[reason] = left_out.get(reason, 0) + count
@@ -66,6 +55,19 @@ def train_stage(run: Run) -> Outcome:
             rejected_by_reason=left_out,
         ),
         asdict(result),
+    )
+
+
+def request_of(run: Run) -> TrainRequest:
+    """Return what the settings of a run, and what it assembled, ask a training to do."""
+    return TrainRequest(
+        base_dir=run.settings.student.base,
+        train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
+        validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
+        out_dir=run.folder / Stage.TRAIN,
+        metrics_path=run.folder / "metrics.jsonl",
+        settings=run.settings.train,
+        max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
     )
 
 

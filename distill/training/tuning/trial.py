@@ -23,7 +23,9 @@ from conversations.errors import run_command
 from conversations.messages import Json
 from distill.run import write_whole
 from distill.training.fitting import TrainProgress
-from distill.training.train import TrainRequest, TrainResult, train
+from distill.training.request import TrainRequest
+from distill.training.result import TrainResult
+from distill.training.train import train
 
 LOG_FILE = "trial.log"
 _SECONDS_TO_END = 60
