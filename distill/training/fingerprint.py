@@ -10,8 +10,12 @@ from pathlib import Path
 from conversations.errors import OperatorError
 from distill.run import file_digest
 from distill.training.checkpoint import Fingerprint
+from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
-from distill.training.student import device_at_hand, precision_of
+from distill.training.student import precision_of
+
+# Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
+_WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
 
 
 def digest_of_base(base_dir: Path) -> str:
@@ -32,15 +36,26 @@ def digest_of_base(base_dir: Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def fingerprint_of(request: TrainRequest) -> Fingerprint:
-    """Return, by name, everything that decides what a training ends with."""
-    device = device_at_hand()
+def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
+    """Return, by name, everything that decides what a training ends with.
+
+    How often a checkpoint is written is not among it. How many processes train is: their sums are added in another order.
+    """
+    settings = {name: value for name, value in request.settings.model_dump().items() if name not in _WITHOUT_EFFECT}
     return {
         "base": digest_of_base(request.base_dir),
         "train rows": file_digest(request.train_path),
-        "validation rows": file_digest(request.validation_path) if request.validation_path else "none",
+        "validation rows": _digest(request.validation_path),
+        "soft labels": _digest(request.soft_labels_path),
+        "replayed rows": _digest(request.replay_path),
+        "release that learns on": f"{request.start.release_id} {request.start.weights_digest}" if request.start else "none",
         "[prompt] max_prompt_tokens": str(request.max_prompt_tokens),
-        "device": f"{device.type} in {precision_of(device)}",
+        "device": f"{group.device.type} in {precision_of(group.device)}",
+        "number of processes": str(group.size),
         **{f"version of {name}": metadata.version(name) for name in ("torch", "transformers", "peft")},
-        **{f"[train] {name}": str(value) for name, value in request.settings.model_dump().items()},
+        **{f"[train] {name}": str(value) for name, value in settings.items()},
     }
+
+
+def _digest(path: Path | None) -> str:
+    return file_digest(path) if path else "none"

@@ -75,7 +75,7 @@ class RunStudy:
         self.folder = run.folder / FOLDER
         self.table: TuneTable = run.settings.tune
         self.request: TrainRequest = request_of(run)
-        if self.request.validation_path is None or not self.request.validation_path.stat().st_size:
+        if not _has_rows(self.request.validation_path):
             raise OperatorError(
                 f"the run {run.run_id!r} has no held-out conversations to judge trials by: {self.request.validation_path} is "
                 "empty; raise [choose] validation_share and begin a new run"
@@ -83,8 +83,8 @@ class RunStudy:
         self.space: Space = space_of(
             self.table,
             self.request.settings,
-            has_beliefs=self.request.soft_labels_path is not None,
-            has_replay=self.request.replay_path is not None,
+            has_beliefs=_has_rows(self.request.soft_labels_path),
+            has_replay=_has_rows(self.request.replay_path),
             max_lora_rank=run.settings.student.max_lora_rank,
         )
         if not self.space.distributions:
@@ -256,6 +256,10 @@ def tokens_saved_share(trials: Sequence[Tried]) -> float:
     trained = sum(each.tokens for each in trials)
     saved = sum(each.tokens_planned - each.tokens for each in trials if each.state == "pruned")
     return saved / (trained + saved) if trained + saved else 0.0
+
+
+def _has_rows(path: Path | None) -> bool:
+    return path is not None and path.is_file() and path.stat().st_size > 0
 
 
 def _tried(trial: FrozenTrial) -> Tried:
