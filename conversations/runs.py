@@ -235,6 +235,17 @@ def note_use(record: Record, run_id: str, used: Mapping[str, Split]) -> None:
         )
 
 
+def settle_use(record: Record, run_id: str, *, unused: Iterable[str], passages: Iterable[str]) -> None:
+    """Enter what became of decisions that a run might have used: those it did not, and the passages that the others rest on."""
+    with record.write() as transaction:
+        for decision_id in unused:
+            transaction.execute(
+                "DELETE FROM run_decisions WHERE run_id = ? AND decision_id = ? AND used_as = 'train'", [run_id, decision_id]
+            )
+        for passage in sorted(set(passages)):
+            transaction.execute("INSERT OR IGNORE INTO run_passages VALUES (?, ?)", [run_id, passage])
+
+
 def note_passages(record: Record, run_id: str, passages: Iterable[str]) -> None:
     """Enter which handbook passages a run's training set rests on, so that a changed handbook finds who learnt the old words."""
     with record.write() as transaction:

@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 
 _SECONDS_BEFORE_NEXT_TRY = 3600.0
 _ENDED_EARLY = "ended early"
+_REPLAY = "assemble/replay.jsonl"
 _INPUTS: Mapping[Stage, tuple[str, ...]] = {
     Stage.CHOOSE: (),
     Stage.TEACH: ("choose/decisions.jsonl",),
     Stage.VERIFY: ("choose/decisions.jsonl", "teach/answers.jsonl"),
     Stage.ASSEMBLE: ("choose/decisions.jsonl", "teach/answers.jsonl", "verify/verdicts.jsonl"),
-    Stage.TRAIN: ("assemble/train.jsonl", "assemble/validation.jsonl"),
+    Stage.TRAIN: ("assemble/train.jsonl", "assemble/validation.jsonl", _REPLAY),
     Stage.EVALUATE: ("assemble/test.jsonl",),
     Stage.PROMOTE: ("evaluate/rows.jsonl",),
 }
@@ -49,12 +50,17 @@ def perform_stage(run: Run, stage: Stage) -> Manifest:
     """
     for earlier in STAGES[: STAGES.index(stage)]:
         run.manifest(earlier)
-    return run.perform(stage, _work(stage), inputs=[run.folder / name for name in _INPUTS[stage]])
+    inputs = [run.folder / name for name in _INPUTS[stage]]
+    # A run that an earlier version assembled has no replay.
+    return run.perform(
+        stage, _work(stage), inputs=[path for path in inputs if path != run.folder / _REPLAY or path.is_file()]
+    )
 
 
 def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, run_id: str | None = None) -> CycleResult:
     """Do every stage that is not done, in the named run, the interrupted one with these settings, or a new one."""
     check_before(settings)
+    check_start(record, settings)
     with _run_of(record, settings, announce, run_id) as run:
         for stage in STAGES:
             perform_stage(run, stage)
@@ -111,6 +117,18 @@ def check_before(settings: DistillSettings) -> None:
     check_teachers(settings)
     if settings.judge:
         judge_teacher(settings)
+
+
+def check_start(record: Record, settings: DistillSettings) -> None:
+    """Make sure, before a teacher is paid, that the release in service can learn on where the settings say so.
+
+    Raises OperatorError, naming what is in its way.
+    """
+    if settings.train.start_from == "release":
+        from distill.dataset.choosing.taught import starting_release
+        from distill.training.starting import starting_point
+
+        starting_point(record, settings, starting_release(record, settings))
 
 
 def refusal(result: CycleResult) -> Refused | None:

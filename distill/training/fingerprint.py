@@ -7,12 +7,13 @@ import hashlib
 from importlib import metadata
 from pathlib import Path
 
-from conversations.errors import OperatorError
+from conversations.serving import rope_factors_of
 from distill.run import file_digest
 from distill.training.checkpoint import Fingerprint
 from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
 from distill.training.student import precision_of
+from distill.training.weights.base import check_base
 
 # Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
 _WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
@@ -21,14 +22,9 @@ _WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
 def digest_of_base(base_dir: Path) -> str:
     """Return the digest of a student's weights and configuration.
 
-    Raises OperatorError where the folder holds no weights.
+    Raises OperatorError where the folder holds no causal language model that can be trained.
     """
-    weights = sorted(base_dir.glob("*.safetensors"))
-    if not weights or not (base_dir / "config.json").is_file():
-        raise OperatorError(
-            f"{base_dir}: no config.json and *.safetensors there; expected a Hugging Face checkpoint folder; "
-            f"set [student] base to one, or make the embedded student with `distill unpack-student`"
-        )
+    weights = check_base(base_dir)
     digest = hashlib.sha256()
     for path in [*weights, base_dir / "config.json"]:
         digest.update(f"{path.name} {file_digest(path)}\n".encode())
@@ -49,6 +45,8 @@ def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
         "soft labels": _digest(request.soft_labels_path),
         "replayed rows": _digest(request.replay_path),
         "release that learns on": f"{request.start.release_id} {request.start.weights_digest}" if request.start else "none",
+        "rope factors": rope_factors_of(request.base_dir, request.max_model_len).value,
+        "[student] max_model_len": str(request.max_model_len),
         "[prompt] max_prompt_tokens": str(request.max_prompt_tokens),
         "device": f"{group.device.type} in {precision_of(group.device)}",
         "number of processes": str(group.size),

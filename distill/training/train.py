@@ -6,6 +6,7 @@ a CPU, ends with the same bits. Never reads the test set, the record or a custom
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,6 +23,8 @@ from distill.training.batches.forest import Forest
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
 from distill.training.decisions.cache import kept_rows
 from distill.training.decisions.reading import READING_VERSION, RowCounts, read_decisions
+from distill.training.decisions.replay import draw_replay, drawn_replay
+from distill.training.decisions.training_row import TrainingRow
 from distill.training.decisions.vocabulary import check_vocabulary
 from distill.training.disk import telling_of_a_full_disk
 from distill.training.fingerprint import fingerprint_of
@@ -30,8 +33,10 @@ from distill.training.metrics_log import MetricsLog
 from distill.training.planning import plan_steps, validation_sample
 from distill.training.processes.group import Group
 from distill.training.processes.launch import process_count, threads_of_each, train_together
+from distill.training.replaying import replay_of, settle_replay, start_of
 from distill.training.request import TrainRequest
-from distill.training.result import TrainResult, result_of, write_weights
+from distill.training.result import ReplayCounts, TrainResult, result_of, write_weights
+from distill.training.starting import learn_on, started_from
 from distill.training.student import LearningStudent, device_at_hand, open_student
 
 RESULT_FILE = "training.json"
@@ -48,32 +53,42 @@ def train_stage(run: Run) -> Outcome:
             f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s",
         )
 
-    result = train(
-        TrainRequest(
-            base_dir=run.settings.student.base,
-            train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
-            validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
-            out_dir=run.stage_folder(Stage.TRAIN),
-            metrics_path=run.folder / "metrics.jsonl",
-            settings=run.settings.train,
-            max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
-            cache_dir=token_cache(run.settings),
-        ),
-        show,
-        lambda event, figures: run.event(Stage.TRAIN, event, figures),
+    request = request_of(run)
+    run.event(Stage.TRAIN, "starts", {"started_from": started_from(request.start), "wanted": request.settings.start_from})
+    result = train(request, show, lambda event, figures: run.event(Stage.TRAIN, event, figures))
+    if request.replay_path is not None:
+        settle_replay(run, request.replay_path)
+    left_out = (
+        Counter(result.train_rows_left_out)
+        + Counter(result.validation_rows_left_out)
+        + Counter(result.replayed_rows_left_out)
     )
-    left_out = dict(result.train_rows_left_out)
-    for reason, count in result.validation_rows_left_out.items():
-        left_out[reason] = left_out.get(reason, 0) + count
     return Outcome(
         Counts(
-            taken_in=result.train_rows + result.validation_rows,
-            accepted=result.train_rows_kept + result.validation_rows_kept,
-            rejected=sum(left_out.values()),
+            taken_in=result.train_rows + result.validation_rows + result.replayed_rows,
+            accepted=result.train_rows_kept + result.validation_rows_kept + result.replayed_rows_kept,
+            rejected=left_out.total(),
             unscored=0,
-            rejected_by_reason=left_out,
+            rejected_by_reason=dict(left_out),
         ),
         asdict(result),
+    )
+
+
+def request_of(run: Run) -> TrainRequest:
+    """Return what the settings of a run, and what it assembled, ask a training to do."""
+    return TrainRequest(
+        base_dir=run.settings.student.base,
+        train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
+        validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
+        out_dir=run.stage_folder(Stage.TRAIN),
+        metrics_path=run.folder / "metrics.jsonl",
+        settings=run.settings.train,
+        max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
+        cache_dir=token_cache(run.settings),
+        replay_path=replay_of(run),
+        start=start_of(run),
+        max_model_len=run.settings.student.max_model_len,
     )
 
 
@@ -90,6 +105,7 @@ def train(
     training in `out_dir` was begun with another base, other rows or other settings; OutsideError when memory or disk run out or a
     process dies; KeyboardInterrupt after SIGTERM, with a checkpoint written.
     """
+    draw_replay(request)
     processes = process_count(request.settings)
     alone = Group(device_at_hand())
     if processes == 1:
@@ -132,34 +148,40 @@ def train_in(
     settings = request.settings
     renderer = Renderer.load(request.base_dir)
     check_vocabulary(request.base_dir)
+    drawn = drawn_replay(request)
     if not group.writes:
         # The first process makes the token ids, and the others find them kept.
         group.wait()
-    forest, counts = _read_forest(request.train_path, renderer, request)
-    held_out, held_out_counts = _read_forest(request.validation_path, renderer, request)
+    own, counts = _read_rows(request.train_path, renderer, request)
+    replayed, replayed_counts = _read_rows(drawn.path, renderer, request)
+    held_out, held_out_counts = _read_rows(request.validation_path, renderer, request)
     if group.writes:
         group.wait()
-    if not forest.rows:
+    forest = Forest([*own, *(replace(row, is_replayed=True) for row in replayed)])
+    if not own:
         raise OperatorError(_nothing_to_learn(request, counts))
     with telling_of_a_full_disk(request.out_dir), _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        student = open_student(request.base_dir, settings, device=group.device)
+        student = open_student(request.base_dir, settings, device=group.device, max_model_len=request.max_model_len)
+        if request.start is not None:
+            learn_on(student, request.start)
         fitting = Fitting(
             student,
             forest,
             plan_steps(forest, settings),
-            validation_sample(held_out, settings),
+            validation_sample(Forest(held_out), settings),
             settings,
             MetricsLog(request.metrics_path, on_event, writes=group.writes),
             group,
         )
         fitting.run(request.out_dir / CHECKPOINT_FILE, fingerprint, threads, on_progress)
-        result = result_of(fitting, counts, held_out_counts, threads)
+        replay = ReplayCounts(drawn.replayable, replayed_counts)
+        result = result_of(fitting, counts, held_out_counts, replay, request.start, threads)
         student = _whole_student(fitting, request)
     if not group.writes:
         return result
     with telling_of_a_full_disk(request.out_dir):
-        result = write_weights(request, student, result, fingerprint)
+        result = write_weights(request, student, result, fingerprint, [*held_out, *own])
         held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
         write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -184,7 +206,7 @@ def _nothing_to_learn(request: TrainRequest, counts: RowCounts) -> str:
         )
     return (
         f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-        f"at least one answer within [train] max_tokens = {request.settings.max_tokens}; teach more, or raise the limit"
+        f"at least one answer within {request.longest_row} tokens; teach more, or raise [train] max_tokens and [student] max_model_len"
     )
 
 
@@ -196,18 +218,17 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
     return TrainResult(**held["result"])
 
 
-def _read_forest(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[Forest, RowCounts]:
+def _read_rows(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[list[TrainingRow], RowCounts]:
     if path is None:
-        return Forest([]), RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
-    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.settings.max_tokens}
+        return [], RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
+    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.longest_row}
     decided_by = {
         "reading": READING_VERSION,
         "renderer": renderer.digest,
         "rows": file_digest(path),
         **{name: str(limit) for name, limit in limits.items()},
     }
-    rows, counts = kept_rows(request.cache_dir, decided_by, lambda: read_decisions(path, renderer, **limits))
-    return Forest(rows), counts
+    return kept_rows(request.cache_dir, decided_by, lambda: read_decisions(path, renderer, **limits))
 
 
 @contextmanager
