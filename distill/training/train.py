@@ -193,7 +193,9 @@ def _whole_student(fitting: Fitting, request: TrainRequest) -> LearningStudent:
     if not fitting.is_divided:
         return fitting.student
     learned = fitting.student.learned()
-    student = open_student(request.base_dir, request.settings, device=torch.device("cpu"))
+    student = open_student(
+        request.base_dir, request.settings, device=torch.device("cpu"), max_model_len=request.max_model_len
+    )
     student.put_back(learned)
     return student
 

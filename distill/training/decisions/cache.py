@@ -11,7 +11,7 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,8 @@ def kept_rows(folder: Path | None, decided_by: Mapping[str, str], make: Callable
     """
     if folder is None:
         return make()
-    key = hashlib.sha256(json.dumps([_LAYOUT, dict(decided_by)], sort_keys=True).encode()).hexdigest()
+    counted = [each.name for each in fields(RowCounts)]
+    key = hashlib.sha256(json.dumps([_LAYOUT, counted, dict(decided_by)], sort_keys=True).encode()).hexdigest()
     path = folder / f"{key}.tokens"
     found = _read(path)
     if found is not None:
