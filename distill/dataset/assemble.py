@@ -1,10 +1,10 @@
 """Assemble: accepted answers become the training and validation sets; held-out decisions become the edition of the test set.
 
 In: the rows of choose, teach and verify, the handbook, and what operators approved. Out: `assemble/train.jsonl`,
-`validation.jsonl` and `test.jsonl`, the data card, and the record's note of what this run learns from. An edition, once frozen,
-never changes: the next one is the old one and the new held-out decisions. Nothing of a held-out conversation, cluster or answer is
-ever in training, and nothing of an erased one anywhere. The handbook's own rows are for training alone. The files are the same,
-byte for byte, however often the run was killed.
+`validation.jsonl` and `test.jsonl`, what teachers believed (`soft_labels.jsonl`), the data card, and the record's note of what this
+run learns from. An edition, once frozen, never changes: the next one is the old one and the new held-out decisions. Nothing of a
+held-out conversation, cluster or answer is ever in training, and nothing of an erased one anywhere. The handbook's own rows are for
+training alone. The files are the same, byte for byte, however often the run was killed.
 """
 
 from collections import Counter
@@ -26,10 +26,11 @@ from distill.dataset.assembling.leaks import HeldOut, KnownTexts, references_of
 from distill.dataset.assembling.logged import logged_replies
 from distill.dataset.assembling.refusals import UNSUPPORTED, honest_refusals
 from distill.dataset.assembling.rows import Sources, is_accepted, read_sources, write_lines
+from distill.dataset.assembling.soft_labels import SoftLabelling
 from distill.dataset.handbook.answering import DECLINED, GREETING, WELCOME
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.study import Study, study_handbook
-from distill.rows import ChosenRow, DatasetRow
+from distill.rows import SOFT_LABELS_FILE, ChosenRow, DatasetRow
 from distill.run import Counts, Outcome, Run, Stage
 
 _FILES = {Split.TRAIN: "train.jsonl", Split.VALIDATION: "validation.jsonl", Split.TEST: "test.jsonl"}
@@ -88,7 +89,7 @@ def assemble(run: Run) -> Outcome:
     runs.note_use(run.record, run.run_id, {**splits, **dict.fromkeys(tested.edition.lines, Split.TEST)})
     runs.note_passages(run.record, run.run_id, figures.passages)
     counts = _counts(sorting, study)
-    details = _details(run, sorting, tested, study, figures)
+    details = _details(run, sorting, tested, study, figures) | {"soft_labels": _write_soft_labels(sources, sorting, splits)}
     write_card(run, counts, details, figures)
     return Outcome(counts, details)
 
@@ -234,6 +235,20 @@ def _write_learnt(sources: Sources, sorting: _Sorting, study: Study, figures: Fi
     for split in (Split.TRAIN, Split.VALIDATION):
         write_lines(folder / _FILES[split], lines(split))
     return splits
+
+
+def _write_soft_labels(sources: Sources, sorting: _Sorting, splits: Mapping[str, Split]) -> dict[str, Json]:
+    """Write what teachers believed while they gave the answers that are learnt, in the order of the rows."""
+    teachers = sources.run.settings.teachers.items()
+    labelling = SoftLabelling(sources.run.record, (name for name, table in teachers if table.top_logprobs))
+    learnt = (
+        (sources.dataset_row(row), sources.answers.get(row.decision_id))
+        for split in (Split.TRAIN, Split.VALIDATION)
+        for row in sources.chosen()
+        if splits.get(row.decision_id) is split and row.decision_id not in sorting.unknown
+    )
+    write_lines(sources.run.stage_folder(Stage.ASSEMBLE) / SOFT_LABELS_FILE, labelling.lines(learnt))
+    return labelling.figures()
 
 
 def _counts(sorting: _Sorting, study: Study) -> Counts:

@@ -8,7 +8,7 @@ largest piece of work that can be left out.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -19,7 +19,7 @@ from distill.training.losses.targets import Targets
 
 LOGITS_AT_ONCE = 8 * 1024 * 1024
 # A piece of the scored positions, or their numbers.
-_Rows = slice | torch.Tensor
+_Rows: TypeAlias = slice | torch.Tensor
 
 
 @dataclass(frozen=True)
