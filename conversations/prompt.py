@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Role, TurnStatus
 from conversations.redaction import Placeholders, RedactionRules, Redactor, SecondPass, redact_messages
+from conversations.token_bytes import bytes_of_tokens
 
 PROMPT_VERSION = "1"
 _CONTROL = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
@@ -137,6 +138,17 @@ class Renderer:
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the ids that a student learns to say: the answer and the end-of-turn token."""
         return (*self._text(text.strip()), *self._ids(self._marks.end))
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text that stands alone, as an answer does; what looks like a control token in it stays text."""
+        return tuple(self._text(text))
+
+    def token_bytes(self) -> Mapping[int, bytes]:
+        """Return what each token spells, control tokens left out.
+
+        Raises OperatorError where the tokenizer is neither byte-level nor of SentencePiece's kind.
+        """
+        return bytes_of_tokens(self._tokenizer)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, control tokens left out."""
