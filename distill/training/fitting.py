@@ -4,10 +4,8 @@ In: a student, the trees of its rows and the settings. Out: the student holding 
 order of everything is decided before the first step, so that a killed training goes on to the same bits on a CPU.
 """
 
-import json
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +14,9 @@ from pathlib import Path
 import torch
 
 from conversations.errors import OperatorError
-from conversations.messages import Json, utc_now
+from conversations.messages import Json
 from distill.settings import TrainTable
-from distill.training.batches.forest import Forest, Part, TokenTree
-from distill.training.batches.order import plan_epoch, plan_parts
+from distill.training.batches.forest import Forest, TokenTree
 from distill.training.batches.packing import cut_batches, pack_batch
 from distill.training.checkpoint import (
     Checkpoint,
@@ -30,18 +27,15 @@ from distill.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from distill.training.metrics_log import MetricsLog
+from distill.training.planning import Step, trees_of
+from distill.training.rates import learning_rate_at, proven_learning_rate
 from distill.training.student import LearningStudent
 
 # What starting a micro-batch costs, in tokens computed meanwhile.
 _OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}
 # Padding is masked and never scored, so that any token will do.
 _PAD_ID = 0
-# Attention masks and scores grow with the square of a tree, and soon cost more than the sharing saves: the longest tree of one
-# conversation, whose history is long, and of several, which share little but the system prompt.
-_MAX_TREE_TOKENS = 1024
-_MAX_JOINED_TOKENS = 384
-# A validation may read this share of the tokens that are trained between two validations.
-_VALIDATION_SHARE = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -55,98 +49,6 @@ class TrainProgress:
     loss: float
     learning_rate: float
     tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step that is still to be made: its epoch (from 0), what of which rows it learns, and tokens to compute."""
-
-    epoch: int
-    parts: tuple[Part, ...]
-    tokens: int
-
-
-def plan_steps(forest: Forest, settings: TrainTable) -> list[Step]:
-    """Return every step of the training in order; a broken last epoch is its first steps."""
-    steps: list[Step] = []
-    for epoch in range(math.ceil(settings.epochs)):
-        plan = plan_epoch(forest, seed=settings.seed, epoch=epoch, rows_per_step=settings.rows_per_step)
-        parts = plan_parts(
-            forest,
-            seed=settings.seed,
-            epoch=epoch,
-            max_whole_per_answer=settings.max_whole_per_answer,
-            opening_tokens=settings.opening_tokens,
-        )
-        share = min(1.0, settings.epochs - epoch)
-        for rows in plan[: math.ceil(share * len(plan))]:
-            of_step = tuple(parts[row] for row in rows)
-            steps.append(Step(epoch, of_step, sum(len(tree.nodes) for tree in trees_of(forest, of_step))))
-    return steps
-
-
-def trees_of(forest: Forest, parts: Sequence[Part]) -> list[TokenTree]:
-    """Return parts of a forest as the trees that are computed."""
-    return list(forest.trees(parts, max_tree_tokens=_MAX_TREE_TOKENS, max_joined_tokens=_MAX_JOINED_TOKENS))
-
-
-def learning_rate_at(step: int, *, steps: int, peak: float, settings: TrainTable) -> float:
-    """Return the learning rate of a step (from 1): a linear rise, then the schedule's way down to almost 0."""
-    warmup = math.ceil(settings.warmup_share * steps)
-    if step <= warmup:
-        return peak * step / warmup
-    left = (steps - step + 1) / max(1, steps - warmup)
-    return peak * (left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
-
-
-def proven_learning_rate(parameters: int, settings: TrainTable) -> float:
-    """Return the settings' learning rate, or one that is proven for the student's size.
-
-    LoRA: 1e-3 below two thousand million parameters, 3e-4 above (Tinker cookbook); a tenth for full training.
-    """
-    if settings.learning_rate is not None:
-        return settings.learning_rate
-    return (1e-3 if parameters < 2e9 else 3e-4) * (1.0 if settings.kind == "lora" else 0.1)
-
-
-def validation_sample(forest: Forest, settings: TrainTable) -> list[TokenTree]:
-    """Return the held-out rows that each validation reads: as many, drawn by the seed, as its share of time allows."""
-    drawn = list(forest.conversations)
-    random.Random(f"{settings.seed}/validation").shuffle(drawn)
-    room = _VALIDATION_SHARE * settings.validate_every_tokens
-    sample: list[Part] = []
-    for conversation in drawn:
-        parts = [forest.whole(row) for row in conversation]
-        room -= sum(len(tree.nodes) for tree in trees_of(forest, parts))
-        if sample and room < 0:
-            break
-        sample += parts
-    return trees_of(forest, sample)
-
-
-class MetricsLog:
-    """The run's `metrics.jsonl`, one JSON object a line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-    def bytes(self) -> int:
-        """Return the present length of the file."""
-        return self._path.stat().st_size
-
-    def cut(self, length: int) -> None:
-        """Forget what was written after the file had this length in bytes."""
-        if length < self.bytes():
-            with self._path.open("r+b") as file:
-                file.truncate(length)
-
-    def write(self, event: str, figures: dict[str, Json]) -> None:
-        """Append one line."""
-        line: dict[str, Json] = {"stage": "train", "event": event, **figures, "at_utc": utc_now()}
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 class Fitting:
