@@ -13,6 +13,9 @@ from distill.training.checkpoint import Fingerprint
 from distill.training.request import TrainRequest
 from distill.training.student import device_at_hand, precision_of
 
+# A teacher is known by its digest, wherever its folder stands.
+PLACES = {"local_teacher": {"path"}}
+
 
 def digest_of_base(base_dir: Path) -> str:
     """Return the digest of a student's weights, configuration and tokenizer.
@@ -34,13 +37,15 @@ def digest_of_base(base_dir: Path) -> str:
 
 def fingerprint_of(request: TrainRequest) -> Fingerprint:
     """Return, by name, everything that decides what a training ends with."""
-    device = device_at_hand()
+    device, teacher = device_at_hand(), request.settings.local_teacher
     return {
         "base": digest_of_base(request.base_dir),
         "train rows": file_digest(request.train_path),
         "validation rows": file_digest(request.validation_path) if request.validation_path else "none",
+        "soft labels": file_digest(request.beliefs_learnt) if request.beliefs_learnt else "none",
+        "local teacher": digest_of_base(teacher.path) if teacher else "none",
         "[prompt] max_prompt_tokens": str(request.max_prompt_tokens),
         "device": f"{device.type} in {precision_of(device)}",
         **{f"version of {name}": metadata.version(name) for name in ("torch", "transformers", "peft")},
-        **{f"[train] {name}": str(value) for name, value in request.settings.model_dump().items()},
+        **{f"[train] {name}": str(value) for name, value in request.settings.model_dump(exclude=PLACES).items()},
     }

@@ -205,10 +205,10 @@ class Fitting:
         return self.student.frozen_states(batches, len(self.forest))
 
     def _held_out_nll(self) -> float:
-        """Return the loss on the held-out trees in nats per scored token."""
+        """Return the loss on the words of the held-out trees in nats per scored token."""
         with torch.no_grad():
             summed = sum(
-                float(self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID))) for batch in self._batches(self.validation)
+                float(self.student.nll_sum(pack_batch(batch, pad_id=_PAD_ID))) for batch in self._batches(self.validation)
             )
         return summed / sum(tree.scored_weight for tree in self.validation)
 

@@ -11,6 +11,7 @@ from typing import Literal
 from conversations.messages import Json
 from distill.training.checkpoint import Fingerprint
 from distill.training.decisions.reading import RowCounts
+from distill.training.fingerprint import PLACES
 from distill.training.fitting import Fitting
 from distill.training.request import TrainRequest
 from distill.training.student import LearningStudent, put_in_place
@@ -24,6 +25,7 @@ class TrainResult:
     """How a training went. Losses in nats per scored token; `tokens` are those computed in all steps, unpadded.
 
     `tokens_one_by_one` is what an epoch would compute if every row stood alone, `tokens_per_epoch` what it computes.
+    `soft_label_coverage` is the share of the scored tokens at which a teacher's log-probabilities are learnt beside the word.
     """
 
     kind: Literal["lora", "full"]
@@ -36,6 +38,8 @@ class TrainResult:
     tokens_per_epoch: int
     tokens_one_by_one: int
     tokens_scored: int
+    tokens_with_soft_labels: int
+    soft_label_coverage: float
     first_loss: float | None
     last_loss: float | None
     first_validation_nll: float | None
@@ -68,6 +72,8 @@ def result_of(fitting: Fitting, counts: RowCounts, held_out_counts: RowCounts, t
         tokens_per_epoch=sum(step.tokens for step in fitting.steps if step.epoch == 0),
         tokens_one_by_one=counts.tokens_one_by_one,
         tokens_scored=counts.tokens_scored,
+        tokens_with_soft_labels=counts.tokens_with_beliefs,
+        soft_label_coverage=round(counts.tokens_with_beliefs / max(1, counts.tokens_scored), 4),
         first_loss=position.first_loss,
         last_loss=position.last_loss,
         first_validation_nll=position.first_validation_nll,
@@ -96,7 +102,7 @@ def write_weights(
     shutil.rmtree(half_done, ignore_errors=True)
     base_name = request.base_dir.name
     student.save(half_done, base_dir=request.base_dir, base_name=base_name)
-    settings: dict[str, Json] = request.settings.model_dump(mode="json")
+    settings: dict[str, Json] = request.settings.model_dump(mode="json", exclude=PLACES)
     figures: dict[str, Json] = {
         name: value for name, value in asdict(result).items() if name not in ("kind", "weights", "weights_bytes")
     }

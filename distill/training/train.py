@@ -16,6 +16,7 @@ import torch
 
 from conversations.errors import OperatorError
 from conversations.prompt import Renderer
+from distill.rows import SOFT_LABELS_FILE
 from distill.run import Counts, Outcome, Run, Stage, write_whole
 from distill.training.batches.forest import Forest
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
@@ -51,6 +52,7 @@ def train_stage(run: Run) -> Outcome:
             metrics_path=run.folder / "metrics.jsonl",
             settings=run.settings.train,
             max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
+            soft_labels_path=run.folder / Stage.ASSEMBLE / SOFT_LABELS_FILE,
         ),
         show,
     )
@@ -88,8 +90,9 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
     del saved
     settings = request.settings
     renderer = Renderer.load(request.base_dir)
-    forest, counts = _read_forest(request.train_path, renderer, request)
-    held_out, held_out_counts = _read_forest(request.validation_path, renderer, request)
+    forest, counts = _read_forest(request.train_path, renderer, request, soft_labels=request.beliefs_learnt)
+    # What is held out is measured by its words alone.
+    held_out, held_out_counts = _read_forest(request.validation_path, renderer, request, soft_labels=None)
     if not forest.rows:
         raise OperatorError(
             f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
@@ -123,14 +126,19 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
     return TrainResult(**held["result"])
 
 
-def _read_forest(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[Forest, RowCounts]:
+def _read_forest(
+    path: Path | None, renderer: Renderer, request: TrainRequest, *, soft_labels: Path | None
+) -> tuple[Forest, RowCounts]:
     if path is None:
-        return Forest([]), RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
+        return Forest([]), RowCounts(
+            rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0, tokens_with_beliefs=0
+        )
     rows, counts = read_decisions(
         path,
         renderer,
         max_prompt_tokens=request.max_prompt_tokens,
         max_tokens=request.settings.max_tokens,
+        soft_labels=soft_labels,
     )
     return Forest(rows), counts
 
