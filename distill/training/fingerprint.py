@@ -10,9 +10,12 @@ from pathlib import Path
 from conversations.errors import OperatorError
 from distill.run import file_digest
 from distill.training.checkpoint import Fingerprint
+from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
-from distill.training.student import device_at_hand, precision_of
+from distill.training.student import precision_of
 
+# Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
+_WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
 # A teacher is known by its digest, wherever its folder stands.
 PLACES = {"local_teacher": {"path"}}
 
@@ -35,17 +38,29 @@ def digest_of_base(base_dir: Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def fingerprint_of(request: TrainRequest) -> Fingerprint:
-    """Return, by name, everything that decides what a training ends with."""
-    device, teacher = device_at_hand(), request.settings.local_teacher
+def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
+    """Return, by name, everything that decides what a training ends with.
+
+    How often a checkpoint is written is not among it. How many processes train is: their sums are added in another order.
+    """
+    teacher = request.settings.local_teacher
+    told = request.settings.model_dump(exclude=PLACES)
+    settings = {name: value for name, value in told.items() if name not in _WITHOUT_EFFECT}
     return {
         "base": digest_of_base(request.base_dir),
         "train rows": file_digest(request.train_path),
-        "validation rows": file_digest(request.validation_path) if request.validation_path else "none",
-        "soft labels": file_digest(request.beliefs_learnt) if request.beliefs_learnt else "none",
+        "validation rows": _digest(request.validation_path),
+        "soft labels": _digest(request.beliefs_learnt),
         "local teacher": digest_of_base(teacher.path) if teacher else "none",
+        "replayed rows": _digest(request.replay_path),
+        "release that learns on": f"{request.start.release_id} {request.start.weights_digest}" if request.start else "none",
         "[prompt] max_prompt_tokens": str(request.max_prompt_tokens),
-        "device": f"{device.type} in {precision_of(device)}",
+        "device": f"{group.device.type} in {precision_of(group.device)}",
+        "number of processes": str(group.size),
         **{f"version of {name}": metadata.version(name) for name in ("torch", "transformers", "peft")},
-        **{f"[train] {name}": str(value) for name, value in request.settings.model_dump(exclude=PLACES).items()},
+        **{f"[train] {name}": str(value) for name, value in settings.items()},
     }
+
+
+def _digest(path: Path | None) -> str:
+    return file_digest(path) if path else "none"

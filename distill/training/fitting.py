@@ -1,4 +1,4 @@
-"""The training loop: steps, schedule, validation, the best weights, checkpoints and metrics.
+"""The training loop: steps, validation, the best weights, checkpoints and metrics.
 
 In: a student, the trees of its rows and the settings. Out: the student holding its best weights, and how it went. The
 order of everything is decided before the first step, so that a killed training goes on to the same bits on a CPU.
@@ -7,17 +7,17 @@ order of everything is decided before the first step, so that a killed training 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
-from conversations.errors import OperatorError
+from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Json
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest, TokenTree
-from distill.training.batches.packing import cut_batches, pack_batch
 from distill.training.checkpoint import (
     Checkpoint,
     Fingerprint,
@@ -27,15 +27,14 @@ from distill.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from distill.training.interruption import StopRequest, hearing_sigterm
 from distill.training.metrics_log import MetricsLog
+from distill.training.passes import OutOfMemory, Passes
 from distill.training.planning import Step, trees_of
-from distill.training.rates import learning_rate_at, proven_learning_rate
+from distill.training.processes.group import Group
+from distill.training.processes.sharding import load_optimizer_state, optimizer_state, whole
+from distill.training.rates import learning_rate_at, proven_learning_rate, weight_groups
 from distill.training.student import LearningStudent
-
-# What starting a micro-batch costs, in tokens computed meanwhile.
-_OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}
-# Padding is masked and never scored, so that any token will do.
-_PAD_ID = 0
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +50,11 @@ class TrainProgress:
     tokens_per_second: float
 
 
+def progress_of(figures: Mapping[str, Json]) -> TrainProgress:
+    """Return the progress that another process told, as `asdict` wrote it."""
+    return TypeAdapter(TrainProgress).validate_python(figures)
+
+
 class Fitting:
     """One training that goes on, from its beginning or from its checkpoint."""
 
@@ -62,22 +66,23 @@ class Fitting:
         validation: Sequence[TokenTree],
         settings: TrainTable,
         metrics: MetricsLog,
+        group: Group | None = None,
     ) -> None:
+        """Take up everything that was decided before. Without a group this process trains alone."""
         self.student = student
         self.forest = forest
         self.steps = steps
         self.validation = validation
         self.settings = settings
         self.metrics = metrics
-        self.position = Position()
+        self.group = group or Group(student.device)
+        self.position = Position(token_budget=settings.token_budget_per_batch)
         self.best: dict[str, torch.Tensor] | None = None
         self._frozen: torch.Tensor | None = None
-        self.peak_learning_rate = proven_learning_rate(student.parameters, settings)
+        self._passes = Passes(student, self.group)
+        self.peak_learning_rate = proven_learning_rate(student.family, student.parameters, settings)
         self.optimizer = torch.optim.AdamW(
-            list(student.trainable.values()),
-            lr=self.peak_learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
+            weight_groups(student.trainable, settings.weight_decay), lr=self.peak_learning_rate, fused=True
         )
 
     def run(
@@ -89,54 +94,70 @@ class Fitting:
     ) -> None:
         """Make the steps that are left, and leave the student with its best weights.
 
-        Raises OperatorError when the loss is no longer a number.
+        On SIGTERM ends the step, writes a checkpoint and raises KeyboardInterrupt. Raises OperatorError when the loss is no
+        longer a number, OutsideError when memory runs out for the second time or the disk is full.
         """
+        keep = _Keeping(checkpoint_path, fingerprint, threads)
         self._frozen = self._frozen_states()
-        if not self._take_up(checkpoint_path):
-            self._validate()
-            self._keep(checkpoint_path, fingerprint, threads)
-        started, before = time.monotonic(), self.position.seconds
-        begun_at = self.position.tokens_done
-        tokens_total = sum(step.tokens for step in self.steps)
-        while not self._is_over():
-            learning_rate, loss = self._step()
-            self.position.seconds = before + time.monotonic() - started
-            speed = (self.position.tokens_done - begun_at) / max(1e-9, self.position.seconds - before)
-            on_progress(TrainProgress(self.position.tokens_done, tokens_total, loss, learning_rate, speed))
-            if self._is_validation_due():
+        with hearing_sigterm() as stop:
+            if not self._take_up(checkpoint_path):
                 self._validate()
-            if self.position.step % self.settings.checkpoint_every_steps == 0 or self._is_over():
-                self._keep(checkpoint_path, fingerprint, threads)
+                self._keep(keep)
+            started, before = time.monotonic(), self.position.seconds
+            begun_at = self.position.tokens_done
+            tokens_total = sum(step.tokens for step in self.steps)
+            while not self._is_over():
+                learning_rate, loss = self._step()
+                self.position.seconds = before + time.monotonic() - started
+                speed = (self.position.tokens_done - begun_at) / max(1e-9, self.position.seconds - before)
+                on_progress(TrainProgress(self.position.tokens_done, tokens_total, loss, learning_rate, speed))
+                if self._is_validation_due():
+                    self._validate()
+                stopping = self._stops(stop)
+                if stopping or self._is_over() or self.position.step % self.settings.checkpoint_every_steps == 0:
+                    self._keep(keep)
+                if stopping:
+                    raise KeyboardInterrupt(f"stopped after step {self.position.step} of {len(self.steps)}")
         if self.best is not None:
             self.student.put_back(self.best)
+
+    @property
+    def is_divided(self) -> bool:
+        """Return whether the student's weights are divided among several processes."""
+        return self._passes.divided
+
+    def _stops(self, stop: StopRequest) -> bool:
+        """Tell whether any process of the group was asked to stop, so that all of them end after the same step."""
+        return self.group.sum(float(stop.asked))[0] > 0
 
     def _take_up(self, checkpoint_path: Path) -> bool:
         """Go back to the checkpoint; return whether there is one."""
         saved = load_checkpoint(checkpoint_path)
+        # Nobody writes the first checkpoint before everybody has looked for one.
+        self.group.wait()
         if saved is None:
             return False
         self.student.put_back(saved.learned)
-        self.optimizer.load_state_dict(saved.optimizer)
+        load_optimizer_state(self.optimizer, saved.optimizer)
         restore_random_states(saved.random_states)
         self.position, self.best = saved.position, saved.best
         self.metrics.cut(saved.position.metrics_bytes)
         log.info("going on after step %d of %d", self.position.step, len(self.steps))
         return True
 
-    def _keep(self, checkpoint_path: Path, fingerprint: Fingerprint, threads: int) -> None:
+    def _keep(self, keep: "_Keeping") -> None:
         self.position.metrics_bytes = self.metrics.bytes()
-        save_checkpoint(
-            checkpoint_path,
-            Checkpoint(
-                fingerprint=fingerprint,
-                threads=threads,
-                position=self.position,
-                learned=self.student.learned(),
-                best=self.best,
-                optimizer=self.optimizer.state_dict(),
-                random_states=random_states(),
-            ),
+        checkpoint = Checkpoint(
+            fingerprint=keep.fingerprint,
+            threads=keep.threads,
+            position=self.position,
+            learned=self.student.learned(),
+            best=self.best,
+            optimizer=optimizer_state(self.optimizer),
+            random_states=random_states(),
         )
+        if self.group.writes:
+            save_checkpoint(keep.path, checkpoint)
 
     def _is_over(self) -> bool:
         return self.position.step >= len(self.steps) or self.position.validations_without_gain >= self.settings.patience
@@ -153,33 +174,59 @@ class Fitting:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        started = time.monotonic()
         trees = trees_of(self.forest, step.parts)
-        scored_weight = sum(tree.scored_weight for tree in trees)
-        started, summed = time.monotonic(), 0.0
-        for batch in self._batches(trees):
-            loss = self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID), self._frozen) / scored_weight
-            loss.backward()
-            summed += float(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(list(self.student.trainable.values()), self.settings.clip_norm)
-        if not math.isfinite(summed) or not math.isfinite(float(norm)):
+        loss = self._within_memory(lambda budget: self._passes.gradients(trees, self._frozen, budget))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(list(self.student.trainable.values()), self.settings.clip_norm)))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            rows = ", ".join(self.forest.rows[part.row].decision_id for part in step.parts)
             raise OperatorError(
-                f"training: the loss is {summed!r} and the gradient {float(norm)!r} at step {self.position.step + 1} "
-                f"with learning rate {learning_rate:g}; expected numbers; lower [train] learning_rate"
+                f"training: the loss is {loss!r} and the gradient {norm!r} at step {self.position.step + 1} "
+                f"with learning rate {learning_rate:g}, on the rows {rows}; expected numbers; lower [train] learning_rate, or "
+                "look at these rows; the checkpoint before this step is kept"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._count(step, summed)
+        self._count(step, loss)
         figures: dict[str, Json] = {
             "step": self.position.step,
             "epoch": step.epoch,
             "tokens": self.position.tokens_done,
-            "loss": summed,
+            "loss": loss,
             "learning_rate": learning_rate,
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "tokens_per_second": round(step.tokens / (time.monotonic() - started), 1),
         }
         self.metrics.write("step", figures)
-        return learning_rate, summed
+        return learning_rate, loss
+
+    def _within_memory(self, work: Callable[[int], float]) -> float:
+        """Return what work makes with a token budget; when memory runs out, with half of it, once in a training."""
+        states = random_states()
+        try:
+            return work(self.position.token_budget)
+        except OutOfMemory:
+            pass
+        # Outside of the handler, whose traceback would keep the tensors that did not fit.
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        budget = self.position.token_budget
+        if budget < self.settings.token_budget_per_batch:
+            raise OutsideError(_memory_told(self.position.step + 1, budget))
+        self.position.token_budget = max(1, budget // 2)
+        log.warning(
+            "out of memory at step %d: micro-batches hold %d tokens from here on, not %d",
+            self.position.step + 1,
+            self.position.token_budget,
+            budget,
+        )
+        figures: dict[str, Json] = {"step": self.position.step + 1, "token_budget_per_batch": self.position.token_budget}
+        self.metrics.write("out_of_memory", figures)
+        restore_random_states(states)
+        try:
+            return work(self.position.token_budget)
+        except OutOfMemory:
+            raise OutsideError(_memory_told(self.position.step + 1, self.position.token_budget)) from None
 
     def _count(self, step: Step, loss: float) -> None:
         position = self.position
@@ -189,34 +236,25 @@ class Fitting:
         position.first_loss = loss if position.first_loss is None else position.first_loss
         position.last_loss = loss
 
-    def _batches(self, trees: Sequence[TokenTree]) -> Iterator[list[TokenTree]]:
-        yield from cut_batches(
-            trees,
-            token_budget=self.settings.token_budget_per_batch,
-            overhead_tokens=_OVERHEAD_TOKENS[self.student.device.type],
-        )
-
     def _frozen_states(self) -> torch.Tensor | None:
         """Compute once what the frozen layers make of the training rows; in an order that a resumed training repeats."""
         if not self.student.first_layer:
             return None
-        whole = [self.forest.whole(row) for conversation in self.forest.conversations for row in conversation]
-        batches = [[tree] for tree in trees_of(self.forest, whole)]
+        rows = [self.forest.whole(row) for conversation in self.forest.conversations for row in conversation]
+        batches = [[tree] for tree in trees_of(self.forest, rows)]
         return self.student.frozen_states(batches, len(self.forest))
-
-    def _held_out_nll(self) -> float:
-        """Return the loss on the words of the held-out trees in nats per scored token."""
-        with torch.no_grad():
-            summed = sum(
-                float(self.student.nll_sum(pack_batch(batch, pad_id=_PAD_ID))) for batch in self._batches(self.validation)
-            )
-        return summed / sum(tree.scored_weight for tree in self.validation)
 
     def _validate(self) -> None:
         """Measure the held-out loss and keep the weights when it is the best of any trained ones."""
         if not self.validation:
             return
-        nll, position = self._held_out_nll(), self.position
+        nll, position = self._within_memory(lambda budget: self._passes.loss(self.validation, budget)), self.position
+        if not math.isfinite(nll):
+            raise OperatorError(
+                f"training: the held-out loss is {nll!r} after step {position.step} with learning rate "
+                f"{self.optimizer.param_groups[0]['lr']:g}; expected a number; lower [train] learning_rate; the checkpoint before "
+                "it is kept"
+            )
         position.tokens_since_validation = 0
         if position.step == 0:
             position.first_validation_nll = nll
@@ -233,3 +271,20 @@ class Fitting:
             "best_step": position.best_step,
         }
         self.metrics.write("validation", figures)
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """Where checkpoints go, and what they say of the training beside its state."""
+
+    path: Path
+    fingerprint: Fingerprint
+    threads: int
+
+
+def _memory_told(step: int, budget: int) -> str:
+    return (
+        f"training: out of memory at step {step}, with micro-batches of {budget} tokens, which are half as large as asked for; "
+        "expected room for the student and one micro-batch; lower [train] token_budget_per_batch or max_tokens, set "
+        "gradient_checkpointing = true, or free memory, and run the same again: it goes on after its last checkpoint"
+    )

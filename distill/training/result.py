@@ -11,9 +11,11 @@ from typing import Literal
 from conversations.messages import Json
 from distill.training.checkpoint import Fingerprint
 from distill.training.decisions.reading import RowCounts
+from distill.training.decisions.replay import drawn_replay
 from distill.training.fingerprint import PLACES
 from distill.training.fitting import Fitting
-from distill.training.request import TrainRequest
+from distill.training.request import StartingPoint, TrainRequest
+from distill.training.starting import started_from
 from distill.training.student import LearningStudent, put_in_place
 from distill.training.weights.card import model_card, teachers_of
 
@@ -24,8 +26,9 @@ FOLDERS: Mapping[str, str] = {"lora": "adapter", "full": "checkpoint"}
 class TrainResult:
     """How a training went. Losses in nats per scored token; `tokens` are those computed in all steps, unpadded.
 
-    `tokens_one_by_one` is what an epoch would compute if every row stood alone, `tokens_per_epoch` what it computes.
-    `soft_label_coverage` is the share of the scored tokens at which a teacher's log-probabilities are learnt beside the word.
+    `tokens_one_by_one` is what an epoch would compute if every row stood alone, `tokens_per_epoch` what it computes; all count
+    the replayed rows. `soft_label_coverage` is the share of the scored tokens at which a teacher's log-probabilities are learnt
+    beside the word. `replayed_rows` were drawn out of `replayable_rows`. `started_from` is "base" or a release.
     """
 
     kind: Literal["lora", "full"]
@@ -48,6 +51,8 @@ class TrainResult:
     trainable_parameters: int
     seconds: float
     threads: int
+    processes: int
+    token_budget_per_batch: int
     device: str
     precision: str
     train_rows: int
@@ -56,11 +61,32 @@ class TrainResult:
     validation_rows: int
     validation_rows_kept: int
     validation_rows_left_out: dict[str, int]
+    replayable_rows: int
+    replayed_rows: int
+    replayed_rows_kept: int
+    replayed_rows_left_out: dict[str, int]
+    started_from: str
 
 
-def result_of(fitting: Fitting, counts: RowCounts, held_out_counts: RowCounts, threads: int) -> TrainResult:
+@dataclass(frozen=True)
+class ReplayCounts:
+    """How many rows might have been replayed, and what became of those that were drawn."""
+
+    replayable: int
+    drawn: RowCounts
+
+
+def result_of(
+    fitting: Fitting,
+    counts: RowCounts,
+    held_out_counts: RowCounts,
+    replay: ReplayCounts,
+    start: StartingPoint | None,
+    threads: int,
+) -> TrainResult:
     """Return how a training went; the size of its weights is known once they are written."""
     position, student = fitting.position, fitting.student
+    scored = counts.tokens_scored + replay.drawn.tokens_scored
     return TrainResult(
         kind=student.kind,
         weights=FOLDERS[student.kind],
@@ -70,10 +96,10 @@ def result_of(fitting: Fitting, counts: RowCounts, held_out_counts: RowCounts, t
         best_step=position.best_step or position.step,
         tokens=position.tokens_done,
         tokens_per_epoch=sum(step.tokens for step in fitting.steps if step.epoch == 0),
-        tokens_one_by_one=counts.tokens_one_by_one,
-        tokens_scored=counts.tokens_scored,
+        tokens_one_by_one=counts.tokens_one_by_one + replay.drawn.tokens_one_by_one,
+        tokens_scored=scored,
         tokens_with_soft_labels=counts.tokens_with_beliefs,
-        soft_label_coverage=round(counts.tokens_with_beliefs / max(1, counts.tokens_scored), 4),
+        soft_label_coverage=round(counts.tokens_with_beliefs / max(1, scored), 4),
         first_loss=position.first_loss,
         last_loss=position.last_loss,
         first_validation_nll=position.first_validation_nll,
@@ -82,6 +108,8 @@ def result_of(fitting: Fitting, counts: RowCounts, held_out_counts: RowCounts, t
         trainable_parameters=sum(parameter.numel() for parameter in student.trainable.values()),
         seconds=round(position.seconds, 3),
         threads=threads,
+        processes=fitting.group.size,
+        token_budget_per_batch=position.token_budget,
         device=student.device.type,
         precision=student.precision,
         train_rows=counts.rows,
@@ -90,6 +118,11 @@ def result_of(fitting: Fitting, counts: RowCounts, held_out_counts: RowCounts, t
         validation_rows=held_out_counts.rows,
         validation_rows_kept=held_out_counts.kept,
         validation_rows_left_out=dict(held_out_counts.left_out),
+        replayable_rows=replay.replayable,
+        replayed_rows=replay.drawn.rows,
+        replayed_rows_kept=replay.drawn.kept,
+        replayed_rows_left_out=dict(replay.drawn.left_out),
+        started_from=started_from(start),
     )
 
 
@@ -110,7 +143,7 @@ def write_weights(
         base_name=base_name,
         kind=result.kind,
         digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
-        teachers=teachers_of(request.train_path),
+        teachers=teachers_of(*(path for path in (request.train_path, drawn_replay(request).path) if path)),
         settings=settings,
         figures=figures,
     )

@@ -22,6 +22,7 @@ from distill.training.batches.forest import TokenTree
 from distill.training.batches.packing import Batch, pack_batch, visible
 from distill.training.losses.head import answer_loss
 from distill.training.losses.lesson import Lesson, lesson_of
+from distill.training.processes.sharding import Sharding, divided_as, whole
 from distill.training.weights.adapters import adapt, save_adapters
 
 Precision = Literal["float32", "bfloat16"]
@@ -52,10 +53,9 @@ class LearningStudent:
         self.precision = precision
         self.first_layer = first_layer
         self.device: torch.device = next(model.parameters()).device
-        self.trainable: dict[str, torch.nn.Parameter] = {
-            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
+        self.trainable = _trainable(model)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.family = str(model.config.model_type)
 
     def loss_sum(self, batch: Batch, frozen: torch.Tensor | None = None) -> torch.Tensor:
         """Return the weighted sum of what the batch's predictions lose by the student's lesson, in nats, a scalar with its graph.
@@ -95,15 +95,21 @@ class LearningStudent:
                 kept[torch.tensor(tree.nodes, device=self.device)] = of_tree[: len(tree.nodes)].to(kept.dtype)
         return kept
 
+    def divide(self, size: int) -> Sharding:
+        """Divide what learns among so many processes, each of which does the same."""
+        sharding = Sharding(self._model, self._decoder.layers[self.first_layer :], size=size)
+        self.trainable = _trainable(self._model)
+        return sharding
+
     def learned(self) -> dict[str, torch.Tensor]:
         """Return a copy of the trainable weights by name."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.trainable.items()}
+        return {name: whole(parameter.detach()).cpu().clone() for name, parameter in self.trainable.items()}
 
     def put_back(self, learned: dict[str, torch.Tensor]) -> None:
         """Set the trainable weights to a copy made by `learned`."""
         with torch.no_grad():
             for name, parameter in self.trainable.items():
-                parameter.copy_(learned[name])
+                parameter.copy_(divided_as(learned[name], parameter))
 
     def save(self, folder: Path, *, base_dir: Path, base_name: str) -> None:
         """Write the weights into a new folder: an adapter in PEFT's format, or a whole checkpoint in bfloat16."""
@@ -180,8 +186,13 @@ def open_student(base_dir: Path, settings: TrainTable, *, device: torch.device) 
     elif first_layer:
         model.get_input_embeddings().requires_grad_(False)
         layers[:first_layer].requires_grad_(False)
-    lesson = lesson_of(settings, model, base_dir=base_dir, first_layer=first_layer)
+    with _without_bars():
+        lesson = lesson_of(settings, model, base_dir=base_dir, first_layer=first_layer)
     return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer, lesson=lesson)
+
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def device_at_hand() -> torch.device:

@@ -6,28 +6,39 @@ a CPU, ends with the same bits. Never reads the test set, the record or a custom
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from conversations.errors import OperatorError
+from conversations.messages import Json
 from conversations.prompt import Renderer
 from distill.rows import SOFT_LABELS_FILE
-from distill.run import Counts, Outcome, Run, Stage, write_whole
+from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
+from distill.settings import token_cache
 from distill.training.batches.forest import Forest
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
-from distill.training.decisions.reading import RowCounts, read_decisions
+from distill.training.decisions.cache import kept_rows
+from distill.training.decisions.reading import READING_VERSION, RowCounts, read_decisions
+from distill.training.decisions.replay import draw_replay, drawn_replay
+from distill.training.decisions.training_row import TrainingRow
+from distill.training.decisions.vocabulary import check_vocabulary
+from distill.training.disk import telling_of_a_full_disk
 from distill.training.fingerprint import fingerprint_of
-from distill.training.fitting import Fitting, TrainProgress
+from distill.training.fitting import Fitting, TrainProgress, progress_of
 from distill.training.metrics_log import MetricsLog
 from distill.training.planning import plan_steps, validation_sample
+from distill.training.processes.group import Group
+from distill.training.processes.launch import process_count, threads_of_each, train_together
+from distill.training.replaying import replay_of, settle_replay, start_of
 from distill.training.request import TrainRequest
-from distill.training.result import TrainResult, result_of, write_weights
-from distill.training.student import device_at_hand, open_student
+from distill.training.result import ReplayCounts, TrainResult, result_of, write_weights
+from distill.training.starting import learn_on
+from distill.training.student import LearningStudent, device_at_hand, open_student
 
 RESULT_FILE = "training.json"
 CHECKPOINT_FILE = ".checkpoint.pt"
@@ -43,6 +54,7 @@ def train_stage(run: Run) -> Outcome:
             f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s",
         )
 
+    replay_path = replay_of(run)
     result = train(
         TrainRequest(
             base_dir=run.settings.student.base,
@@ -52,33 +64,76 @@ def train_stage(run: Run) -> Outcome:
             metrics_path=run.folder / "metrics.jsonl",
             settings=run.settings.train,
             max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
+            cache_dir=token_cache(run.settings),
             soft_labels_path=run.folder / Stage.ASSEMBLE / SOFT_LABELS_FILE,
+            replay_path=replay_path,
+            start=start_of(run),
         ),
         show,
+        lambda event, figures: run.event(Stage.TRAIN, event, figures),
     )
-    left_out = dict(result.train_rows_left_out)
-    for reason, count in result.validation_rows_left_out.items():
-        left_out[reason] = left_out.get(reason, 0) + count
+    if replay_path is not None:
+        settle_replay(run, replay_path)
+    left_out = (
+        Counter(result.train_rows_left_out)
+        + Counter(result.validation_rows_left_out)
+        + Counter(result.replayed_rows_left_out)
+    )
     return Outcome(
         Counts(
-            taken_in=result.train_rows + result.validation_rows,
-            accepted=result.train_rows_kept + result.validation_rows_kept,
-            rejected=sum(left_out.values()),
+            taken_in=result.train_rows + result.validation_rows + result.replayed_rows,
+            accepted=result.train_rows_kept + result.validation_rows_kept + result.replayed_rows_kept,
+            rejected=left_out.total(),
             unscored=0,
-            rejected_by_reason=left_out,
+            rejected_by_reason=dict(left_out),
         ),
         asdict(result),
     )
 
 
-def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -> TrainResult:
-    """Fine-tune the student, write its weights, and say how it went; `on_progress` is called after every step.
+def train(
+    request: TrainRequest,
+    on_progress: Callable[[TrainProgress], None],
+    on_event: Callable[[str, Mapping[str, Json]], None] = lambda _event, _figures: None,
+) -> TrainResult:
+    """Fine-tune the student, write its weights, and say how it went.
 
-    A finished training is returned as it is; a begun one goes on.
+    `on_progress` is called after every step, `on_event` with every line of metrics. A finished training is returned as it is; a
+    begun one goes on. Several processes train where the settings, or several GPUs, say so.
     Raises OperatorError when there is nothing to learn, the base cannot be loaded, the loss is no number, or the
-    training in `out_dir` was begun with another base, other rows or other settings.
+    training in `out_dir` was begun with another base, other rows or other settings; OutsideError when memory or disk run out or a
+    process dies; KeyboardInterrupt after SIGTERM, with a checkpoint written.
     """
-    fingerprint = fingerprint_of(request)
+    draw_replay(request)
+    processes = process_count(request.settings)
+    alone = Group(device_at_hand())
+    if processes == 1:
+        return train_in(alone, request, on_progress, on_event)
+    fingerprint = fingerprint_of(request, replace(alone, size=processes))
+    finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
+    if finished is not None:
+        return finished
+
+    def heard(event: str, figures: Mapping[str, Json]) -> None:
+        if event == "progress":
+            on_progress(progress_of(figures))
+        else:
+            on_event(event, figures)
+
+    train_together(request, processes, heard)
+    finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
+    assert finished is not None, "every process has ended well, and none has written a result"
+    return finished
+
+
+def train_in(
+    group: Group,
+    request: TrainRequest,
+    on_progress: Callable[[TrainProgress], None],
+    on_event: Callable[[str, Mapping[str, Json]], None],
+) -> TrainResult:
+    """Train as one process of a group, of which the first writes; see `train`."""
+    fingerprint = fingerprint_of(request, group)
     finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
     if finished is not None:
         return finished
@@ -86,36 +141,73 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
     if saved is not None:
         refuse_other_training(request.out_dir / CHECKPOINT_FILE, saved.fingerprint, fingerprint)
     # The order of sums follows the number of threads, so that a training keeps the one that it began with.
-    threads = saved.threads if saved else request.settings.threads or os.cpu_count() or 1
+    threads = saved.threads if saved else threads_of_each(request.settings, group.size)
     del saved
+    request.out_dir.mkdir(parents=True, exist_ok=True)
     settings = request.settings
     renderer = Renderer.load(request.base_dir)
-    forest, counts = _read_forest(request.train_path, renderer, request, soft_labels=request.beliefs_learnt)
-    # What is held out is measured by its words alone.
-    held_out, held_out_counts = _read_forest(request.validation_path, renderer, request, soft_labels=None)
-    if not forest.rows:
-        raise OperatorError(
-            f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-            f"at least one answer within [train] max_tokens = {settings.max_tokens}; teach more, or raise the limit"
-        )
-    with _threads(threads), torch.random.fork_rng():
+    check_vocabulary(request.base_dir)
+    drawn = drawn_replay(request)
+    if not group.writes:
+        # The first process makes the token ids, and the others find them kept.
+        group.wait()
+    own, counts = _read_rows(request.train_path, renderer, request, soft_labels=request.beliefs_learnt)
+    replayed, replayed_counts = _read_rows(drawn.path, renderer, request)
+    held_out, held_out_counts = _read_rows(request.validation_path, renderer, request)
+    if group.writes:
+        group.wait()
+    forest = Forest([*own, *(replace(row, is_replayed=True) for row in replayed)])
+    if not own:
+        raise OperatorError(_nothing_to_learn(request, counts))
+    with telling_of_a_full_disk(request.out_dir), _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        student = open_student(request.base_dir, settings, device=device_at_hand())
+        student = open_student(request.base_dir, settings, device=group.device)
+        if request.start is not None:
+            learn_on(student, request.start)
         fitting = Fitting(
             student,
             forest,
             plan_steps(forest, settings),
-            validation_sample(held_out, settings),
+            validation_sample(Forest(held_out), settings),
             settings,
-            MetricsLog(request.metrics_path),
+            MetricsLog(request.metrics_path, on_event, writes=group.writes),
+            group,
         )
         fitting.run(request.out_dir / CHECKPOINT_FILE, fingerprint, threads, on_progress)
-        result = result_of(fitting, counts, held_out_counts, threads)
+        replay = ReplayCounts(drawn.replayable, replayed_counts)
+        result = result_of(fitting, counts, held_out_counts, replay, request.start, threads)
+        student = _whole_student(fitting, request)
+    if not group.writes:
+        return result
+    with telling_of_a_full_disk(request.out_dir):
         result = write_weights(request, student, result, fingerprint)
-    held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
-    write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
+        held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
+        write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
+
+
+def _whole_student(fitting: Fitting, request: TrainRequest) -> LearningStudent:
+    """Return the student with all of its weights in this process, for writing them."""
+    if not fitting.is_divided:
+        return fitting.student
+    learned = fitting.student.learned()
+    without_teacher = request.settings.model_copy(update={"local_teacher": None})
+    student = open_student(request.base_dir, without_teacher, device=torch.device("cpu"))
+    student.put_back(learned)
+    return student
+
+
+def _nothing_to_learn(request: TrainRequest, counts: RowCounts) -> str:
+    if not counts.rows:
+        return (
+            f"{request.train_path}: there is no row in it; expected one decision a line, as `distill assemble` writes them; choose "
+            "and teach more conversations in a new run"
+        )
+    return (
+        f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
+        f"at least one answer within [train] max_tokens = {request.settings.max_tokens}; teach more, or raise the limit"
+    )
 
 
 def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
@@ -126,21 +218,24 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
     return TrainResult(**held["result"])
 
 
-def _read_forest(
-    path: Path | None, renderer: Renderer, request: TrainRequest, *, soft_labels: Path | None
-) -> tuple[Forest, RowCounts]:
+def _read_rows(
+    path: Path | None, renderer: Renderer, request: TrainRequest, *, soft_labels: Path | None = None
+) -> tuple[list[TrainingRow], RowCounts]:
     if path is None:
-        return Forest([]), RowCounts(
+        return [], RowCounts(
             rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0, tokens_with_beliefs=0
         )
-    rows, counts = read_decisions(
-        path,
-        renderer,
-        max_prompt_tokens=request.max_prompt_tokens,
-        max_tokens=request.settings.max_tokens,
-        soft_labels=soft_labels,
+    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.settings.max_tokens}
+    decided_by = {
+        "reading": READING_VERSION,
+        "renderer": renderer.digest,
+        "rows": file_digest(path),
+        "soft labels": file_digest(soft_labels) if soft_labels else "none",
+        **{name: str(limit) for name, limit in limits.items()},
+    }
+    return kept_rows(
+        request.cache_dir, decided_by, lambda: read_decisions(path, renderer, soft_labels=soft_labels, **limits)
     )
-    return Forest(rows), counts
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from tiny_student import CONTROL_TOKENS
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from conversations.prompt import ChatFormat, Renderer
+from conversations.prompt.marks import MARKS
+from conversations.prompt.spelling import Spelling
 
 Kind = Literal["byte-level", "sentencepiece", "bytes"]
 LINES = (
@@ -53,7 +55,7 @@ def small_tokenizer(kind: Kind, *, size: int = 340, first_line: int = 0) -> Toke
 
 
 def renderer_of(tokenizer: Tokenizer) -> Renderer:
-    return Renderer(tokenizer, ChatFormat.CHATML, "small")
+    return Renderer(Spelling(tokenizer), ChatFormat.CHATML, MARKS[ChatFormat.CHATML], "small")
 
 
 def _without_special(tokenizer: Tokenizer, tokens: list[str]) -> Tokenizer:

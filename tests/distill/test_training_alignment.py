@@ -32,7 +32,7 @@ TEXTS = st.lists(
 
 def cut(renderer: Renderer, text: str) -> list[bytes]:
     """A text as a tokenizer cuts it, without the space that it may have put before."""
-    spelt = [renderer.token_bytes()[token_id] for token_id in renderer.text_ids(text)]
+    spelt = [renderer.token_bytes()[token_id] for token_id in renderer.unfinished(text)]
     if b"".join(spelt) == b" " + text.encode():
         spelt[0] = spelt[0][1:]
     assert b"".join(spelt) == text.encode()
@@ -107,7 +107,7 @@ def reference(renderer: Renderer, text: str, beliefs: list[TokenBelief]) -> list
                         whole = (before + (choice if place else choice.lstrip())).decode()
                     except UnicodeDecodeError:
                         continue
-                    ids = renderer.text_ids(whole)
+                    ids = renderer.unfinished(whole)
                     if ids[:place] != answer_ids[:place] or len(ids) <= place:
                         continue
                     token_id = ids[place]
@@ -182,7 +182,7 @@ def belief(said: str, **others: float) -> TokenBelief:
 
 def test_a_token_that_takes_several_of_the_teachers_is_as_likely_as_they_are_together():
     renderer = RENDERERS["byte-level"]
-    (whole,) = renderer.text_ids(" the")
+    (whole,) = renderer.unfinished(" the")
     text = "Please wait the box"
     answer_ids = renderer.answer(text)
     place = answer_ids.index(whole)
@@ -191,7 +191,7 @@ def test_a_token_that_takes_several_of_the_teachers_is_as_likely_as_they_are_tog
     assert soft is not None
     masses = {token_id: math.exp(said) for token_id, said in soft.at(place)}
     # P(" t") P("he"), and of " b" the student's first token; what else begins with " t" is in the rest.
-    assert masses == pytest.approx({whole: 0.75 * 0.5, renderer.text_ids(" b")[0]: 0.25})
+    assert masses == pytest.approx({whole: 0.75 * 0.5, renderer.unfinished(" b")[0]: 0.25})
     # The next token of the teacher begins within one of the student's: nothing is known there.
     assert sum(1 for at in range(len(answer_ids)) if soft.at(at)) == 1 + 1 + 1 + 1
 
@@ -227,7 +227,7 @@ def test_beliefs_about_other_words_are_refused():
 def test_bytes_of_every_token_spell_what_the_tokenizer_decodes():
     for renderer in RENDERERS.values():
         text = "Please refund 12 é 😀\n  days"
-        spelt = b"".join(renderer.token_bytes()[token_id] for token_id in renderer.text_ids(text))
+        spelt = b"".join(renderer.token_bytes()[token_id] for token_id in renderer.unfinished(text))
         assert spelt.decode().removeprefix(" ") == text
         assert not set(renderer.token_bytes()) & set(renderer.stop_ids)
 

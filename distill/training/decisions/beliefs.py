@@ -111,7 +111,7 @@ class Alignment:
             text = (answer.text[: answer.starts[place]] + spelt).decode("utf-8")
         except UnicodeDecodeError:
             return None
-        token_ids = self._renderer.text_ids(text)
+        token_ids = self._renderer.unfinished(text)
         begins_here = token_ids[:place] == answer.token_ids[:place] and len(token_ids) > place
         return token_ids[place] if begins_here else None
 

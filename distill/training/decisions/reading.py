@@ -18,6 +18,9 @@ from distill.training.decisions.belief_file import BeliefFile
 from distill.training.decisions.beliefs import Alignment
 from distill.training.decisions.training_row import TrainingRow
 
+# Raised with every change in what becomes of a row, so that no kept token ids of before are taken for those of now.
+READING_VERSION = "2"
+
 
 @dataclass(frozen=True)
 class RowCounts:

@@ -6,8 +6,10 @@ of its attention layers projects. It never learns, and is refused where its toke
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -37,10 +39,7 @@ class LocalTeacher:
         self._model = model.requires_grad_(False).eval()
         self._watch: AttentionWatch | None = None
         if table.relations_weight:
-            layers = model.get_decoder().layers
-            layer = _layer(table.teacher_layer or max(1, len(layers) - 1), len(layers), "teacher_layer")
-            self._watch = AttentionWatch(layers[layer - 1], model.config, whose="the local teacher")
-            check_relation_heads(self._watch, table, whose="the local teacher")
+            self._watch = _watch(model, table.teacher_layer, table, whose="teacher")
 
     def beliefs(self, batch: Batch) -> TeacherView:
         """Return what the teacher makes of a micro-batch that is on its device."""
@@ -78,9 +77,10 @@ def open_local_teacher(table: LocalTeacherTable, *, student: PreTrainedModel, st
         model = AutoModelForCausalLM.from_pretrained(
             table.path, local_files_only=True, dtype=weight.dtype, attn_implementation="sdpa"
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise OperatorError(
-            f"[train.local_teacher] path = {str(table.path)!r}: cannot be loaded as a teacher: {error}"
+            f"[train.local_teacher] path = {str(table.path)!r}: cannot be loaded as a teacher: {error}; expected a Hugging Face "
+            "checkpoint folder of a causal language model; put it there again, or leave the table out"
         ) from error
     theirs, ours = model.get_output_embeddings().weight.shape[0], weight.shape[0]
     if theirs != ours:
@@ -121,30 +121,30 @@ def student_watch(student: PreTrainedModel, table: LocalTeacherTable, *, first_l
 
     Raises OperatorError where there is no such layer, or it cannot learn, or relations cannot be taken from it.
     """
-    layers = student.get_decoder().layers
-    layer = _layer(table.student_layer or len(layers), len(layers), "student_layer")
-    if layer <= first_layer:
+    if table.student_layer is not None and table.student_layer <= first_layer:
         raise OperatorError(
-            f"[train.local_teacher] student_layer is {layer}, and the student's first {first_layer} layers do not learn; "
+            f"[train.local_teacher] student_layer is {table.student_layer}, and the student's first {first_layer} layers do not learn; "
             "give a later one, or raise [train] last_layers"
         )
-    watch = AttentionWatch(layers[layer - 1], student.config, whose="the student")
-    check_relation_heads(watch, table, whose="the student")
-    return watch
+    return _watch(student, table.student_layer, table, whose="student")
 
 
-def check_relation_heads(watch: AttentionWatch, table: LocalTeacherTable, *, whose: str) -> None:
-    """Raise OperatorError where the projections cannot be cut into the relation heads."""
+def _watch(
+    model: PreTrainedModel, layer: int | None, table: LocalTeacherTable, *, whose: Literal["student", "teacher"]
+) -> AttentionWatch:
+    """Return what keeps the projections of a model's layer, counted from 1; None is a teacher's last but one, a student's last."""
+    # Families that name their layers otherwise project in other ways too, and the watch refuses them.
+    layers = getattr(model.get_decoder(), "layers", [torch.nn.Identity()])
+    number = layer or (len(layers) if whose == "student" else max(1, len(layers) - 1))
+    if number > len(layers):
+        raise OperatorError(
+            f"[train.local_teacher] {whose}_layer is {number}, and the {whose} has {len(layers)} layers; "
+            f"give at most {len(layers)}, counted from 1"
+        )
+    watch = AttentionWatch(layers[number - 1], model.config, whose=f"the {whose}")
     if watch.width % table.relation_heads:
         raise OperatorError(
-            f"[train.local_teacher] relation_heads is {table.relation_heads}, and the projections of {whose} are {watch.width} wide; "
-            "expected a number that divides the width of both"
+            f"[train.local_teacher] relation_heads is {table.relation_heads}, and the projections of the {whose} are {watch.width} "
+            "wide; expected a number that divides the width of both"
         )
-
-
-def _layer(number: int, count: int, key: str) -> int:
-    if number > count:
-        raise OperatorError(
-            f"[train.local_teacher] {key} is {number}, and that model has {count} layers; give at most {count}, counted from 1"
-        )
-    return number
+    return watch

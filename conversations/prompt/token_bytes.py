@@ -6,6 +6,7 @@ SentencePiece ones (Llama 2, Phi-3). Control tokens spell nothing and are not am
 
 import json
 import re
+from collections.abc import Collection
 
 from tokenizers import Tokenizer
 
@@ -15,8 +16,8 @@ _SPACE = "\u2581"
 _ONE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def bytes_of_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """Return the bytes of each token that stands for text, by its id.
+def bytes_of_tokens(tokenizer: Tokenizer, control_ids: Collection[int]) -> dict[int, bytes]:
+    """Return the bytes of each token that is no control token, by its id.
 
     Raises OperatorError for a tokenizer of another kind.
     """
@@ -34,9 +35,10 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
     added = tokenizer.get_added_tokens_decoder()
     spelt: dict[int, bytes] = {}
     for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
+        if token_id in control_ids:
+            continue
         if token_id in added:
-            if not added[token_id].special:
-                spelt[token_id] = token.encode()
+            spelt[token_id] = token.encode()
         elif byte_of is None:
             one = _ONE_BYTE.fullmatch(token)
             spelt[token_id] = bytes.fromhex(one[1]) if one else token.replace(_SPACE, " ").encode()
