@@ -229,7 +229,7 @@ def test_a_teacher_behind_an_api_is_told_from_one_on_this_machine(tmp_path):
         ({"relation_heads": 6}, r"relation_heads is 6, and the projections of the student are 32 wide"),
         ({"teacher_layer": 4}, r"teacher_layer is 4, and the teacher has 3 layers"),
         ({"student_layer": 3}, r"student_layer is 3, and the student has 2 layers"),
-        ({"student_layer": 1, "last_layers": 1}, r"student_layer is 1, and the student's first 1 layers do not learn"),
+        ({"student_layer": 1, "last_layers": 1}, r"student_layer is 1, and the student's first 1 layers are frozen"),
         ({"logits_weight": 0.0, "relations_weight": 0.0}, r"both 0, so that it would teach nothing"),
     ],
 )

@@ -123,7 +123,7 @@ def student_watch(student: PreTrainedModel, table: LocalTeacherTable, *, first_l
     """
     if table.student_layer is not None and table.student_layer <= first_layer:
         raise OperatorError(
-            f"[train.local_teacher] student_layer is {table.student_layer}, and the student's first {first_layer} layers do not learn; "
+            f"[train.local_teacher] student_layer is {table.student_layer}, and the student's first {first_layer} layers are frozen; "
             "give a later one, or raise [train] last_layers"
         )
     return _watch(student, table.student_layer, table, whose="student")
