@@ -45,3 +45,11 @@ class TrainRequest:
         """Return the file of what teachers believed, where there is one and the settings give it a weight."""
         path = self.soft_labels_path
         return path if path and self.settings.soft_weight and path.is_file() and path.stat().st_size else None
+
+    @property
+    def longest_row(self) -> int:
+        """Return how many tokens a prompt and its answer may have: never more than the server takes.
+
+        Beyond that, a student with LongRoPE's short factors would learn positions that it is never asked for.
+        """
+        return min(self.settings.max_tokens, self.max_model_len)

@@ -247,10 +247,10 @@ def test_another_vocabulary_size_or_family_is_refused(tmp_path):
     tiny_model(vocabulary=264).save_pretrained(theirs)
     table = LocalTeacherTable(path=theirs)
     with pytest.raises(OperatorError, match=r"output head has 264 entries and the student's 259"):
-        open_local_teacher(table, student=student, student_dir=ours)
+        open_local_teacher(table, student=student, student_dir=ours, max_model_len=512)
     (theirs / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(OperatorError, match="cannot be loaded as a teacher"):
-        open_local_teacher(table, student=student, student_dir=ours)
+        open_local_teacher(table, student=student, student_dir=ours, max_model_len=512)
     other = GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=32, n_layer=1, n_head=4))
     with pytest.raises(OperatorError, match=r"the teacher.*'gpt2'"):
         LocalTeacher(other, LocalTeacherTable(path=theirs, relations_weight=1.0))

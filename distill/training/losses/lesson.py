@@ -50,7 +50,9 @@ class Lesson:
         return loss + self.relations_weight * related
 
 
-def lesson_of(settings: TrainTable, student: PreTrainedModel, *, base_dir: Path, first_layer: int) -> Lesson:
+def lesson_of(
+    settings: TrainTable, student: PreTrainedModel, *, base_dir: Path, first_layer: int, max_model_len: int
+) -> Lesson:
     """Return the lesson of the settings for a loaded student, its local teacher opened.
 
     Raises OperatorError where that teacher does not fit the student.
@@ -60,7 +62,7 @@ def lesson_of(settings: TrainTable, student: PreTrainedModel, *, base_dir: Path,
         return Lesson(Mixture(settings.soft_weight, settings.temperature))
     return Lesson(
         Mixture(settings.soft_weight, settings.temperature, table.logits_weight),
-        open_local_teacher(table, student=student, student_dir=base_dir),
+        open_local_teacher(table, student=student, student_dir=base_dir, max_model_len=max_model_len),
         student_watch(student, table, first_layer=first_layer) if table.relations_weight else None,
         table.relations_weight,
         table.relation_heads,

@@ -14,10 +14,13 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conversations.errors import OperatorError
+from conversations.serving import rope_factors_of
 from distill.settings import LocalTeacherTable
 from distill.training.batches.packing import Batch, visible
 from distill.training.losses.head import TeacherStates
 from distill.training.losses.relations import AttentionWatch, Projections
+from distill.training.weights.quiet import without_bars
+from distill.training.weights.rope import pin_rope
 
 # How many tokens that differ an error names.
 _NAMED = 3
@@ -61,8 +64,12 @@ class LocalTeacher:
         return TeacherStates(scored, self._model.get_output_embeddings().weight)
 
 
-def open_local_teacher(table: LocalTeacherTable, *, student: PreTrainedModel, student_dir: Path) -> LocalTeacher:
+def open_local_teacher(
+    table: LocalTeacherTable, *, student: PreTrainedModel, student_dir: Path, max_model_len: int
+) -> LocalTeacher:
     """Load the teacher of the settings onto the student's device, in the number format of the student's base.
+
+    It turns positions as in contexts of `max_model_len` tokens.
 
     Raises OperatorError where it cannot be loaded, reads other token ids than the student, or would teach nothing.
     """
@@ -74,9 +81,10 @@ def open_local_teacher(table: LocalTeacherTable, *, student: PreTrainedModel, st
     check_same_tokenizer(student_dir, table.path)
     weight = student.get_output_embeddings().weight
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            table.path, local_files_only=True, dtype=weight.dtype, attn_implementation="sdpa"
-        )
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                table.path, local_files_only=True, dtype=weight.dtype, attn_implementation="sdpa"
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise OperatorError(
             f"[train.local_teacher] path = {str(table.path)!r}: cannot be loaded as a teacher: {error}; expected a Hugging Face "
@@ -88,6 +96,7 @@ def open_local_teacher(table: LocalTeacherTable, *, student: PreTrainedModel, st
             f"[train.local_teacher] path = {str(table.path)!r}: its output head has {theirs} entries and the student's {ours}; "
             "expected one vocabulary for both; take a teacher of the student's family"
         )
+    pin_rope(model, rope_factors_of(table.path, max_model_len))
     return LocalTeacher(model.to(weight.device), table)
 
 
