@@ -1,10 +1,11 @@
 """Assemble: accepted answers become the training and validation sets; held-out decisions become the edition of the test set.
 
 In: the rows of choose, teach and verify, the handbook, and what operators approved. Out: `assemble/train.jsonl`,
-`validation.jsonl` and `test.jsonl`, in `replay.jsonl` what earlier runs taught and may be learnt again, the data card, and the
-record's note of what this run learns from. An edition, once frozen, never changes: the next one is the old one and the new
-held-out decisions. Nothing of a held-out conversation, cluster or answer is ever in training, and nothing of an erased one
-anywhere. The handbook's own rows are for training alone. The files are the same, byte for byte, however often the run was killed.
+`validation.jsonl` and `test.jsonl`, in `replay.jsonl` what earlier runs taught and may be learnt again, in `soft_labels.jsonl` what
+teachers believed, the data card, and the record's note of what this run learns from. An edition, once frozen, never changes: the
+next one is the old one and the new held-out decisions. Nothing of a held-out conversation, cluster or answer is ever in training,
+and nothing of an erased one anywhere. The handbook's own rows are for training alone. The files are the same, byte for byte, however
+often the run was killed.
 """
 
 from collections import Counter
@@ -27,10 +28,11 @@ from distill.dataset.assembling.logged import logged_replies
 from distill.dataset.assembling.refusals import UNSUPPORTED, honest_refusals
 from distill.dataset.assembling.replay import Replay, write_replay
 from distill.dataset.assembling.rows import Sources, is_accepted, read_sources, write_lines
+from distill.dataset.assembling.soft_labels import SoftLabelling
 from distill.dataset.handbook.answering import DECLINED, GREETING, WELCOME
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.study import Study, study_handbook
-from distill.rows import ChosenRow, DatasetRow
+from distill.rows import SOFT_LABELS_FILE, ChosenRow, DatasetRow
 from distill.run import Counts, Outcome, Run, Stage
 
 _FILES = {Split.TRAIN: "train.jsonl", Split.VALIDATION: "validation.jsonl", Split.TEST: "test.jsonl"}
@@ -93,7 +95,8 @@ def assemble(run: Run) -> Outcome:
     runs.note_use(run.record, run.run_id, {**learnt, **dict.fromkeys(tested.edition.lines, Split.TEST)})
     runs.note_passages(run.record, run.run_id, figures.passages)
     counts = _counts(sorting, study, replay)
-    details = {**_details(run, sorting, tested, study, figures), "replay": replay.figures()}
+    beliefs = _write_soft_labels(sources, sorting, splits)
+    details = {**_details(run, sorting, tested, study, figures), "replay": replay.figures(), "soft_labels": beliefs}
     write_card(run, counts, details, figures)
     return Outcome(counts, details)
 
@@ -239,6 +242,20 @@ def _write_learnt(sources: Sources, sorting: _Sorting, study: Study, figures: Fi
     for split in (Split.TRAIN, Split.VALIDATION):
         write_lines(folder / _FILES[split], lines(split))
     return splits
+
+
+def _write_soft_labels(sources: Sources, sorting: _Sorting, splits: Mapping[str, Split]) -> dict[str, Json]:
+    """Write what teachers believed while they gave the answers that are learnt, in the order of the rows."""
+    teachers = sources.run.settings.teachers.items()
+    labelling = SoftLabelling(sources.run.record, (name for name, table in teachers if table.top_logprobs))
+    learnt = (
+        (sources.dataset_row(row), sources.answers.get(row.decision_id))
+        for split in (Split.TRAIN, Split.VALIDATION)
+        for row in sources.chosen()
+        if splits.get(row.decision_id) is split and row.decision_id not in sorting.unknown
+    )
+    write_lines(sources.run.stage_folder(Stage.ASSEMBLE) / SOFT_LABELS_FILE, labelling.lines(learnt))
+    return labelling.figures()
 
 
 def _counts(sorting: _Sorting, study: Study, replay: Replay) -> Counts:

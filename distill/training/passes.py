@@ -61,7 +61,7 @@ class Passes:
         return loss
 
     def loss(self, trees: Sequence[TokenTree], token_budget: int) -> float:
-        """Return the loss of trees in nats per scored token.
+        """Return the negative log-likelihood of the words of trees in nats per scored token, whatever is learnt beside them.
 
         Raises OutOfMemory.
         """
@@ -69,7 +69,7 @@ class Passes:
         def look() -> float:
             with torch.no_grad():
                 return sum(
-                    share * float(self._student.loss_sum(pack_batch(batch, pad_id=_PAD_ID)))
+                    share * float(self._student.nll_sum(pack_batch(batch, pad_id=_PAD_ID)))
                     for batch, share in self._own_batches(trees, token_budget)
                 )
 

@@ -20,6 +20,7 @@ from distill.settings import TrainTable
 from distill.training.batches.forest import TokenTree
 from distill.training.batches.packing import Batch, pack_batch, visible
 from distill.training.losses.head import answer_loss
+from distill.training.losses.lesson import Lesson, lesson_of
 from distill.training.processes.sharding import Sharding, divided_as, whole
 from distill.training.weights.adapters import adapt, save_adapters
 from distill.training.weights.quiet import without_bars
@@ -37,8 +38,15 @@ class LearningStudent:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, kind: Literal["lora", "full"], precision: Precision, first_layer: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        kind: Literal["lora", "full"],
+        precision: Precision,
+        first_layer: int = 0,
+        lesson: Lesson = Lesson(),  # noqa: B008  # frozen
     ) -> None:
+        self._lesson = lesson
         self._model = model
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
@@ -51,15 +59,26 @@ class LearningStudent:
         self.family = str(model.config.model_type)
 
     def loss_sum(self, batch: Batch, frozen: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the weighted sum of the batch's negative log-likelihoods in nats, a scalar with its graph.
+        """Return the weighted sum of what the batch's predictions lose by the student's lesson, in nats, a scalar with its graph.
 
         frozen: what `frozen_states` made of the batch's forest, or None to compute the frozen layers now.
         """
         batch = batch.to(self.device)
+        with self._lesson.watching():
+            scored = self._scored(batch, frozen)
+        return self._lesson.loss_sum(scored, self._head.weight, batch)
+
+    def nll_sum(self, batch: Batch) -> torch.Tensor:
+        """Return the weighted sum of the negative log-likelihoods of the answers' words in nats, whatever the lesson is."""
+        batch = batch.to(self.device)
+        return answer_loss(self._scored(batch, None), self._head.weight, batch.targets)
+
+    def _scored(self, batch: Batch, frozen: torch.Tensor | None) -> torch.Tensor:
+        """Return the last states at the scored positions. Shape: (scored, width)."""
         states = self._before_learning(batch) if frozen is None else frozen[batch.nodes]
         hidden = self._decoder.norm(self._through(batch, states, self._decoder.layers[self.first_layer :]))
-        scored = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
-        return answer_loss(scored, self._head.weight, batch.targets)
+        scored: torch.Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
+        return scored
 
     def frozen_states(self, batches: Iterable[Sequence[TokenTree]], node_count: int) -> torch.Tensor | None:
         """Return what the frozen layers make of every node of a forest, which the batches together hold.
@@ -136,7 +155,8 @@ def open_student(
     Adapters are initialised from torch's present random state. Adapters and fully trained weights are held in float32,
     a frozen base in bfloat16 where the device computes it natively. Positions are turned as a server with contexts of
     `max_model_len` tokens turns them.
-    Raises OperatorError when the folder holds no causal language model, or `last_layers` exceeds its layers.
+    Raises OperatorError when the folder holds no causal language model, `last_layers` exceeds its layers, or the local teacher of
+    the settings does not fit it.
     """
     precision = precision_of(device)
     frozen_in_half = settings.kind == "lora" and precision == "bfloat16"
@@ -170,7 +190,8 @@ def open_student(
     elif first_layer:
         model.get_input_embeddings().requires_grad_(False)
         layers[:first_layer].requires_grad_(False)
-    return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer)
+    lesson = lesson_of(settings, model, base_dir=base_dir, first_layer=first_layer, max_model_len=max_model_len)
+    return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer, lesson=lesson)
 
 
 def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

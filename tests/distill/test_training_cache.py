@@ -22,7 +22,9 @@ from distill.training.decisions.reading import RowCounts, read_decisions
 from distill.training.decisions.training_row import SoftLabels, TrainingRow
 from distill.training.train import train
 
-COUNTS = RowCounts(rows=1, kept=1, shortened=0, left_out={"over_length": 2}, tokens_one_by_one=3, tokens_scored=2)
+COUNTS = RowCounts(
+    rows=1, kept=1, shortened=0, left_out={"over_length": 2}, tokens_one_by_one=3, tokens_scored=2, tokens_with_beliefs=1
+)
 
 
 class Maker:

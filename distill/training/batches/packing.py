@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from distill.training.batches.forest import TokenTree
-from distill.training.losses.targets import Targets
+from distill.training.losses.targets import Targets, targets_of
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ def pack_batch(trees: Sequence[TokenTree], *, pad_id: int) -> Batch:
         nodes=nodes,
         subtree_ends=None if chains else ends,
         scored_at=torch.tensor(scored_at, dtype=torch.int64),
-        targets=Targets(
-            token_ids=torch.tensor([token for tree in trees for token in tree.scored_ids], dtype=torch.int64),
-            weights=torch.tensor([weight for tree in trees for weight in tree.scored_weights]),
+        targets=targets_of(
+            [token for tree in trees for token in tree.scored_ids],
+            [weight for tree in trees for weight in tree.scored_weights],
+            [belief for tree in trees for belief in tree.scored_beliefs],
         ),
         tokens=sum(len(tree.token_ids) for tree in trees),
     )
