@@ -9,7 +9,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from conversations.errors import OperatorError
 from conversations.messages import Json, utc_now
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest, Part, TokenTree
+from distill.training.batches.layout import Layout, layout_on
 from distill.training.batches.order import plan_epoch, plan_parts
-from distill.training.batches.packing import cut_batches, pack_batch
 from distill.training.checkpoint import (
     Checkpoint,
     Fingerprint,
@@ -32,14 +32,6 @@ from distill.training.checkpoint import (
 )
 from distill.training.student import LearningStudent
 
-# What starting a micro-batch costs, in tokens computed meanwhile.
-_OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}
-# Padding is masked and never scored, so that any token will do.
-_PAD_ID = 0
-# Attention masks and scores grow with the square of a tree, and soon cost more than the sharing saves: the longest tree of one
-# conversation, whose history is long, and of several, which share little but the system prompt.
-_MAX_TREE_TOKENS = 1024
-_MAX_JOINED_TOKENS = 384
 # A validation may read this share of the tokens that are trained between two validations.
 _VALIDATION_SHARE = 0.25
 
@@ -66,7 +58,7 @@ class Step:
     tokens: int
 
 
-def plan_steps(forest: Forest, settings: TrainTable) -> list[Step]:
+def plan_steps(forest: Forest, settings: TrainTable, layout: Layout) -> list[Step]:
     """Return every step of the training in order; a broken last epoch is its first steps."""
     steps: list[Step] = []
     for epoch in range(math.ceil(settings.epochs)):
@@ -81,13 +73,8 @@ def plan_steps(forest: Forest, settings: TrainTable) -> list[Step]:
         share = min(1.0, settings.epochs - epoch)
         for rows in plan[: math.ceil(share * len(plan))]:
             of_step = tuple(parts[row] for row in rows)
-            steps.append(Step(epoch, of_step, sum(len(tree.nodes) for tree in trees_of(forest, of_step))))
+            steps.append(Step(epoch, of_step, sum(len(tree.nodes) for tree in layout.trees(forest, of_step))))
     return steps
-
-
-def trees_of(forest: Forest, parts: Sequence[Part]) -> list[TokenTree]:
-    """Return parts of a forest as the trees that are computed."""
-    return list(forest.trees(parts, max_tree_tokens=_MAX_TREE_TOKENS, max_joined_tokens=_MAX_JOINED_TOKENS))
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float, settings: TrainTable) -> float:
@@ -109,7 +96,7 @@ def proven_learning_rate(parameters: int, settings: TrainTable) -> float:
     return (1e-3 if parameters < 2e9 else 3e-4) * (1.0 if settings.kind == "lora" else 0.1)
 
 
-def validation_sample(forest: Forest, settings: TrainTable) -> list[TokenTree]:
+def validation_sample(forest: Forest, settings: TrainTable, layout: Layout) -> list[TokenTree]:
     """Return the held-out rows that each validation reads: as many, drawn by the seed, as its share of time allows."""
     drawn = list(forest.conversations)
     random.Random(f"{settings.seed}/validation").shuffle(drawn)
@@ -117,11 +104,11 @@ def validation_sample(forest: Forest, settings: TrainTable) -> list[TokenTree]:
     sample: list[Part] = []
     for conversation in drawn:
         parts = [forest.whole(row) for row in conversation]
-        room -= sum(len(tree.nodes) for tree in trees_of(forest, parts))
+        room -= sum(len(tree.nodes) for tree in layout.trees(forest, parts))
         if sample and room < 0:
             break
         sample += parts
-    return trees_of(forest, sample)
+    return layout.trees(forest, sample)
 
 
 class MetricsLog:
@@ -170,6 +157,7 @@ class Fitting:
         self.position = Position()
         self.best: dict[str, torch.Tensor] | None = None
         self._frozen: torch.Tensor | None = None
+        self._layout = layout_on(student.device, token_budget=settings.token_budget_per_batch)
         self.peak_learning_rate = proven_learning_rate(student.parameters, settings)
         self.optimizer = torch.optim.AdamW(
             list(student.trainable.values()),
@@ -251,11 +239,11 @@ class Fitting:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        trees = trees_of(self.forest, step.parts)
+        trees = self._layout.trees(self.forest, step.parts)
         scored_weight = sum(tree.scored_weight for tree in trees)
         started, summed = time.monotonic(), 0.0
-        for batch in self._batches(trees):
-            loss = self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID), self._frozen) / scored_weight
+        for batch in self._layout.batches(trees):
+            loss = self.student.loss_sum(batch, self._frozen) / scored_weight
             loss.backward()
             summed += float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(list(self.student.trainable.values()), self.settings.clip_norm)
@@ -287,27 +275,18 @@ class Fitting:
         position.first_loss = loss if position.first_loss is None else position.first_loss
         position.last_loss = loss
 
-    def _batches(self, trees: Sequence[TokenTree]) -> Iterator[list[TokenTree]]:
-        yield from cut_batches(
-            trees,
-            token_budget=self.settings.token_budget_per_batch,
-            overhead_tokens=_OVERHEAD_TOKENS[self.student.device.type],
-        )
-
     def _frozen_states(self) -> torch.Tensor | None:
         """Compute once what the frozen layers make of the training rows; in an order that a resumed training repeats."""
         if not self.student.first_layer:
             return None
         whole = [self.forest.whole(row) for conversation in self.forest.conversations for row in conversation]
-        batches = [[tree] for tree in trees_of(self.forest, whole)]
-        return self.student.frozen_states(batches, len(self.forest))
+        trees = self._layout.trees(self.forest, whole)
+        return self.student.frozen_states(self._layout.batches(trees), len(self.forest))
 
     def _held_out_nll(self) -> float:
         """Return the loss on the held-out trees in nats per scored token."""
         with torch.no_grad():
-            summed = sum(
-                float(self.student.loss_sum(pack_batch(batch, pad_id=_PAD_ID))) for batch in self._batches(self.validation)
-            )
+            summed = sum(float(self.student.loss_sum(batch)) for batch in self._layout.batches(self.validation))
         return summed / sum(tree.scored_weight for tree in self.validation)
 
     def _validate(self) -> None:

@@ -25,6 +25,7 @@ from conversations.prompt import Renderer
 from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest
+from distill.training.batches.layout import layout_on
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
 from distill.training.decisions.reading import RowCounts, read_decisions
 from distill.training.fitting import Fitting, MetricsLog, TrainProgress, plan_steps, validation_sample
@@ -171,11 +172,12 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         student = open_student(request.base_dir, settings, device=device_at_hand())
+        layout = layout_on(student.device, token_budget=settings.token_budget_per_batch)
         fitting = Fitting(
             student,
             forest,
-            plan_steps(forest, settings),
-            validation_sample(held_out, settings),
+            plan_steps(forest, settings, layout),
+            validation_sample(held_out, settings, layout),
             settings,
             MetricsLog(request.metrics_path),
         )

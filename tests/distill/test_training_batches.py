@@ -12,8 +12,9 @@ from tiny_student import dataset_line, tiny_model, tiny_student
 from conversations.messages import ChatMessage, Role
 from conversations.prompt import Renderer
 from distill.training.batches.forest import Forest, Part, TokenTree
+from distill.training.batches.layout import cut_batches
 from distill.training.batches.order import plan_epoch, plan_parts
-from distill.training.batches.packing import cut_batches, pack_batch
+from distill.training.batches.packing import pack_batch
 from distill.training.decisions.reading import read_decisions
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student import LearningStudent
