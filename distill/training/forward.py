@@ -80,7 +80,7 @@ class Forward:
 
 
 def proven_forward(model: PreTrainedModel, base_dir: Path, *, by_blocks: bool, half: bool) -> Forward:
-    """Return the way through a model whose logits, on a short probe, are the model's own.
+    """Return the way through a model whose logits, on a short probe, are the model's own, and leave the model in evaluation mode.
 
     Raises OperatorError when there is none.
     """
@@ -91,15 +91,23 @@ def proven_forward(model: PreTrainedModel, base_dir: Path, *, by_blocks: bool, h
         ways.insert(0, replace(plain, by_layers=True))
     tolerance = _TOLERANCE[torch.bfloat16 if half else model.dtype]
     model.eval()
-    differences = [_difference(way) for way in ways]
-    model.train()
-    for way, difference in zip(ways, differences, strict=True):
+    why = ""
+    for way in ways:
+        try:
+            difference = _difference(way)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            why = f"its decoder takes no masks and positions of ours: {error}"
+            continue
         if difference <= tolerance:
             return way
+        why = (
+            f"its logits are not those of its output head on its decoder's states, as with capped or scaled logits: for rows that "
+            f"share a history they differ by {difference:.2g} of their spread, expected at most {tolerance:g}"
+        )
     raise OperatorError(
-        f"{base_dir}: a {type(model).__name__} cannot be trained here: its logits are not those of its output head on the decoder's "
-        f"states (they differ by {min(differences):.2g} of their spread where rows share a history; expected at most {tolerance:g}), "
-        f"as with capped or scaled logits, or a decoder that takes no mask; set [student] base to another model"
+        f"{base_dir}: a {type(model).__name__} cannot be trained here: {why}; set [student] base to another model"
     )
 
 

@@ -148,6 +148,7 @@ def student_of(model: PreTrainedModel, settings: TrainTable, *, base_dir: Path) 
     _refuse_short_sight(model, base_dir, settings)
     half = settings.kind == "full" and precision == "bfloat16"
     forward = proven_forward(model, base_dir, by_blocks=by_blocks, half=half)
+    model.train()
     first_layer = _first_layer(forward, base_dir, settings)
     if settings.kind == "lora":
         model.requires_grad_(False)
