@@ -1,6 +1,6 @@
 """Whether what the layers compute must be computed twice: kept until the gradients are formed, it might not fit into memory.
 
-In: a model, the settings and the device. Out: yes or no, by arithmetic that is written down here.
+In: a model, the settings and how many tokens are computed together. Out: yes or no, by arithmetic that is written down here.
 """
 
 import psutil
@@ -8,7 +8,6 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill.settings import TrainTable
-from distill.training.batches.layout import layout_on
 
 # The rest is for gradients, the output head's chunks and what the allocator cannot use.
 _USABLE_SHARE = 0.8
@@ -29,14 +28,17 @@ def bytes_per_token(config: PreTrainedConfig, *, element_size: int) -> int:
     return int(config.num_hidden_layers * (2 * 4 * config.hidden_size + element_size * elements))
 
 
-def must_be_computed_twice(model: PreTrainedModel, settings: TrainTable, device: torch.device) -> bool:
-    """Return what the settings say, or, where they are silent, whether a micro-batch's activations exceed the free memory."""
+def must_be_computed_twice(model: PreTrainedModel, settings: TrainTable, tokens: int) -> bool:
+    """Return what the settings say, or, where they are silent, whether a micro-batch's activations exceed the free memory.
+
+    tokens: how many the largest micro-batch holds.
+    """
     if settings.gradient_checkpointing is not None:
         return settings.gradient_checkpointing
-    tokens = max(layout_on(device, token_budget=settings.token_budget_per_batch).token_budget, settings.max_tokens)
     needed = tokens * bytes_per_token(model.config, element_size=model.dtype.itemsize)
     if settings.kind == "full":
         # Gradients and AdamW's two moments are still to come, each as large as the weights.
         needed += 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    on_gpu = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
     return needed > _USABLE_SHARE * free

@@ -19,17 +19,17 @@ from distill.training.batches.layout import BLOCK_TOKENS
 from distill.training.batches.packing import visible
 
 NAME = "shared_history"
-# The smallest heads that a GPU's matrix units multiply.
+# GPUs' matrix units multiply no narrower heads; wider ones must be a power of two for the gradient's kernel.
 _SMALLEST_HEAD = 16
 Mask: TypeAlias = BlockMask | torch.Tensor | None
 
 
 def skips_blocks(device: torch.device, config: PreTrainedConfig) -> bool:
-    """Return whether FlexAttention can be compiled for a student on a device: on a GPU with Triton, for heads not too small."""
+    """Return whether FlexAttention can be compiled for a student: on a GPU with Triton, for the widths of heads that it multiplies."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    head_width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return head_width >= _SMALLEST_HEAD
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return width >= _SMALLEST_HEAD and width.bit_count() == 1
 
 
 def mask_of(subtree_ends: torch.Tensor | None, *, by_blocks: bool) -> Mask:
@@ -78,6 +78,8 @@ def attend(
         )
     # Without a compiler for the device torch computes all blocks, which is right and slow.
     kernel = _compiled() if query.device.type == "cuda" else flex_attention
+    # Under autocast the rotation leaves queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     out = kernel(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2).contiguous(), None
 

@@ -19,7 +19,7 @@ from conversations.errors import OperatorError
 from conversations.messages import Json, utc_now
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest, Part, TokenTree
-from distill.training.batches.layout import Layout, layout_on
+from distill.training.batches.layout import Layout
 from distill.training.batches.order import plan_epoch, plan_parts
 from distill.training.checkpoint import (
     Checkpoint,
@@ -157,7 +157,7 @@ class Fitting:
         self.position = Position()
         self.best: dict[str, torch.Tensor] | None = None
         self._frozen: torch.Tensor | None = None
-        self._layout = layout_on(student.device, token_budget=settings.token_budget_per_batch)
+        self._layout = student.layout(settings.token_budget_per_batch)
         self.peak_learning_rate = proven_learning_rate(student.parameters, settings)
         self.optimizer = torch.optim.AdamW(
             list(student.trainable.values()),

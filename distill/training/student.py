@@ -20,6 +20,7 @@ from conversations.errors import OperatorError
 from distill.settings import TrainTable
 from distill.training import attention
 from distill.training.activations import must_be_computed_twice
+from distill.training.batches.layout import Layout, layout_on
 from distill.training.batches.packing import Batch
 from distill.training.forward import Forward, proven_forward
 from distill.training.losses.head import answer_loss
@@ -85,6 +86,10 @@ class LearningStudent:
             of_trees = batch.nodes >= 0
             kept[batch.nodes[of_trees]] = states[of_trees].to(kept.dtype)
         return kept
+
+    def layout(self, token_budget: int | None) -> Layout:
+        """Return how trees become micro-batches for this student; an empty budget is the device's own."""
+        return layout_on(self.device, token_budget=token_budget, by_blocks=self._forward.by_blocks)
 
     def learned(self) -> dict[str, torch.Tensor]:
         """Return a copy of the trainable weights by name."""
@@ -162,7 +167,8 @@ def student_of(model: PreTrainedModel, settings: TrainTable, *, base_dir: Path) 
     elif first_layer:
         model.get_input_embeddings().requires_grad_(False)
         forward.layers[:first_layer].requires_grad_(False)
-    if must_be_computed_twice(model, settings, device):
+    layout = layout_on(device, token_budget=settings.token_budget_per_batch, by_blocks=by_blocks)
+    if must_be_computed_twice(model, settings, max(layout.token_budget, settings.max_tokens)):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer, forward=forward)
 

@@ -25,7 +25,6 @@ from conversations.prompt import Renderer
 from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest
-from distill.training.batches.layout import layout_on
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
 from distill.training.decisions.reading import RowCounts, read_decisions
 from distill.training.fitting import Fitting, MetricsLog, TrainProgress, plan_steps, validation_sample
@@ -172,7 +171,7 @@ def train(request: TrainRequest, on_progress: Callable[[TrainProgress], None]) -
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         student = open_student(request.base_dir, settings, device=device_at_hand())
-        layout = layout_on(student.device, token_budget=settings.token_budget_per_batch)
+        layout = student.layout(settings.token_budget_per_batch)
         fitting = Fitting(
             student,
             forest,

@@ -18,7 +18,6 @@ import torch
 
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest
-from distill.training.batches.layout import layout_on
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student import student_of
 from tests.bench.train_rows import rows_of
@@ -89,7 +88,7 @@ def ours(work: Work) -> Learn:
     )
     dtype = torch.float32 if work.kind == "full" else getattr(torch, work.dtype)
     student = student_of(loaded(work, dtype), settings, base_dir=Path(work.model))
-    layout = layout_on(student.device, token_budget=work.token_budget)
+    layout = student.layout(work.token_budget)
     if work.way == "rows":
         layout = replace(layout, max_tree_tokens=0, max_joined_tokens=0)
     optimizer = torch.optim.AdamW(list(student.trainable.values()), lr=1e-4, fused=True)
@@ -248,7 +247,7 @@ def exactness(work: Work) -> dict[str, object]:
         for name, parameter in student.trainable.items():
             if name.endswith("lora_b"):
                 torch.nn.init.normal_(parameter, std=0.05)
-        shared, alone = layout_on(student.device, token_budget=work.token_budget), []
+        shared, alone = student.layout(work.token_budget), []
         results = []
         for layout in (shared, replace(shared, max_tree_tokens=0, max_joined_tokens=0, one_row=False)):
             forest = Forest(rows)
@@ -268,7 +267,7 @@ def exactness(work: Work) -> dict[str, object]:
             "gradients": float((gradients - expected).abs().max() / expected.abs().max()),
         }
     full = student_of(loaded(small, torch.float32), TrainTable(kind="full"), base_dir=Path("tiny"))
-    layout, forest = layout_on(full.device, token_budget=work.token_budget), Forest(rows)
+    layout, forest = full.layout(work.token_budget), Forest(rows)
     optimizer = torch.optim.AdamW(list(full.trainable.values()), lr=1e-3)
     losses = []
     for _ in range(8):

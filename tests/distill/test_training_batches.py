@@ -275,7 +275,7 @@ def test_a_gpus_rows_are_full_to_the_twentieth_part():
         TrainingRow(f"{n}", f"{n:04d}", tuple(chance.randrange(3, 200) for _ in range(chance.randint(20, 400))), (END,))
         for n in range(300)
     ]
-    layout = layout_on(torch.device("cuda"), token_budget=None)
+    layout = layout_on(torch.device("cuda"), token_budget=None, by_blocks=True)
     forest = Forest(rows)
     trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
     batches = list(layout.batches(trees))

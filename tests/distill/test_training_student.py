@@ -144,13 +144,14 @@ def test_gradients_are_bit_for_bit_the_same_where_activations_are_computed_twice
 
 def test_activations_are_computed_twice_where_they_would_not_fit_or_the_settings_say_so():
     model = tiny_model()
-    assert not must_be_computed_twice(model, TrainTable(), CPU)
     # 2 layers of 2 norms in float32, and of 2 d + 3 q + 2 k + 4 f elements: d = q = 32, k = 16, f = 64.
-    assert bytes_per_token(model.config, element_size=4) == 2 * (2 * 4 * 32 + 4 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * 64))
-    too_many = 2 * psutil.virtual_memory().total // bytes_per_token(model.config, element_size=4)
-    assert must_be_computed_twice(model, TrainTable(token_budget_per_batch=too_many), CPU)
-    assert not must_be_computed_twice(model, TrainTable(token_budget_per_batch=too_many, gradient_checkpointing=False), CPU)
-    assert must_be_computed_twice(model, TrainTable(gradient_checkpointing=True), CPU)
+    of_a_token = bytes_per_token(model.config, element_size=4)
+    assert of_a_token == 2 * (2 * 4 * 32 + 4 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * 64))
+    too_many = 2 * psutil.virtual_memory().total // of_a_token
+    assert not must_be_computed_twice(model, TrainTable(), 2048)
+    assert must_be_computed_twice(model, TrainTable(), too_many)
+    assert not must_be_computed_twice(model, TrainTable(gradient_checkpointing=False), too_many)
+    assert must_be_computed_twice(model, TrainTable(gradient_checkpointing=True), 2048)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

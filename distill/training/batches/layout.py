@@ -1,8 +1,8 @@
 """How trees become micro-batches on a device: how large trees may grow, and which are computed together.
 
 In: parts of a forest. Out: micro-batches. On a CPU trees of like length stand in rows of their own, padded as little as can be,
-since attention there costs the square of a row. On a GPU, where attention skips what a token may not see, they are packed
-one behind the other into long rows. Knows no text and no model, and loses no row.
+since attention there costs the square of a row. Where attention skips what a token may not see, on a GPU, they are packed one
+behind the other into long rows. Knows no text and no model, and loses no row.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,15 +48,19 @@ class Layout:
             yield pack_batch(alike, pad_id=_PAD_ID)
 
 
-def layout_on(device: torch.device, *, token_budget: int | None) -> Layout:
-    """Return how a device lays trees out. An empty budget is 2048 tokens on a CPU and 8192 on a GPU."""
-    if device.type == "cuda":
-        # Several thousand tokens keep a GPU's matrix products at their peak; joined trees stay shorter than a row, so that
-        # several fill it.
-        budget = token_budget or 8192
-        return Layout(budget, overhead_tokens=512, max_tree_tokens=budget, max_joined_tokens=budget // 4, one_row=True)
+def layout_on(device: torch.device, *, token_budget: int | None, by_blocks: bool) -> Layout:
+    """Return how a device lays trees out; `by_blocks`: whether its attention skips what a token may not see.
+
+    An empty budget is 2048 tokens on a CPU and 8192 on a GPU, whose matrix products need several thousand for their peak.
+    """
+    on_gpu = device.type == "cuda"
+    budget = token_budget or (8192 if on_gpu else 2048)
+    overhead = 512 if on_gpu else 16
+    if by_blocks:
+        # Joined trees stay shorter than a row, so that several fill it.
+        return Layout(budget, overhead, max_tree_tokens=budget, max_joined_tokens=budget // 4, one_row=True)
     # Masks and scores grow with the square of a tree, and beyond these lengths cost more than the sharing saves.
-    return Layout(token_budget or 2048, overhead_tokens=16, max_tree_tokens=1024, max_joined_tokens=384, one_row=False)
+    return Layout(budget, overhead, max_tree_tokens=1024, max_joined_tokens=384, one_row=False)
 
 
 def cut_batches(trees: Sequence[TokenTree], *, token_budget: int, overhead_tokens: int) -> list[list[TokenTree]]:
