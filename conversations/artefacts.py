@@ -13,6 +13,8 @@ from conversations.messages import utc_now
 from conversations.store import Record, Row, Transaction
 
 _PIECE_BYTES = 1 << 20
+# Beside the folders of runs: their rows as token ids, which are their text.
+TOKEN_CACHE_FOLDER = "token_cache"
 
 
 class ArtefactKind(StrEnum):

@@ -18,6 +18,7 @@ from conversations.artefacts import ArtefactKind
 from conversations.editions import note_edition_rows
 from conversations.errors import OperatorError, OutsideError
 from conversations.exchange.exports import forget
+from conversations.lineage import releases_that_learned
 from conversations.messages import check_storable, utc_text
 from conversations.store import Record, Transaction, open_existing
 from conversations.tombstones import bury, bury_again, name_hash
@@ -34,8 +35,8 @@ _WITHOUT_TEXT = (".safetensors", ".bin", ".pt", ".npy", ".npz", ".gguf")
 class Erased:
     """What an erasure removed.
 
-    `releases` and `runs` learned from it and still know what they learned; `unreached` are exports and backups that were moved
-    away, or exports that somebody changed: they may still hold it.
+    `releases` and `runs` learned from it and still know what they learned, releases also through the one that they started
+    from; `unreached` are exports and backups that were moved away, or exports that somebody changed: they may still hold it.
     """
 
     conversations: int
@@ -245,17 +246,13 @@ def _told(
         [wanted],
     )
     runs = [str(row["run_id"]) for row in used]
-    learned = record.query(
-        "SELECT release_id FROM releases WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY release_id",
-        [json.dumps(runs)],
-    )
     return Erased(
         conversations=removed.conversations,
         turns=removed.turns,
         answers=removed.answers,
         files=files,
         runs=tuple(runs),
-        releases=tuple(str(row["release_id"]) for row in learned),
+        releases=tuple(releases_that_learned(record, runs)),
         unreached=tuple(str(path) for path in unreached),
     )
 
@@ -265,9 +262,10 @@ def _names(transaction: Transaction, sql: str, name: str) -> list[str]:
 
 
 def _run_files(transaction: Transaction) -> list[Path]:
-    """Return the files that may hold customers' words: those that runs noted, and those that a killed stage left."""
+    """Return the files that may hold customers' words: what runs noted, what a killed stage left, and token ids beside the runs."""
     noted = {path for path, _ in artefacts.of_kind(transaction, ArtefactKind.RUN)}
-    folders = [Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")]
+    of_runs = {Path(str(row["path"])) for row in transaction.query("SELECT path FROM runs")}
+    folders = of_runs | {folder.parent / artefacts.TOKEN_CACHE_FOLDER for folder in of_runs}
     found = {
         path
         for folder in folders

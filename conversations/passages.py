@@ -69,12 +69,3 @@ def passages_by_run(record: Record) -> Mapping[str, frozenset[str]]:
     ):
         found.setdefault(str(row["run_id"]), set()).add(str(row["passage_hash"]))
     return {name: frozenset(hashes) for name, hashes in found.items()}
-
-
-def releases_of(record: Record, run_ids: Collection[str]) -> list[str]:
-    """Return the releases that came out of these runs, the oldest first."""
-    rows = record.query(
-        "SELECT release_id FROM releases WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY created_at_utc, release_id",
-        [json.dumps(sorted(run_ids))],
-    )
-    return [str(row["release_id"]) for row in rows]

@@ -16,6 +16,8 @@ from conversations.messages import Json, utc_now, utc_text
 from conversations.store import Record, Row, Transaction
 
 SERVER_SILENCE = timedelta(seconds=20)
+# How a training that started from the base student says so, where another names a release.
+STARTED_FROM_BASE = "base"
 
 
 class ReleaseKind(StrEnum):
@@ -47,7 +49,7 @@ class ServerState(StrEnum):
 
 @dataclass(frozen=True)
 class Release:
-    """A version of the student."""
+    """A version of the student. `started_from` is the release that learned on to become this one, None for the base student."""
 
     release_id: str
     run_id: str | None
@@ -58,6 +60,14 @@ class Release:
     metrics: Mapping[str, Json]
     created_at_utc: str
     state: ReleaseState
+    started_from: str | None = None
+
+    @property
+    def start(self) -> str:
+        """From what its training started: a release, or "base"; the base student itself was not trained here."""
+        if self.kind is ReleaseKind.BASE:
+            return ""
+        return self.started_from or STARTED_FROM_BASE
 
 
 @dataclass(frozen=True)
@@ -322,6 +332,7 @@ def _enter(transaction: Transaction, release: Release, actor: str, reason: str) 
             "weights_digest": release.weights_digest,
             "metrics_json": json.dumps(dict(release.metrics), sort_keys=True),
             "created_at_utc": release.created_at_utc,
+            "started_from": release.started_from,
         },
     )
     _event(transaction, release.release_id, "registered", actor, reason)
@@ -389,4 +400,5 @@ def _release_of(row: Row, state: ReleaseState) -> Release:
         metrics=json.loads(str(row["metrics_json"])),
         created_at_utc=str(row["created_at_utc"]),
         state=state,
+        started_from=None if row["started_from"] is None else str(row["started_from"]),
     )

@@ -199,15 +199,17 @@ def runs(record: Record, limit: int = 50) -> list[Run]:
 def run_events(record: Record, run_id: str) -> list[RunEvent]:
     """Return what happened in a run, in order."""
     return [
-        RunEvent(
-            str(row["run_id"]),
-            str(row["stage"]),
-            str(row["event"]),
-            json.loads(str(row["detail_json"])),
-            str(row["happened_at_utc"]),
-        )
-        for row in record.query("SELECT * FROM run_events WHERE run_id = ? ORDER BY run_event_id", [run_id])
+        _event_of(row) for row in record.query("SELECT * FROM run_events WHERE run_id = ? ORDER BY run_event_id", [run_id])
     ]
+
+
+def latest_event(record: Record, run_id: str, *, stage: str, event: str) -> RunEvent | None:
+    """Return the newest event of a kind in a run's stage, or None where there is none yet."""
+    row = record.one(
+        "SELECT * FROM run_events WHERE run_id = ? AND stage = ? AND event = ? ORDER BY run_event_id DESC LIMIT 1",
+        [run_id, stage, event],
+    )
+    return _event_of(row) if row else None
 
 
 def new_conversations(record: Record, run_id: str | None) -> int:
@@ -233,11 +235,32 @@ def note_use(record: Record, run_id: str, used: Mapping[str, Split]) -> None:
         )
 
 
+def settle_use(record: Record, run_id: str, *, unused: Iterable[str], passages: Iterable[str]) -> None:
+    """Enter what became of decisions that a run might have used: those it did not, and the passages that the others rest on."""
+    with record.write() as transaction:
+        for decision_id in unused:
+            transaction.execute(
+                "DELETE FROM run_decisions WHERE run_id = ? AND decision_id = ? AND used_as = 'train'", [run_id, decision_id]
+            )
+        for passage in sorted(set(passages)):
+            transaction.execute("INSERT OR IGNORE INTO run_passages VALUES (?, ?)", [run_id, passage])
+
+
 def note_passages(record: Record, run_id: str, passages: Iterable[str]) -> None:
     """Enter which handbook passages a run's training set rests on, so that a changed handbook finds who learnt the old words."""
     with record.write() as transaction:
         transaction.execute("DELETE FROM run_passages WHERE run_id = ?", [run_id])
         transaction.insert_many("run_passages", [{"run_id": run_id, "passage_hash": each} for each in sorted(set(passages))])
+
+
+def _event_of(row: Row) -> RunEvent:
+    return RunEvent(
+        str(row["run_id"]),
+        str(row["stage"]),
+        str(row["event"]),
+        json.loads(str(row["detail_json"])),
+        str(row["happened_at_utc"]),
+    )
 
 
 def _request_of(row: Row) -> RunRequest:

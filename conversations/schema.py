@@ -71,6 +71,12 @@ def m003_paid_judged_and_reviewed(db: Database) -> None:
     _run_script(db, "003_paid_judged_and_reviewed.sql")
 
 
+@record_migrations()
+def m004_lineage_of_releases(db: Database) -> None:
+    """Know which release a release started from."""
+    _run_script(db, "004_lineage_of_releases.sql")
+
+
 def _run_script(db: Database, name: str) -> None:
     for statement in statements(files("conversations").joinpath("migrations", name).read_text(encoding="utf-8")):
         db.conn.execute(statement)

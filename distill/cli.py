@@ -23,6 +23,7 @@ from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
 from distill.cycle import due_because, newest_complete_run, perform_stage, refusal, run_cycle, schedule
+from distill.offline import keep_libraries_offline
 from distill.run import Announce, Manifest, Stage, new_run, open_run
 from distill.settings import DistillSettings
 
@@ -46,6 +47,7 @@ RunName = Annotated[
 
 def main() -> None:
     """Run the command; known failures become one message and an exit code."""
+    keep_libraries_offline()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     run_command(app)
 
@@ -141,6 +143,7 @@ def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> 
                 "state": each.state.value,
                 "base": each.base,
                 "kind": each.kind.value,
+                "started_from": each.start or None,
                 "created_at_utc": each.created_at_utc,
                 "metrics": dict(each.metrics),
             }
@@ -148,9 +151,9 @@ def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> 
         ]
         _print_json({"in_service": current, "releases": rows})
         return
-    table = Table("release", "state", "kind", "run", "made")
+    table = Table("release", "state", "kind", "started from", "run", "made")
     for each in every:
-        table.add_row(each.release_id, each.state.value, each.kind.value, each.run_id or "", each.created_at_utc)
+        table.add_row(each.release_id, each.state.value, each.kind.value, each.start, each.run_id or "", each.created_at_utc)
     Console(emoji=False).print(table if every else "no release yet; `support-bot student` enters the base student")
 
 

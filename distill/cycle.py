@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 
 _SECONDS_BEFORE_NEXT_TRY = 3600.0
 _ENDED_EARLY = "ended early"
+_REPLAY = "assemble/replay.jsonl"
 _INPUTS: Mapping[Stage, tuple[str, ...]] = {
     Stage.CHOOSE: (),
     Stage.TEACH: ("choose/decisions.jsonl",),
     Stage.VERIFY: ("choose/decisions.jsonl", "teach/answers.jsonl"),
     Stage.ASSEMBLE: ("choose/decisions.jsonl", "teach/answers.jsonl", "verify/verdicts.jsonl"),
-    Stage.TRAIN: ("assemble/train.jsonl", "assemble/validation.jsonl"),
+    Stage.TRAIN: ("assemble/train.jsonl", "assemble/validation.jsonl", _REPLAY),
     Stage.EVALUATE: ("assemble/test.jsonl",),
     Stage.PROMOTE: ("evaluate/rows.jsonl",),
 }
@@ -49,12 +50,17 @@ def perform_stage(run: Run, stage: Stage) -> Manifest:
     """
     for earlier in STAGES[: STAGES.index(stage)]:
         run.manifest(earlier)
-    return run.perform(stage, _work(stage), inputs=[run.folder / name for name in _INPUTS[stage]])
+    inputs = [run.folder / name for name in _INPUTS[stage]]
+    # A run that an earlier version assembled has no replay.
+    return run.perform(
+        stage, _work(stage), inputs=[path for path in inputs if path != run.folder / _REPLAY or path.is_file()]
+    )
 
 
 def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, run_id: str | None = None) -> CycleResult:
     """Do every stage that is not done, in the named run, the interrupted one with these settings, or a new one."""
     check_before(settings)
+    check_start(record, settings)
     with _run_of(record, settings, announce, run_id) as run:
         for stage in STAGES:
             perform_stage(run, stage)
@@ -72,13 +78,15 @@ def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, 
 def check_before(settings: DistillSettings) -> None:
     """Look for what would stop a cycle after its teacher was paid.
 
-    Raises OperatorError for a student that is not there or weights that it could not serve, a figure that nobody measures,
-    a teacher or judge that must not be used or whose key is missing, and a second pass of redaction that is not installed.
+    Raises OperatorError for a student that is not there or has another one's tokenizer, weights that it could not serve, more
+    training processes than GPUs, a figure that nobody measures, a teacher or judge that must not be used or whose key is missing,
+    and a second pass of redaction that is not installed.
     """
     from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teaching.budget import check_teachers
     from distill.evaluation.metrics import Metric
+    from distill.training.decisions.vocabulary import check_vocabulary
 
     place, base = settings.settings_file, settings.student.base
     if not (base / "config.json").is_file():
@@ -86,6 +94,8 @@ def check_before(settings: DistillSettings) -> None:
             f"{place} [student] base: there is no model in {base}; expected a folder with config.json and its weights; "
             "`distill unpack-student --out FOLDER` unpacks the embedded one, or set another path"
         )
+    if (base / "tokenizer.json").is_file():
+        check_vocabulary(base)
     if settings.train.kind == "full":
         raise OperatorError(
             f'{place} [train] kind = "full": only adapters can be served and measured yet; set kind = "lora"'
@@ -99,10 +109,26 @@ def check_before(settings: DistillSettings) -> None:
         raise OperatorError(
             f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
         )
+    if settings.train.processes:
+        from distill.training.processes.launch import process_count
+
+        process_count(settings.train)
     check_second_pass(settings.redaction)
     check_teachers(settings)
     if settings.judge:
         judge_teacher(settings)
+
+
+def check_start(record: Record, settings: DistillSettings) -> None:
+    """Make sure, before a teacher is paid, that the release in service can learn on where the settings say so.
+
+    Raises OperatorError, naming what is in its way.
+    """
+    if settings.train.start_from == "release":
+        from distill.dataset.choosing.taught import starting_release
+        from distill.training.starting import starting_point
+
+        starting_point(record, settings, starting_release(record, settings))
 
 
 def refusal(result: CycleResult) -> Refused | None:

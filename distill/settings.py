@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from conversations.artefacts import TOKEN_CACHE_FOLDER
 from conversations.settings import (
     PromptTable,
     RecordTable,
@@ -309,3 +310,8 @@ class DistillSettings(RoomSettings):
 def handbook_vectors(settings: DistillSettings) -> Path:
     """Return the folder that keeps the embeddings of the handbook, beside the runs; it can be made again at any time."""
     return settings.runs.folder / "handbook_vectors"
+
+
+def token_cache(settings: DistillSettings) -> Path:
+    """Return the folder that keeps rows as token ids, beside the runs; it can be made again at any time, and an erasure knows it."""
+    return settings.runs.folder / TOKEN_CACHE_FOLDER

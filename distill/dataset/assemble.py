@@ -1,10 +1,10 @@
 """Assemble: accepted answers become the training and validation sets; held-out decisions become the edition of the test set.
 
 In: the rows of choose, teach and verify, the handbook, and what operators approved. Out: `assemble/train.jsonl`,
-`validation.jsonl` and `test.jsonl`, the data card, and the record's note of what this run learns from. An edition, once frozen,
-never changes: the next one is the old one and the new held-out decisions. Nothing of a held-out conversation, cluster or answer is
-ever in training, and nothing of an erased one anywhere. The handbook's own rows are for training alone. The files are the same,
-byte for byte, however often the run was killed.
+`validation.jsonl` and `test.jsonl`, in `replay.jsonl` what earlier runs taught and may be learnt again, the data card, and the
+record's note of what this run learns from. An edition, once frozen, never changes: the next one is the old one and the new
+held-out decisions. Nothing of a held-out conversation, cluster or answer is ever in training, and nothing of an erased one
+anywhere. The handbook's own rows are for training alone. The files are the same, byte for byte, however often the run was killed.
 """
 
 from collections import Counter
@@ -25,6 +25,7 @@ from distill.dataset.assembling.figures import Figures
 from distill.dataset.assembling.leaks import HeldOut, KnownTexts, references_of
 from distill.dataset.assembling.logged import logged_replies
 from distill.dataset.assembling.refusals import UNSUPPORTED, honest_refusals
+from distill.dataset.assembling.replay import Replay, write_replay
 from distill.dataset.assembling.rows import Sources, is_accepted, read_sources, write_lines
 from distill.dataset.handbook.answering import DECLINED, GREETING, WELCOME
 from distill.dataset.handbook.articles import Handbook
@@ -79,16 +80,20 @@ def assemble(run: Run) -> Outcome:
     _leave_out_surplus(sources, sorting)
     study = _study(run, handbook, tested.questions)
     splits = _write_learnt(sources, sorting, study, figures)
+    run.report_progress(Stage.ASSEMBLE, 0.8)
     if Split.TRAIN not in splits.values():
         raise Refused(
             f"no answer is left to learn from: {sorting.chosen} decisions, {_told(sorting)}; "
             "expected at least one accepted answer in training; see verify/verdicts.jsonl of this run"
         )
     write_lines(run.stage_folder(Stage.ASSEMBLE) / _FILES[Split.TEST], tested.edition.lines.values())
-    runs.note_use(run.record, run.run_id, {**splits, **dict.fromkeys(tested.edition.lines, Split.TEST)})
+    replay = write_replay(sources, handbook, tested.held_out, taught_now=splits.keys(), withdrawn=sorting.withdrawn)
+    # What may be replayed counts as learnt until training has drawn from it and says what it took.
+    learnt = {**dict.fromkeys(replay.decision_ids, Split.TRAIN), **splits}
+    runs.note_use(run.record, run.run_id, {**learnt, **dict.fromkeys(tested.edition.lines, Split.TEST)})
     runs.note_passages(run.record, run.run_id, figures.passages)
-    counts = _counts(sorting, study)
-    details = _details(run, sorting, tested, study, figures)
+    counts = _counts(sorting, study, replay)
+    details = {**_details(run, sorting, tested, study, figures), "replay": replay.figures()}
     write_card(run, counts, details, figures)
     return Outcome(counts, details)
 
@@ -236,13 +241,13 @@ def _write_learnt(sources: Sources, sorting: _Sorting, study: Study, figures: Fi
     return splits
 
 
-def _counts(sorting: _Sorting, study: Study) -> Counts:
-    reasons = Counter(sorting.against.values())
+def _counts(sorting: _Sorting, study: Study, replay: Replay) -> Counts:
+    reasons = Counter(sorting.against.values()) + replay.left_out
     if study.twins_of_test:
         reasons["twin_of_test"] += study.twins_of_test
     return Counts(
-        taken_in=sorting.chosen + len(study.rows) + study.twins_of_test,
-        accepted=sorting.chosen - len(sorting.against) - len(sorting.unscored) + len(study.rows),
+        taken_in=sorting.chosen + len(study.rows) + study.twins_of_test + replay.considered,
+        accepted=sorting.chosen - len(sorting.against) - len(sorting.unscored) + len(study.rows) + replay.rows,
         rejected=sum(reasons.values()),
         unscored=len(sorting.unscored),
         rejected_by_reason=dict(sorted(reasons.items())),

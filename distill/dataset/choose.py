@@ -23,9 +23,10 @@ from conversations.vectors import vectors as kept_vectors
 from distill.dataset.choosing.candidates import Candidate, candidates
 from distill.dataset.choosing.clusters import Clusters, LeftOut, Placed
 from distill.dataset.choosing.files import choose_from_files
-from distill.dataset.choosing.rows import chosen_rows
+from distill.dataset.choosing.rows import Wanted, chosen_rows
 from distill.dataset.choosing.selection import fills, strength, within_limit, without_further_twins, worth_teaching
 from distill.dataset.choosing.signals import with_new_topic
+from distill.dataset.choosing.taught import known_already, starting_release, without_known
 from distill.dataset.choosing.topics import topics_of
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.prompt_names import prompt_name
@@ -42,19 +43,24 @@ _EMBEDDED_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, what the record is to keep of it, and how many were not chosen, by reason."""
+    """What was chosen, what the record is to keep of it, and how many were not chosen, by reason.
+
+    `starts_from` is the release that the student of this run learns on from, None for the base student.
+    """
 
     rows: tuple[ChosenRow, ...]
     decisions: tuple[kept.Decision, ...]
     vectors: Mapping[str, bytes]
     left_out: Mapping[str, int]
+    starts_from: str | None
     seconds: Mapping[str, float]
 
 
 class _Tally(RowModel):
-    """What a choice left out, written beside its rows so that a killed stage need not choose again."""
+    """What a choice left out and rests on, written beside its rows so that a killed stage need not choose again."""
 
     left_out: dict[str, int]
+    starts_from: str | None = None
 
 
 @dataclass
@@ -99,7 +105,7 @@ def choose(run: Run) -> Outcome:
             'use but say nothing of consent, mark them "consent": true or set [choose] learn_from_unknown_consent = true'
         )
     began = time.monotonic()
-    tally = _Tally(left_out=dict(sorted(choice.left_out.items())))
+    tally = _Tally(left_out=dict(sorted(choice.left_out.items())), starts_from=choice.starts_from)
     write_whole(folder / "counts.json", tally.model_dump_json(indent=2) + "\n")
     run.write_rows(Stage.CHOOSE, "decisions.jsonl", choice.rows)
     kept.put_decisions(run.record, choice.decisions)
@@ -124,12 +130,15 @@ def plan_decisions(
     watch = _Watch(progress)
     table = settings.choose
     left_out: dict[str, LeftOut] = {}
+    starts_from = starting_release(record, settings)
     every = list(candidates(record, settings))
     watch.done("read", 0.1, "clusters")
     known = {decision.decision_id: decision for decision in kept.decisions(record)}
     tested = {name for name, decision in known.items() if decision.split is Split.TEST}
     clusters = Clusters(every, known, table, table.split_salt or record.fact("split_salt"))
-    placed = clusters.place(worth_teaching(every, known, table, left_out), left_out)
+    worth = worth_teaching(every, known, table, left_out)
+    worth = without_known(worth, known, known_already(record, settings, run_id, starts_from), left_out)
+    placed = clusters.place(worth, left_out)
     placed = clusters.without_twins_of_test(placed, left_out)
     placed = without_further_twins(placed, known, clusters, table.max_twins, left_out)
     watch.done("cluster", 0.2, "embeddings" if with_topics else "rows")
@@ -139,7 +148,8 @@ def plan_decisions(
         vectors, topics, placed = _compared_by_meaning(record, every, placed, known, clusters, settings, left_out, watch)
     placed = within_limit(placed, table, table.max_decisions, topics, left_out, tested)
     watch.done("select", 0.75, "personal data")
-    made = {row.decision_id: row for row in chosen_rows(record, settings, placed, topics, second_pass)}
+    wanted = [_wanted(each, topics) for each in placed]
+    made = {row.decision_id: row for row in chosen_rows(record, settings, wanted, second_pass)}
     placed = _once_more(placed, made, known, settings, left_out)
     watch.done("redact", 0.95, "writing")
     assert len(every) == len(placed) + len(left_out), "a candidate was lost, or chosen and left out at once"
@@ -149,6 +159,7 @@ def plan_decisions(
         decisions=tuple(_decision(each, made[each.name], run_id) for each in placed),
         vectors={each.name: vectors[each.name].astype(np.float16).tobytes() for each in placed if each.name in vectors},
         left_out=dict(Counter(reason.value for reason in left_out.values())),
+        starts_from=starts_from,
         seconds=watch.seconds,
     )
 
@@ -273,6 +284,18 @@ def _once_more(
     return [each for each in left if each.name not in left_out]
 
 
+def _wanted(placed: Placed, topics: Mapping[str, str]) -> Wanted:
+    return Wanted(
+        decision_id=placed.name,
+        conversation_id=placed.candidate.conversation_id,
+        question_turn_id=placed.candidate.question_turn_id,
+        cluster_id=placed.cluster_id,
+        topic=topics.get(placed.name, ""),
+        split=placed.split,
+        signals=placed.candidate.signals,
+    )
+
+
 def _decision(placed: Placed, row: ChosenRow, run_id: str) -> kept.Decision:
     return kept.Decision(
         decision_id=row.decision_id,
@@ -299,9 +322,8 @@ def _taken_up(run: Run, there: Collection[str]) -> Outcome:
     rows = [row for row in written if row.decision_id in there]
     tally = _Tally.model_validate(read_json(path / "counts.json"))
     if len(rows) < len(written):
-        tally = _Tally(
-            left_out={**tally.left_out, LeftOut.GONE: tally.left_out.get(LeftOut.GONE, 0) + len(written) - len(rows)}
-        )
+        gone = tally.left_out.get(LeftOut.GONE, 0) + len(written) - len(rows)
+        tally = tally.model_copy(update={"left_out": {**tally.left_out, LeftOut.GONE: gone}})
         run.write_rows(Stage.CHOOSE, "decisions.jsonl", rows)
     return _outcome(rows, tally, {})
 
@@ -322,6 +344,7 @@ def _outcome(rows: Sequence[ChosenRow], tally: _Tally, seconds: Mapping[str, flo
             "by_reason": _counted(row.chosen_because for row in rows),
             "by_signal": _counted(signal for row in rows for signal in row.signals),
             "clusters": len({row.cluster_id for row in rows}),
+            "starts_from": tally.starts_from,
             "seconds": dict(seconds),
         },
     )

@@ -87,6 +87,7 @@ def register_candidate(run: Run) -> str:
     release_id = run.run_id.replace("run_", "student-")
     adapter = run.folder / Stage.TRAIN / "adapter"
     if release_id not in {release.release_id for release in releases.releases(run.record)}:
+        start = str(run.manifest(Stage.TRAIN).details.get("started_from", releases.STARTED_FROM_BASE))
         releases.register(
             run.record,
             releases.Release(
@@ -99,9 +100,10 @@ def register_candidate(run: Run) -> str:
                 metrics={},
                 created_at_utc=utc_now(),
                 state=releases.ReleaseState.CANDIDATE,
+                started_from=None if start == releases.STARTED_FROM_BASE else start,
             ),
             actor="distill evaluate",
-            reason=f"trained by {run.run_id}",
+            reason=f"trained by {run.run_id}, started from {start}",
         )
     releases.want(run.record, release_id, wanted_by="distill evaluate")
     return release_id

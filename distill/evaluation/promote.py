@@ -59,7 +59,7 @@ def promote(run: Run) -> Outcome:
             unscored=int(verdict.outcome is GateOutcome.INCONCLUSIVE),
             rejected_by_reason={"gate": 1} if verdict.outcome is GateOutcome.REFUSE else {},
         ),
-        {**verdict.as_json(), "release_id": release_id},
+        {**verdict.as_json(), "release_id": release_id, "started_from": report["started_from"]},
     )
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from conversations.errors import OperatorError
 from conversations.messages import Json, Role
+from conversations.releases import STARTED_FROM_BASE
 from distill.evaluation.evaluate import ROWS, TAKEN
 from distill.evaluation.intervals import Estimate, Score, difference_of_means, mean, percentile, ratio_of_means
 from distill.evaluation.metrics import Metric
@@ -59,6 +60,7 @@ def build_report(run: Run) -> Report:
         "test_edition": assembled.get("test_edition"),
         "test_digest": assembled.get("test_digest"),
         "release_id": run.manifest(Stage.EVALUATE).details.get("candidate"),
+        "started_from": run.manifest(Stage.TRAIN).details.get("started_from"),
     }
 
 
@@ -114,9 +116,11 @@ def printed(report: Report) -> RenderableType:
         table,
         Text(f"Kept of the teacher's {report['quality_metric']}: {_share(report['retained'])}"),
     ]
+    # A report of an earlier version says nothing of it: every training started from the base then.
+    started = report.get("started_from") or STARTED_FROM_BASE
     lines.append(Text(f"Gate: {gate.get('outcome', 'not asked')}", style="bold"))
     lines += [Text(f"  - {reason}") for reason in (reasons if isinstance(reasons, list) else [])]
-    lines.append(Text(f"Release: {report['release_id']}   Folder: {report['run_path']}"))
+    lines.append(Text(f"Release: {report['release_id']}, started from {started}   Folder: {report['run_path']}"))
     if any(_mapping(model).get("comparable") is False for model in models.values()):
         lines.append(Text("* " + _HANDBOOK_NOTE, style="dim"))
     return Group(*lines)

@@ -4,8 +4,9 @@ In: a checkpoint folder of the student and the files `train.jsonl` and `validati
 adapter that vLLM loads as it is, or a full checkpoint, with metrics and a model card. Never talks to a teacher, never
 reads the record, never looks at a test set.
 
-In reading order: `embedded` (the small student that the demo needs), `decisions` (rows as token ids), `batches` (rows
-of a conversation as one tree), `losses` (cross-entropy on the answers alone), `student` (the model that learns),
-`checkpoint` (killed and continued, bit for bit), `fitting` (the loop), `card` (what the weights say of themselves),
-`train` (the stage).
+In reading order: `decisions` (rows as token ids, made once), `batches` (rows of a conversation as one tree), `losses`
+(cross-entropy on the answers alone), `weights` (adapters, the embedded student, the card), `student` (the model that learns),
+`planning` and `rates` (every step before the first), `processes` (several that train as one), `passes` (gradients, by
+micro-batches), `checkpoint` and `fingerprint` (killed and continued, bit for bit), `fitting` (the loop), `result`, `train` (the
+stage).
 """

@@ -6,6 +6,7 @@ step, so that there is always a whole one. Never continues a training of another
 
 import os
 import pickle
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,18 @@ from zipfile import BadZipFile
 
 import torch
 
-from conversations.errors import OperatorError
+from conversations.errors import OperatorError, OutsideError
+from distill.training.disk import disk_failure
 
 Fingerprint = Mapping[str, str]
 
 
 @dataclass
 class Position:
-    """How far a training is, after whole steps. Losses in nats per scored token; steps count from 1."""
+    """How far a training is, after whole steps. Losses in nats per scored token; steps count from 1.
+
+    `token_budget` is that of a micro-batch, which running out of memory halves.
+    """
 
     step: int = 0
     tokens_done: int = 0
@@ -33,6 +38,7 @@ class Position:
     last_loss: float | None = None
     metrics_bytes: int = 0
     seconds: float = 0.0
+    token_budget: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,21 +55,41 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint file in one step; it is on the disk when this returns."""
+    """Replace the checkpoint file in one step; it is on the disk when this returns.
+
+    Raises OutsideError where it does not fit on the disk; the checkpoint before it stays whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(path.name + ".half")
-    with half.open("wb") as out:
-        torch.save(
-            {
-                **vars(checkpoint),
-                "fingerprint": dict(checkpoint.fingerprint),
-                "position": dict(vars(checkpoint.position)),
-            },
-            out,
-        )
-        out.flush()
-        os.fsync(out.fileno())
-    half.replace(path)
+    held = {
+        **vars(checkpoint),
+        "fingerprint": dict(checkpoint.fingerprint),
+        "position": dict(vars(checkpoint.position)),
+    }
+    try:
+        with half.open("wb") as file:
+            torch.save(held, file)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(path)
+    except (OSError, RuntimeError) as error:
+        failure = disk_failure(error)
+        half.unlink(missing_ok=True)
+        if failure is None:
+            raise
+        raise OutsideError(
+            f"{path}: the checkpoint after step {checkpoint.position.step} cannot be written: {failure.strerror}; it takes "
+            f"{_bytes_of(held)} bytes and {shutil.disk_usage(path.parent).free} are free; the checkpoint before it is whole: make "
+            "room and run the same again"
+        ) from None
+
+
+def _bytes_of(held: object) -> int:
+    if isinstance(held, torch.Tensor):
+        return int(held.numel() * held.element_size())
+    if isinstance(held, Mapping):
+        return sum(map(_bytes_of, held.values()))
+    return 0
 
 
 def load_checkpoint(path: Path) -> Checkpoint | None:

@@ -24,6 +24,7 @@ from distill.training.batches.layout import Layout, layout_on
 from distill.training.batches.packing import Batch
 from distill.training.forward import Forward, proven_forward
 from distill.training.losses.head import answer_loss
+from distill.training.processes.sharding import Sharding, divided_as, whole
 from distill.training.weights.adapters import adapt, adapted_layers, save_adapters
 
 Precision = Literal["float32", "bfloat16"]
@@ -53,11 +54,10 @@ class LearningStudent:
         self.kind = kind
         self.precision = precision
         self.first_layer = first_layer
-        self.device: torch.device = next(self._model.parameters()).device
-        self.trainable: dict[str, torch.nn.Parameter] = {
-            name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad
-        }
-        self.parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        self.device: torch.device = next(model.parameters()).device
+        self.trainable = _trainable(model)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.family = str(model.config.model_type)
 
     def loss_sum(self, batch: Batch, frozen: torch.Tensor | None = None) -> torch.Tensor:
         """Return the weighted sum of the batch's negative log-likelihoods in nats, a scalar with its graph.
@@ -91,15 +91,29 @@ class LearningStudent:
         """Return how trees become micro-batches for this student; an empty budget is the device's own."""
         return layout_on(self.device, token_budget=token_budget, by_blocks=self._forward.by_blocks)
 
+    def divide(self, size: int) -> Sharding:
+        """Divide what learns among so many processes, each of which does the same.
+
+        Raises OperatorError where there are no layers to divide.
+        """
+        if not self._forward.by_layers:
+            raise OperatorError(
+                f"[train] processes is {size}, and the layers of a {type(self._model).__name__} cannot be run one by one, so that "
+                f'its weights cannot be divided among processes; set processes = 1, or kind = "lora"'
+            )
+        sharding = Sharding(self._model, self._forward.layers[self.first_layer :], size=size)
+        self.trainable = _trainable(self._model)
+        return sharding
+
     def learned(self) -> dict[str, torch.Tensor]:
         """Return a copy of the trainable weights by name."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.trainable.items()}
+        return {name: whole(parameter.detach()).cpu().clone() for name, parameter in self.trainable.items()}
 
     def put_back(self, learned: dict[str, torch.Tensor]) -> None:
         """Set the trainable weights to a copy made by `learned`."""
         with torch.no_grad():
             for name, parameter in self.trainable.items():
-                parameter.copy_(learned[name])
+                parameter.copy_(divided_as(learned[name], parameter))
 
     def save(self, folder: Path, *, base_dir: Path, base_name: str) -> None:
         """Write the weights into a new folder: an adapter in PEFT's format, or a whole checkpoint in bfloat16."""
@@ -213,6 +227,10 @@ def _first_layer(forward: Forward, base_dir: Path, settings: TrainTable) -> int:
             f"give at most {count}, or leave the key out to let all of them learn"
         )
     return count - settings.last_layers
+
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def device_at_hand() -> torch.device:

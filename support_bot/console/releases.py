@@ -74,7 +74,7 @@ def show_releases(record: Record) -> str:
     for load in releases.loads(record):
         loaded.setdefault(load.server_id, []).append(load.release_id if load.loaded else f"{load.release_id}: {load.detail}")
     every = markup.table(
-        ("release", "state", "kind", "base", "run", "made (UTC)"),
+        ("release", "state", "kind", "base", "started from", "run", "made (UTC)"),
         [_release_row(each) for each in releases.releases(record)],
         empty="No release yet; `support-bot student` enters the base student when it starts.",
     )
@@ -108,6 +108,7 @@ def _release_row(each: Release) -> tuple[markup.Cell, ...]:
         markup.pill(each.state.replace("_", " "), _TONES[each.state]),
         each.kind,
         each.base,
+        markup.code(each.start or None),
         markup.code(each.run_id),
         markup.moment(each.created_at_utc),
     )

@@ -70,20 +70,33 @@ def show_runs(record: Record) -> str:
         empty="Nobody has asked for a run.",
     )
     every = markup.table(
-        ("run", "state", "stage", "progress of the stage", "outcome", "begun (UTC)", "ended (UTC)"),
-        [_row(each) for each in runs.runs(record, SHOWN)],
+        ("run", "state", "stage", "progress of the stage", "learning", "outcome", "begun (UTC)", "ended (UTC)"),
+        [_row(record, each) for each in runs.runs(record, SHOWN)],
         empty="No run yet.",
     )
     return f"{markup.heading('Runs')}{every}{markup.heading('Requests')}{requests}"
 
 
-def _row(run: Run) -> tuple[markup.Cell, ...]:
+def _row(record: Record, run: Run) -> tuple[markup.Cell, ...]:
     return (
         markup.code(run.run_id),
         markup.pill(run.state, _TONES[run.state]),
         run.stage,
         markup.bar(run.progress) if run.state is RunState.RUNNING else None,
+        _learning(record, run),
         run.outcome,
         markup.moment(run.started_at_utc),
         markup.moment(run.finished_at_utc),
     )
+
+
+def _learning(record: Record, run: Run) -> str:
+    """Return the newest losses of a training that goes on, in nats per token; "" where none does."""
+    if run.state is not RunState.RUNNING or run.stage != "train":
+        return ""
+    step = runs.latest_event(record, run.run_id, stage="train", event="step")
+    held_out = runs.latest_event(record, run.run_id, stage="train", event="validation")
+    told = [f"step {step.detail['step']}: loss {step.detail['loss']:.3f}"] if step else []
+    if held_out:
+        told.append(f"held out {held_out.detail['validation_nll']:.3f} after step {held_out.detail['step']}")
+    return ", ".join(told)

@@ -38,7 +38,7 @@ def learned(small: SmallRun, run: Run, passage: str) -> None:
     with small.record.write() as transaction:
         transaction.execute("INSERT OR IGNORE INTO run_passages VALUES (?, ?)", [run.run_id, passage])
         transaction.execute(
-            "INSERT INTO releases VALUES ('release_1', ?, 'base', 'lora', '/w', 'd', '{}', '2026-08-01T00:00:00Z')",
+            "INSERT INTO releases VALUES ('release_1', ?, 'base', 'lora', '/w', 'd', '{}', '2026-08-01T00:00:00Z', NULL)",
             [run.run_id],
         )
 

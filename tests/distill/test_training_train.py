@@ -19,8 +19,10 @@ from conversations.errors import OperatorError
 from conversations.prompt import Renderer
 from distill.settings import TrainTable
 from distill.training.decisions.reading import read_decisions
-from distill.training.fitting import TrainProgress, learning_rate_at
-from distill.training.train import TrainRequest, train
+from distill.training.fitting import TrainProgress
+from distill.training.rates import learning_rate_at
+from distill.training.request import TrainRequest
+from distill.training.train import train
 
 SETTINGS = TrainTable(
     rank=4,

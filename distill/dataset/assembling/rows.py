@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from conversations.decisions import AnswerAuthor, Verdict
 from conversations.messages import Role
@@ -33,23 +34,25 @@ class Sources:
         """Return the row of a data set; `as_unknown` teaches it as an honest refusal."""
         if as_unknown:
             text = self.run.settings.assemble.unknown_answer
-            return _row(row, MessageRow(role=Role.ASSISTANT, content=text), teacher=refusals.TEACHER)
+            return row_with(row, MessageRow(role=Role.ASSISTANT, content=text), teacher=refusals.TEACHER)
         answer = self.answers.get(row.decision_id)
         if answer is None:
-            return _row(row, MessageRow(role=Role.ASSISTANT, content=""), teacher=self.run.settings.teach.teacher)
-        return _row(
+            return row_with(row, MessageRow(role=Role.ASSISTANT, content=""), teacher=self.run.settings.teach.teacher)
+        return row_with(
             row,
             MessageRow(role=Role.ASSISTANT, content=answer.text, extra_json=answer.extra_json),
             teacher=answer.teacher,
-            weight=self._weight(row, answer),
-            answer=answer,
+            weight=self.weight(row, answer.author, answer.answer_id),
+            answer_id=answer.answer_id,
+            passages=answer.passages,
+            licence=answer.licence,
         )
 
-    def _weight(self, row: ChosenRow, answer: AnswerRow) -> float:
+    def weight(self, row: ChosenRow, author: AnswerAuthor, answer_id: str) -> float:
         """Return how much a row counts: what a person answered as `choose` says, what one approved as much, and never twice."""
-        if answer.author is not AnswerAuthor.TEACHER:
+        if author is not AnswerAuthor.TEACHER:
             return row.weight
-        return self.run.settings.choose.person_weight if answer.answer_id in self.approved else min(row.weight, 1.0)
+        return self.run.settings.choose.person_weight if answer_id in self.approved else min(row.weight, 1.0)
 
 
 def read_sources(run: Run, approved: Iterable[str]) -> Sources:
@@ -68,9 +71,17 @@ def is_accepted(verdict: VerdictRow | None) -> bool:
     return verdict is not None and verdict.verdict is Verdict.ACCEPTED
 
 
-def _row(
-    row: ChosenRow, last: MessageRow, *, teacher: str, weight: float = 1.0, answer: AnswerRow | None = None
+def row_with(
+    row: ChosenRow,
+    last: MessageRow,
+    *,
+    teacher: str,
+    weight: float = 1.0,
+    answer_id: str = "",
+    passages: tuple[str, ...] = (),
+    licence: Literal["yes", "unknown"] = "yes",
 ) -> DatasetRow:
+    """Return the row of a data set for a decision and what is to be answered."""
     return DatasetRow(
         decision_id=row.decision_id,
         conversation_id=row.conversation_id,
@@ -83,9 +94,9 @@ def _row(
         turn_depth=row.turn_depth,
         labels=row.labels,
         offered=row.offered,
-        answer_id=answer.answer_id if answer else "",
-        passages=answer.passages if answer else (),
-        licence=answer.licence if answer else "yes",
+        answer_id=answer_id,
+        passages=passages,
+        licence=licence,
         messages=(*row.messages, last),
     )
 

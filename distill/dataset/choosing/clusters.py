@@ -37,6 +37,7 @@ class LeftOut(StrEnum):
     NO_CONSENT = "no_consent"
     TOO_SHORT = "too_short"
     HISTORY_TOO_LONG = "history_too_long"
+    TAUGHT_BEFORE = "taught_before"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     JOINS_SPLITS = "joins_splits"

@@ -29,6 +29,7 @@ from conversations.redaction import Redactor, SecondPass
 from conversations.store import Record
 from distill.dataset.choosing.file_splits import Placing, place
 from distill.dataset.choosing.lines import Example, read_example
+from distill.dataset.choosing.taught import starting_release
 from distill.dataset.second_pass import second_pass
 from distill.rows import ChosenRow, LabelsRow, LoggedReply, MessageRow, OfferedRow, Task
 from distill.run import Counts, Outcome, Run, Stage
@@ -112,6 +113,7 @@ def choose_from_files(run: Run) -> Outcome:
             "by_split": splits,
             "by_reason": {BECAUSE: len(rows)},
             "clusters": len({row.cluster_id for row in rows}),
+            "starts_from": starting_release(run.record, run.settings),
             "problems": problems,
         },
     )

@@ -1,27 +1,39 @@
 """The rows of what was chosen: each decision's messages, redacted with its whole conversation, and what stood beside them.
 
-In: the chosen candidates; their conversations are read again, and no others, because looking for personal data takes most of the
-time. Out: one row each. Nothing that was said leaves here unredacted.
+In: names and places of decisions; their conversations are read again, and no others, because looking for personal data takes most
+of the time. Out: one row each. Nothing that was said leaves here unredacted.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from conversations.decisions import Answer, AnswerAuthor, newest_answers
 from conversations.dialogues import Dialogue, dialogues
 from conversations.exchange.raw_json import members
-from conversations.messages import Author, ChatMessage, Json, Role
+from conversations.messages import Author, ChatMessage, Json, Role, Split
 from conversations.prompt import SpokenTurn, messages_for_model
 from conversations.redaction import Redactor, SecondPass
 from conversations.store import Record
 from conversations.turns import Turn
 from distill.dataset.choosing.candidates import decision_id_of, exchanges, heard, next_question
-from distill.dataset.choosing.clusters import Placed
-from distill.dataset.choosing.signals import OF_PEOPLE
+from distill.dataset.choosing.signals import OF_PEOPLE, Signal
 from distill.dataset.handbook.articles import Handbook
 from distill.rows import ChosenRow, FactRow, LabelsRow, LoggedReply, MessageRow, OfferedRow
 from distill.settings import DistillSettings
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A decision whose row is to be made: where it stands, and what was decided of it."""
+
+    decision_id: str
+    conversation_id: str
+    question_turn_id: str
+    cluster_id: str
+    topic: str
+    split: Split
+    signals: tuple[Signal, ...]
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,6 @@ class _Means:
 
     settings: DistillSettings
     handbook: Handbook | None
-    topics: Mapping[str, str]
     operators_answers: Mapping[str, Answer]
     second_pass: SecondPass | None
 
@@ -38,24 +49,23 @@ class _Means:
 def chosen_rows(
     record: Record,
     settings: DistillSettings,
-    chosen: Sequence[Placed],
-    topics: Mapping[str, str],
+    decisions: Iterable[Wanted],
     second_pass: SecondPass | None,
 ) -> Iterator[ChosenRow]:
-    """Yield the row of each chosen decision, conversation by conversation; one that an erasure took meanwhile has none."""
+    """Yield the row of each decision, conversation by conversation; one that an erasure took meanwhile has none."""
     handbook = Handbook.load(settings.handbook.path) if settings.handbook else None
-    means = _Means(settings, handbook, topics, newest_answers(record, AnswerAuthor.OPERATOR), second_pass)
-    wanted: dict[str, dict[str, Placed]] = {}
-    for each in chosen:
-        wanted.setdefault(each.candidate.conversation_id, {})[each.name] = each
+    means = _Means(settings, handbook, newest_answers(record, AnswerAuthor.OPERATOR), second_pass)
+    wanted: dict[str, dict[str, Wanted]] = {}
+    for each in decisions:
+        wanted.setdefault(each.conversation_id, {})[each.decision_id] = each
     for dialogue in dialogues(record, list(wanted)):
         yield from _rows_of(dialogue, wanted[dialogue.conversation.conversation_id], means)
 
 
-def _rows_of(dialogue: Dialogue, wanted: Mapping[str, Placed], means: _Means) -> Iterator[ChosenRow]:
+def _rows_of(dialogue: Dialogue, wanted: Mapping[str, Wanted], means: _Means) -> Iterator[ChosenRow]:
     missing = dict(wanted)
     # All on one branch as a rule. A question that a retry has meanwhile put aside is read on its own.
-    for tip in (None, *(each.candidate.question_turn_id for each in wanted.values())):
+    for tip in (None, *(each.question_turn_id for each in wanted.values())):
         if not missing or (tip is not None and decision_id_of(tip) not in missing):
             continue
         if tip is None or any(turn.turn_id == tip for turn in dialogue.turns):
@@ -64,7 +74,7 @@ def _rows_of(dialogue: Dialogue, wanted: Mapping[str, Placed], means: _Means) ->
                 yield row
 
 
-def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Placed], means: _Means) -> Iterator[ChosenRow]:
+def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Wanted], means: _Means) -> Iterator[ChosenRow]:
     every = list(exchanges(branch))
     found = [each for each in every if decision_id_of(each.last.turn_id) in wanted]
     if not found:
@@ -85,7 +95,7 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
     offered = _offered(dialogue, redactor)
     for exchange in found:
         name = decision_id_of(exchange.last.turn_id)
-        placed = wanted[name]
+        decision = wanted[name]
         end = next_question(branch, exchange.place)
         logged = _logged(branch[exchange.place + 1 : end], redacted[exchange.place + shift + 1 : end + shift])
         written = means.operators_answers.get(name)
@@ -95,16 +105,15 @@ def _rows_on(branch: Sequence[Turn], dialogue: Dialogue, wanted: Mapping[str, Pl
         labels = LabelsRow()
         if final[exchange.user_turn] == exchange.place:
             labels = _labels(dialogue.conversation.labels, exchange.user_turn, history, means.handbook)
-        signals = placed.candidate.signals
         yield ChosenRow(
             decision_id=name,
             conversation_id=dialogue.conversation.conversation_id,
-            cluster_id=placed.cluster_id,
-            topic=means.topics.get(name, ""),
-            split=placed.split,
-            weight=means.settings.choose.person_weight if OF_PEOPLE & {*signals} else 1.0,
-            chosen_because=signals[0],
-            signals=signals,
+            cluster_id=decision.cluster_id,
+            topic=decision.topic,
+            split=decision.split,
+            weight=means.settings.choose.person_weight if OF_PEOPLE & {*decision.signals} else 1.0,
+            chosen_because=decision.signals[0],
+            signals=decision.signals,
             language=dialogue.conversation.language,
             turn_depth=exchange.user_turn + 1,
             labels=labels.model_copy(update={"replies": tuple(replies)}),

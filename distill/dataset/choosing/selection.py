@@ -62,7 +62,8 @@ def without_further_twins(
     placed: Sequence[Placed], known: Collection[str], clusters: Clusters, max_twins: int, left_out: dict[str, LeftOut]
 ) -> list[Placed]:
     """Keep the strongest of each group of twins that would be learnt; decisions of earlier runs stay, and count."""
-    learnt: Counter[str] = Counter()
+    taught = [name for name, reason in left_out.items() if reason is LeftOut.TAUGHT_BEFORE]
+    learnt = Counter(clusters.twin_group(name) for name in taught)
     for each in sorted(placed, key=lambda each: (each.name not in known, strength(each))):
         if each.split is Split.TEST:
             continue

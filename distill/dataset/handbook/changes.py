@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conversations import passages
 from conversations.errors import OperatorError
+from conversations.lineage import releases_that_learned
 from conversations.passages import Resting
 from conversations.store import Record
 from distill.dataset.handbook.articles import Handbook
@@ -36,7 +37,7 @@ def changes(record: Record, handbook: Handbook) -> Changes:
     return Changes(
         gone=tuple(gone),
         answer_ids=tuple(sorted({name for each in gone for name in each.answer_ids})),
-        releases=tuple(passages.releases_of(record, runs)),
+        releases=tuple(releases_that_learned(record, runs)),
         due_because=_due_because(record, handbook),
     )
 

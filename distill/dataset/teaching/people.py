@@ -68,7 +68,7 @@ class PeoplesAnswers:
                 answer_id=written.answer_id,
             )
         for approved in self._approved.get(row.decision_id, []):
-            licence = self._licence_of(approved)
+            licence = licence_of_answer(approved, self._settings)
             if licence and self._still_rests(approved):
                 return Given(
                     teacher=approved.author_name,
@@ -99,15 +99,17 @@ class PeoplesAnswers:
         """Tell whether the handbook still has what an answer rests on; one that was approved before a change is asked anew."""
         return self._handbook is None or set(answer.passages) <= self._handbook.passages.keys()
 
-    def _licence_of(self, answer: Answer) -> Literal["yes", "unknown"] | None:
-        """Return what is known of the licence of an answer, None where nothing of its teacher's may be learnt."""
-        if answer.author is not AnswerAuthor.TEACHER:
-            return "yes"
-        table = self._settings.teachers.get(answer.author_name)
-        licence = table.licence_allows_training if table else "unknown"
-        if licence == "no" or (licence == "unknown" and not self._settings.teach.allow_unknown_licence):
-            return None
-        return licence
+
+def licence_of_answer(answer: Answer, settings: DistillSettings) -> Literal["yes", "unknown"] | None:
+    """Return what is known of the licence of an answer in the record, None where nothing of its teacher's may be learnt."""
+    of_a_teacher = answer.author is AnswerAuthor.TEACHER or answer.author_name in settings.teachers
+    if answer.author is AnswerAuthor.OPERATOR or not of_a_teacher:
+        return "yes"
+    table = settings.teachers.get(answer.author_name)
+    licence = table.licence_allows_training if table else "unknown"
+    if licence == "no" or (licence == "unknown" and not settings.teach.allow_unknown_licence):
+        return None
+    return licence
 
 
 def logged_answer(row: ChosenRow, name: str, table: TeacherTable) -> Given | None:

@@ -15,6 +15,9 @@ from conversations.prompt import PromptTooLong, Renderer
 from distill.rows import DatasetRow, read_rows
 from distill.training.decisions.training_row import TrainingRow
 
+# Raised with every change in what becomes of a row, so that no kept token ids of before are taken for those of now.
+READING_VERSION = "1"
+
 
 @dataclass(frozen=True)
 class RowCounts:

@@ -56,9 +56,9 @@ def model_card(
     )
 
 
-def teachers_of(train_path: Path) -> dict[str, str]:
-    """Return how many rows each teacher gave, and what its licence says."""
-    rows = Counter((row.teacher, row.licence) for row in read_rows(train_path, DatasetRow))
+def teachers_of(*paths: Path) -> dict[str, str]:
+    """Return how many of the rows in some files each teacher gave, and what its licence says."""
+    rows = Counter((row.teacher, row.licence) for path in paths for row in read_rows(path, DatasetRow))
     told: dict[str, str] = {}
     for (teacher, licence), count in sorted(rows.items()):
         already = f"{told[teacher]}; " if teacher in told else ""

@@ -1,0 +1,61 @@
+"""Everything that decides what a training ends with, by name, so that one goes on only as it was begun.
+
+In: what is asked for. Out: digests, versions and settings as text. Loads no weights.
+"""
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+
+from conversations.errors import OperatorError
+from distill.run import file_digest
+from distill.training.checkpoint import Fingerprint
+from distill.training.processes.group import Group
+from distill.training.request import TrainRequest
+from distill.training.student import precision_of
+
+# Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
+_WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
+
+
+def digest_of_base(base_dir: Path) -> str:
+    """Return the digest of a student's weights, configuration and tokenizer.
+
+    Raises OperatorError where the folder holds no weights.
+    """
+    weights = sorted(base_dir.glob("*.safetensors"))
+    if not weights or not (base_dir / "config.json").is_file():
+        raise OperatorError(
+            f"{base_dir}: no config.json and *.safetensors there; expected a Hugging Face checkpoint folder; "
+            f"set [student] base to one, or make the embedded student with `distill unpack-student`"
+        )
+    digest = hashlib.sha256()
+    for path in [*weights, base_dir / "config.json", base_dir / "tokenizer.json"]:
+        if path.is_file():
+            digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
+    """Return, by name, everything that decides what a training ends with.
+
+    How often a checkpoint is written is not among it. How many processes train is: their sums are added in another order.
+    """
+    settings = {name: value for name, value in request.settings.model_dump().items() if name not in _WITHOUT_EFFECT}
+    return {
+        "base": digest_of_base(request.base_dir),
+        "train rows": file_digest(request.train_path),
+        "validation rows": _digest(request.validation_path),
+        "soft labels": _digest(request.soft_labels_path),
+        "replayed rows": _digest(request.replay_path),
+        "release that learns on": f"{request.start.release_id} {request.start.weights_digest}" if request.start else "none",
+        "[prompt] max_prompt_tokens": str(request.max_prompt_tokens),
+        "device": f"{group.device.type} in {precision_of(group.device)}",
+        "number of processes": str(group.size),
+        **{f"version of {name}": metadata.version(name) for name in ("torch", "transformers", "peft")},
+        **{f"[train] {name}": str(value) for name, value in settings.items()},
+    }
+
+
+def _digest(path: Path | None) -> str:
+    return file_digest(path) if path else "none"

@@ -1,0 +1,216 @@
+"""One training by several processes of this machine: begun together, listened to, and ended together.
+
+In: what is to be trained. Out: the progress and events of the first process, as they come, and how the training ended. When one
+process dies the others are ended, and nothing waits for it. This process computes nothing.
+"""
+
+import json
+import logging
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from conversations.errors import Failure, OperatorError, OutsideError, Refused
+from conversations.messages import Json
+from distill.settings import TrainTable
+from distill.training.interruption import hearing_sigterm
+from distill.training.request import TrainRequest
+
+# How long processes have to end after SIGTERM, which they hear after a step, before they are killed.
+_SECONDS_TO_END = 10.0
+# What a process says of its own end may come a little after another one has died of the lost connection.
+_SECONDS_TO_EXPLAIN = 1.0
+_LAST_WORDS = 12
+_FAILURES: Mapping[str, type[Failure]] = {each.__name__: each for each in (OperatorError, OutsideError, Refused)}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Worker:
+    """A process of the training, what it said last, and how it says it ended."""
+
+    rank: int
+    process: "subprocess.Popen[str]"
+    last_words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
+    failure: Failure | None = None
+    was_interrupted: bool = False
+
+
+def process_count(settings: TrainTable) -> int:
+    """Return how many processes train.
+
+    Raises OperatorError for more than there are GPUs.
+    """
+    gpus = int(torch.cuda.device_count())
+    if settings.processes is None:
+        return max(1, gpus)
+    if gpus and settings.processes > gpus:
+        raise OperatorError(
+            f"[train] processes is {settings.processes}, and there are {gpus} GPUs; expected at most one process a GPU; "
+            "lower it, or leave the key out for one on each"
+        )
+    return settings.processes
+
+
+def threads_of_each(settings: TrainTable, processes: int) -> int:
+    """Return how many threads each process computes with on a CPU."""
+    return max(1, (settings.threads or os.cpu_count() or 1) // processes)
+
+
+def train_together(
+    request: TrainRequest,
+    processes: int,
+    heard: Callable[[str, Mapping[str, Json]], None],
+    *,
+    interpreter: str = sys.executable,
+) -> None:
+    """Train with so many processes and return when the result is written; `heard` is told what the first of them says.
+
+    SIGTERM and Ctrl-C let them end the step and write a checkpoint; then KeyboardInterrupt is raised. A failure that a process
+    reports is raised here. Raises OutsideError when a process dies, with its rank and its last words.
+    """
+    with tempfile.TemporaryDirectory(prefix="distill-train-") as place, hearing_sigterm() as stop:
+        folder = Path(place)
+        (folder / "request.pickle").write_bytes(pickle.dumps(request))
+        said: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
+        threads = threads_of_each(request.settings, processes)
+        with _begun(folder, processes, threads, said, interpreter) as workers:
+            asked_to_stop = False
+            while True:
+                _listen(said, heard)
+                if stop.asked and not asked_to_stop:
+                    asked_to_stop = True
+                    for worker in workers:
+                        worker.process.terminate()
+                ended = [worker for worker in workers if worker.process.poll() is not None]
+                if any(worker.process.returncode for worker in ended):
+                    time.sleep(_SECONDS_TO_EXPLAIN)
+                    _listen(said, heard)
+                    raise _how_it_ended(ended, processes)
+                if len(ended) == processes:
+                    _listen(said, heard)
+                    return
+
+
+def _listen(said: "queue.SimpleQueue[tuple[_Worker, str]]", heard: Callable[[str, Mapping[str, Json]], None]) -> None:
+    """Pass on what processes have said since; wait for the first word a moment."""
+    wait = 0.1
+    while True:
+        try:
+            worker, line = said.get(timeout=wait)
+        except queue.Empty:
+            return
+        wait = 0.0
+        message = json.loads(line)
+        match message["event"]:
+            case "failed":
+                worker.failure = _FAILURES[message["kind"]](message["text"])
+            case "interrupted":
+                worker.was_interrupted = True
+            case event if worker.rank == 0:
+                heard(event, message["figures"])
+
+
+def _how_it_ended(ended: list[_Worker], processes: int) -> BaseException:
+    """Return what to raise for a training of which some processes have ended otherwise than well."""
+    for worker in ended:
+        if worker.failure is not None:
+            return worker.failure
+    if any(worker.was_interrupted for worker in ended):
+        return KeyboardInterrupt("stopped by the operator")
+    # One that was killed comes before those that only lost their connection to it.
+    worker = min((each for each in ended if each.process.returncode), key=lambda each: each.process.returncode)
+    code = worker.process.returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    words = "\n".join(worker.last_words) or "(nothing)"
+    return OutsideError(
+        f"training: process {worker.rank} of {processes} {how}; its last words: {words}\nexpected all of them to reach the end; "
+        "mend that and run the same again: it goes on after its last checkpoint"
+    )
+
+
+@contextmanager
+def _begun(
+    folder: Path,
+    processes: int,
+    threads: int,
+    said: "queue.SimpleQueue[tuple[_Worker, str]]",
+    interpreter: str,
+) -> Iterator[list[_Worker]]:
+    """Start the processes; however this is left, none of them is left behind."""
+    workers: list[_Worker] = []
+    try:
+        for rank in range(processes):
+            process = subprocess.Popen(
+                [interpreter, "-m", "distill.training.processes.worker", str(folder), str(rank), str(processes)],
+                # Its end tells a process that this one is gone, in whatever way.
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **_environment(rank, processes, threads)},
+                # Ctrl-C at a terminal comes to this process alone, which lets the others end their step.
+                start_new_session=True,
+            )
+            worker = _Worker(rank, process)
+            workers.append(worker)
+            for reader in (_read_said, _read_last_words):
+                threading.Thread(target=reader, args=(worker, said), daemon=True).start()
+        yield workers
+    finally:
+        _end(workers)
+
+
+def _environment(rank: int, processes: int, threads: int) -> dict[str, str]:
+    """Return what accelerate and gloo read: everybody is on this machine, and talks over its loopback."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def _read_said(worker: _Worker, said: "queue.SimpleQueue[tuple[_Worker, str]]") -> None:
+    assert worker.process.stdout is not None
+    for line in worker.process.stdout:
+        if line.startswith("{"):
+            said.put((worker, line))
+
+
+def _read_last_words(worker: _Worker, _said: object) -> None:
+    assert worker.process.stderr is not None
+    for line in worker.process.stderr:
+        worker.last_words.append(line.rstrip())
+        log.info("process %d: %s", worker.rank, line.rstrip())
+
+
+def _end(workers: list[_Worker]) -> None:
+    """Ask every process that still goes on to end, then end it."""
+    for worker in workers:
+        worker.process.terminate()
+    until = time.monotonic() + _SECONDS_TO_END
+    for worker in workers:
+        try:
+            worker.process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        if worker.process.stdin is not None:
+            worker.process.stdin.close()

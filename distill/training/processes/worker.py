@@ -1,0 +1,63 @@
+"""One of several processes that train together: `python -m distill.training.processes.worker FOLDER RANK SIZE`.
+
+In: the request, in the folder that `launch` made, which is also where the processes meet. Out: one JSON object a line on standard
+output, for every progress, event and end; logs on standard error. Started by `launch` alone, and ends with it.
+"""
+
+import json
+import logging
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from conversations.errors import Failure
+from conversations.messages import Json
+from distill.training.fitting import TrainProgress
+from distill.training.processes.group import join
+from distill.training.request import TrainRequest
+from distill.training.train import train_in
+
+
+def main(folder: Path, rank: int, size: int) -> int:
+    """Train this process's share and return its exit code."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    request: TrainRequest = pickle.loads((folder / "request.pickle").read_bytes())
+    group = join(rank, size, folder / "meeting")
+    try:
+        train_in(group, request, _say_progress, _say)
+    except Failure as failure:
+        _print({"event": "failed", "kind": type(failure).__name__, "text": str(failure)})
+        return failure.exit_code
+    except KeyboardInterrupt:
+        _print({"event": "interrupted"})
+        return 130
+    group.leave()
+    return 0
+
+
+def _say_progress(progress: TrainProgress) -> None:
+    _say("progress", asdict(progress))
+
+
+def _say(event: str, figures: Mapping[str, Json]) -> None:
+    _print({"event": event, "figures": dict(figures)})
+
+
+def _print(message: Mapping[str, Json]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: then nobody holds the other end of its standard input."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -1,0 +1,41 @@
+"""What a training is asked to do: which student learns which rows, with which settings, and where the result goes.
+
+In and out: values. Reads no file and loads no library.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.settings import TrainTable
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The release whose weights learn on, instead of the base's."""
+
+    release_id: str
+    weights_path: Path
+    weights_digest: str
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What is to be trained on what, and where the result goes.
+
+    `max_prompt_tokens` is the chat's and `max_model_len` the server's. `replay_path` holds dataset rows of earlier runs,
+    `soft_labels_path` what teachers believed; None where there are none. `start` is None for the base. Token ids are kept in
+    `cache_dir` under the digest of all that decides them.
+    """
+
+    base_dir: Path
+    train_path: Path
+    validation_path: Path | None
+    out_dir: Path
+    metrics_path: Path
+    settings: TrainTable
+    max_prompt_tokens: int
+    max_model_len: int = 2048
+    replay_path: Path | None = None
+    soft_labels_path: Path | None = None
+    start: StartingPoint | None = None
+    cache_dir: Path | None = None

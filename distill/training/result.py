@@ -1,0 +1,146 @@
+"""How a training went, and its weights with their model card in the formats that vLLM loads.
+
+In: a training that is over. Out: `adapter/` or `checkpoint/`, whole or not at all, and the figures of the stage's manifest.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from conversations.messages import Json
+from distill.training.checkpoint import Fingerprint
+from distill.training.decisions.reading import RowCounts
+from distill.training.decisions.replay import drawn_replay
+from distill.training.fitting import Fitting
+from distill.training.request import StartingPoint, TrainRequest
+from distill.training.starting import started_from
+from distill.training.student import LearningStudent, put_in_place
+from distill.training.weights.card import model_card, teachers_of
+
+FOLDERS: Mapping[str, str] = {"lora": "adapter", "full": "checkpoint"}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training went. Losses in nats per scored token; `tokens` are those computed in all steps, unpadded.
+
+    `tokens_one_by_one` is what an epoch would compute if every row stood alone, `tokens_per_epoch` what it computes; all count
+    the replayed rows. `replayed_rows` were drawn out of `replayable_rows`. `started_from` is "base" or a release.
+    """
+
+    kind: Literal["lora", "full"]
+    weights: str
+    weights_bytes: int
+    steps: int
+    steps_planned: int
+    best_step: int
+    tokens: int
+    tokens_per_epoch: int
+    tokens_one_by_one: int
+    tokens_scored: int
+    first_loss: float | None
+    last_loss: float | None
+    first_validation_nll: float | None
+    best_validation_nll: float | None
+    learning_rate: float
+    trainable_parameters: int
+    seconds: float
+    threads: int
+    processes: int
+    token_budget_per_batch: int
+    device: str
+    precision: str
+    train_rows: int
+    train_rows_kept: int
+    train_rows_left_out: dict[str, int]
+    validation_rows: int
+    validation_rows_kept: int
+    validation_rows_left_out: dict[str, int]
+    replayable_rows: int
+    replayed_rows: int
+    replayed_rows_kept: int
+    replayed_rows_left_out: dict[str, int]
+    started_from: str
+
+
+@dataclass(frozen=True)
+class ReplayCounts:
+    """How many rows might have been replayed, and what became of those that were drawn."""
+
+    replayable: int
+    drawn: RowCounts
+
+
+def result_of(
+    fitting: Fitting,
+    counts: RowCounts,
+    held_out_counts: RowCounts,
+    replay: ReplayCounts,
+    start: StartingPoint | None,
+    threads: int,
+) -> TrainResult:
+    """Return how a training went; the size of its weights is known once they are written."""
+    position, student = fitting.position, fitting.student
+    return TrainResult(
+        kind=student.kind,
+        weights=FOLDERS[student.kind],
+        weights_bytes=0,
+        steps=position.step,
+        steps_planned=len(fitting.steps),
+        best_step=position.best_step or position.step,
+        tokens=position.tokens_done,
+        tokens_per_epoch=sum(step.tokens for step in fitting.steps if step.epoch == 0),
+        tokens_one_by_one=counts.tokens_one_by_one + replay.drawn.tokens_one_by_one,
+        tokens_scored=counts.tokens_scored + replay.drawn.tokens_scored,
+        first_loss=position.first_loss,
+        last_loss=position.last_loss,
+        first_validation_nll=position.first_validation_nll,
+        best_validation_nll=position.best_validation_nll,
+        learning_rate=fitting.peak_learning_rate,
+        trainable_parameters=sum(parameter.numel() for parameter in student.trainable.values()),
+        seconds=round(position.seconds, 3),
+        threads=threads,
+        processes=fitting.group.size,
+        token_budget_per_batch=position.token_budget,
+        device=student.device.type,
+        precision=student.precision,
+        train_rows=counts.rows,
+        train_rows_kept=counts.kept,
+        train_rows_left_out=dict(counts.left_out),
+        validation_rows=held_out_counts.rows,
+        validation_rows_kept=held_out_counts.kept,
+        validation_rows_left_out=dict(held_out_counts.left_out),
+        replayable_rows=replay.replayable,
+        replayed_rows=replay.drawn.rows,
+        replayed_rows_kept=replay.drawn.kept,
+        replayed_rows_left_out=dict(replay.drawn.left_out),
+        started_from=started_from(start),
+    )
+
+
+def write_weights(
+    request: TrainRequest, student: LearningStudent, result: TrainResult, fingerprint: Fingerprint
+) -> TrainResult:
+    """Write the weights and their card, make them appear in one step, and return the result with their size."""
+    folder = request.out_dir / result.weights
+    half_done = request.out_dir / f".{result.weights}.half"
+    shutil.rmtree(half_done, ignore_errors=True)
+    base_name = request.base_dir.name
+    student.save(half_done, base_dir=request.base_dir, base_name=base_name)
+    settings: dict[str, Json] = request.settings.model_dump(mode="json")
+    figures: dict[str, Json] = {
+        name: value for name, value in asdict(result).items() if name not in ("kind", "weights", "weights_bytes")
+    }
+    card = model_card(
+        base_name=base_name,
+        kind=result.kind,
+        digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
+        teachers=teachers_of(*(path for path in (request.train_path, drawn_replay(request).path) if path)),
+        settings=settings,
+        figures=figures,
+    )
+    (half_done / "README.md").write_text(card, encoding="utf-8")
+    put_in_place(half_done, folder)
+    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return TrainResult(**{**asdict(result), "weights_bytes": weights_bytes})
