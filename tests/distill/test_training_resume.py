@@ -153,7 +153,7 @@ def test_resume_refuses_another_base_other_rows_or_other_settings_and_names_them
     with pytest.raises(OperatorError, match=r"train rows was sha256:\w+ and is sha256:"):
         train(dataclasses.replace(begun, train_path=write_dataset(tmp_path / "more.jsonl", 9)), ignore)
     soft, replay, release = (tmp_path / name for name in ("soft.jsonl", "replay.jsonl", "release"))
-    soft.write_text("")
+    soft.write_text("{}\n")
     replay.write_text("")
     with pytest.raises(OperatorError, match=r"soft labels was none and is sha256:\w+"):
         train(dataclasses.replace(begun, soft_labels_path=soft), ignore)
