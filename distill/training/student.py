@@ -81,8 +81,7 @@ class LearningStudent:
     def _scored(self, batch: Batch, frozen: torch.Tensor | None) -> torch.Tensor:
         """Return the last states at the scored positions. Shape: (scored, width)."""
         hidden = self._forward.hidden(batch, self._before_learning(batch, frozen), self.first_layer)
-        scored: torch.Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
-        return scored
+        return hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
 
     def frozen_states(self, batches: Iterable[Batch], node_count: int) -> torch.Tensor | None:
         """Return what the frozen layers make of every node of a forest, which the batches together hold.
@@ -205,7 +204,7 @@ def student_of(
     layout = layout_on(device, token_budget=settings.token_budget_per_batch, by_blocks=by_blocks)
     if must_be_computed_twice(model, settings, max(layout.token_budget, settings.max_tokens)):
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    lesson = lesson_of(settings, model, base_dir=base_dir, first_layer=first_layer, max_model_len=max_model_len)
+    lesson = lesson_of(settings, forward, base_dir=base_dir, first_layer=first_layer, max_model_len=max_model_len)
     return LearningStudent(
         model, kind=settings.kind, precision=precision, first_layer=first_layer, forward=forward, lesson=lesson
     )

@@ -18,6 +18,8 @@ from distill.run import STAGES, Run, Stage
 UP_TO_ASSEMBLE = STAGES[: STAGES.index(Stage.ASSEMBLE) + 1]
 TELLING = "top_logprobs = 3"
 WAIT = "Please wait 12 minutes."
+# Asked these, the teacher gives no log-probabilities, or those of other words than its answer's.
+SILENT, THINKING = QUESTIONS[1::4], QUESTIONS[3::4]
 
 
 def soft_labels(run: Run) -> dict[str, SoftLabelRow]:
@@ -34,11 +36,11 @@ def reply_with(content: list[Any]) -> str:
 
 def test_beliefs_are_kept_for_rows_of_training_and_validation_whose_words_they_are(tmp_path: Path) -> None:
     def script(question: str, before: int) -> Act:
-        if question == QUESTIONS[1]:
+        if question in SILENT:
             return Act(WAIT)
         # A service that thinks aloud gives log-probabilities of other words than its answer's.
         act = believing(spoken(WAIT))
-        if question == QUESTIONS[2]:
+        if question in THINKING:
             act.more["choices"][0]["message"]["content"] = "Please wait."
         return act
 
@@ -56,10 +58,7 @@ def test_beliefs_are_kept_for_rows_of_training_and_validation_whose_words_they_a
         learnt = {split: [row for row in rows(run, split) if row.answer_id] for split in ("train", "validation")}
         assert learnt["train"] and learnt["validation"]
         wanted = {
-            row.decision_id
-            for of_split in learnt.values()
-            for row in of_split
-            if row.question not in (QUESTIONS[1], QUESTIONS[2])
+            row.decision_id for of_split in learnt.values() for row in of_split if row.question not in SILENT + THINKING
         }
         assert wanted and set(told) == wanted
         for row in (*learnt["train"], *learnt["validation"]):
@@ -75,14 +74,10 @@ def test_beliefs_are_kept_for_rows_of_training_and_validation_whose_words_they_a
         without = details["without"]
         others = [row.question for row in (*learnt["train"], *learnt["validation"]) if row.decision_id not in told]
         assert without == {
-            name: count
-            for name, count in (
-                ("no_log_probabilities", others.count(QUESTIONS[1])),
-                ("other_words", others.count(QUESTIONS[2])),
-            )
-            if count
+            "no_log_probabilities": sum(question in SILENT for question in others),
+            "other_words": sum(question in THINKING for question in others),
         }
-        assert without, "the salt of this test has put both odd questions into the test set"
+        assert all(without.values()), "the salt of this test has put all odd questions of a kind into the test set"
 
 
 def test_soft_labels_are_the_same_bytes_when_assembled_again(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conversations.errors import OperatorError
 from distill.training.losses import head as head_module
@@ -168,6 +169,35 @@ def test_a_rest_that_the_student_holds_nearly_impossible_still_pulls_at_it():
     assert loss.item() == pytest.approx(0.5 * math.log(0.5) + 0.5 * (math.log(0.5) + 60 - math.log(2)), rel=1e-5)
     assert states.grad is not None
     assert states.grad.item() == pytest.approx(60 * 0.5, rel=1e-5)
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor had that was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(each, torch.Tensor):
+                self.numbers = max(self.numbers, each.numel())
+        return made
+
+
+def test_logits_are_never_whole_whatever_is_learnt_beside_the_words(monkeypatch):
+    vocabulary, scored = 1000, 64
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", 8 * vocabulary)
+    random = torch.Generator().manual_seed(3)
+    states, head = torch.randn(scored, 2, generator=random).requires_grad_(), torch.randn(vocabulary, 2, generator=random)
+    believed = torch.randint(vocabulary, (scored, 5), generator=random), torch.full((scored, 5), -3.0)
+    targets = Targets(torch.zeros(scored, dtype=torch.int64), torch.ones(scored), *believed)
+    teacher = TeacherStates(torch.randn(scored, 3, generator=random), torch.randn(vocabulary, 3, generator=random))
+    with _Largest() as largest:
+        answer_loss(states, head, targets, Mixture(0.5, 2.0, 0.5), teacher).backward()
+    # Of the whole, 64 000 numbers, a few rows at a time; head and teacher's head are 2 000 and 3 000.
+    assert largest.numbers <= 8 * vocabulary // 2
 
 
 def test_a_frozen_head_gets_no_gradient_and_no_weight_on_beliefs_is_the_words_alone_to_the_bit():

@@ -19,6 +19,7 @@ from distill.settings import LocalTeacherTable
 from distill.training.batches.forest import Forest
 from distill.training.batches.packing import Batch, pack_batch
 from distill.training.decisions.reading import read_decisions
+from distill.training.forward import Forward
 from distill.training.losses.head import Mixture
 from distill.training.losses.lesson import Lesson
 from distill.training.losses.local_teacher import LocalTeacher, check_same_tokenizer, open_local_teacher, student_watch
@@ -122,7 +123,11 @@ def test_belief_and_relations_of_a_local_teacher_are_those_of_its_rows_one_by_on
         kind="full",
         precision="float32",
         lesson=Lesson(
-            Mixture(whole_weight=1.0), LocalTeacher(teacher, table), student_watch(model, table, first_layer=0), 0.25, 4
+            Mixture(whole_weight=1.0),
+            LocalTeacher(Forward(teacher, by_layers=False), table),
+            student_watch(model, table, first_layer=0),
+            0.25,
+            4,
         ),
     )
     loss = torch.stack([student.loss_sum(batch) for batch in batch_of(rows, joined=joined)]).sum()
@@ -147,7 +152,7 @@ def test_a_student_that_is_its_own_teacher_has_nothing_to_learn():
         precision="float32",
         lesson=Lesson(
             Mixture(whole_weight=1.0),
-            LocalTeacher(tiny_model(), table),
+            LocalTeacher(Forward(tiny_model(), by_layers=True), table),
             student_watch(model, table, first_layer=0),
             1.0,
             table.relation_heads,
@@ -247,10 +252,10 @@ def test_another_vocabulary_size_or_family_is_refused(tmp_path):
     tiny_model(vocabulary=264).save_pretrained(theirs)
     table = LocalTeacherTable(path=theirs)
     with pytest.raises(OperatorError, match=r"output head has 264 entries and the student's 259"):
-        open_local_teacher(table, student=student, student_dir=ours, max_model_len=512)
+        open_local_teacher(table, student=Forward(student, by_layers=True), student_dir=ours, max_model_len=512)
     (theirs / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(OperatorError, match="cannot be loaded as a teacher"):
-        open_local_teacher(table, student=student, student_dir=ours, max_model_len=512)
+        open_local_teacher(table, student=Forward(student, by_layers=True), student_dir=ours, max_model_len=512)
     other = GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=32, n_layer=1, n_head=4))
     with pytest.raises(OperatorError, match=r"the teacher.*'gpt2'"):
-        LocalTeacher(other, LocalTeacherTable(path=theirs, relations_weight=1.0))
+        LocalTeacher(Forward(other, by_layers=False), LocalTeacherTable(path=theirs, relations_weight=1.0))

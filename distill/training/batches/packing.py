@@ -92,10 +92,14 @@ def _laid_out(rows: Sequence[Sequence[TokenTree]], length: int, *, pad_id: int, 
         nodes=nodes,
         subtree_ends=None if causal else ends,
         scored_at=torch.tensor(scored_at, dtype=torch.int64),
-        targets=targets_of(
-            [token for tree in trees_in_order for token in tree.scored_ids],
-            [weight for tree in trees_in_order for weight in tree.scored_weights],
-            [belief for tree in trees_in_order for belief in tree.scored_beliefs],
-        ),
+        targets=_targets(trees_in_order),
         tokens=sum(len(tree.nodes) for tree in trees_in_order),
+    )
+
+
+def _targets(trees: Sequence[TokenTree]) -> Targets:
+    return targets_of(
+        [token for tree in trees for token in tree.scored_ids],
+        [weight for tree in trees for weight in tree.scored_weights],
+        [belief for tree in trees for belief in tree.scored_beliefs],
     )

@@ -5,6 +5,7 @@ their soft labels, and the count of what was left out and why. Never cuts an ans
 chat's, leaves out no row silently.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from distill.training.decisions.training_row import TrainingRow
 
 # Raised with every change in what becomes of a row, so that no kept token ids of before are taken for those of now.
 READING_VERSION = "2"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def read_decisions(
         soft = beliefs.of(decision, row[0].answer_ids) if beliefs else None
         rows.append(replace(row[0], soft=soft) if soft else row[0])
         shortened += row[1] > 0
+    with_beliefs = sum(row.soft.positions for row in rows if row.soft)
+    if beliefs and not with_beliefs:
+        log.warning(
+            "%s: no token of %s has soft labels: its teachers were others, or cut words otherwise", soft_labels, path
+        )
     return rows, RowCounts(
         rows=taken_in,
         kept=len(rows),
@@ -80,7 +88,7 @@ def read_decisions(
         left_out=dict(sorted(left_out.items())),
         tokens_one_by_one=sum(row.input_tokens for row in rows),
         tokens_scored=sum(len(row.answer_ids) for row in rows),
-        tokens_with_beliefs=sum(row.soft.positions for row in rows if row.soft),
+        tokens_with_beliefs=with_beliefs,
     )
 
 

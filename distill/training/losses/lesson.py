@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from distill.settings import TrainTable
 from distill.training.batches.packing import Batch
+from distill.training.forward import Forward
 from distill.training.losses.head import WORDS_ALONE, Mixture, answer_loss
 from distill.training.losses.local_teacher import LocalTeacher, open_local_teacher, student_watch
 from distill.training.losses.relations import AttentionWatch, relation_loss
@@ -50,10 +50,8 @@ class Lesson:
         return loss + self.relations_weight * related
 
 
-def lesson_of(
-    settings: TrainTable, student: PreTrainedModel, *, base_dir: Path, first_layer: int, max_model_len: int
-) -> Lesson:
-    """Return the lesson of the settings for a loaded student, its local teacher opened.
+def lesson_of(settings: TrainTable, student: Forward, *, base_dir: Path, first_layer: int, max_model_len: int) -> Lesson:
+    """Return the lesson of the settings for a loaded student, given by its way to its states, with its local teacher opened.
 
     Raises OperatorError where that teacher does not fit the student.
     """
@@ -63,7 +61,7 @@ def lesson_of(
     return Lesson(
         Mixture(settings.soft_weight, settings.temperature, table.logits_weight),
         open_local_teacher(table, student=student, student_dir=base_dir, max_model_len=max_model_len),
-        student_watch(student, table, first_layer=first_layer) if table.relations_weight else None,
+        student_watch(student.model, table, first_layer=first_layer) if table.relations_weight else None,
         table.relations_weight,
         table.relation_heads,
     )

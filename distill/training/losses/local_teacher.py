@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conversations.errors import OperatorError
 from conversations.serving import rope_factors_of
 from distill.settings import LocalTeacherTable
-from distill.training.batches.packing import Batch, visible
+from distill.training import attention
+from distill.training.batches.packing import Batch
+from distill.training.forward import Forward, proven_forward
 from distill.training.losses.head import TeacherStates
 from distill.training.losses.relations import AttentionWatch, Projections
 from distill.training.weights.quiet import without_bars
@@ -37,9 +39,11 @@ class TeacherView:
 class LocalTeacher:
     """A frozen model that tells what it believes. Made by `open_local_teacher`."""
 
-    def __init__(self, model: PreTrainedModel, table: LocalTeacherTable) -> None:
+    def __init__(self, forward: Forward, table: LocalTeacherTable) -> None:
         """Raise OperatorError where the model has no such layer, or relations cannot be taken from it."""
-        self._model = model.requires_grad_(False).eval()
+        self._forward = forward
+        model = forward.model.requires_grad_(False).eval()
+        self._head = model.get_output_embeddings().weight
         self._watch: AttentionWatch | None = None
         if table.relations_weight:
             self._watch = _watch(model, table.teacher_layer, table, whose="teacher")
@@ -54,24 +58,17 @@ class LocalTeacher:
             return TeacherView(states, self._watch.take())
 
     def _states(self, batch: Batch) -> TeacherStates:
-        hidden = self._model.get_decoder()(
-            input_ids=batch.token_ids,
-            position_ids=batch.position_ids,
-            attention_mask=None if batch.subtree_ends is None else visible(batch.subtree_ends),
-            use_cache=False,
-        ).last_hidden_state
-        scored = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
-        return TeacherStates(scored, self._model.get_output_embeddings().weight)
+        hidden = self._forward.hidden(batch)
+        return TeacherStates(hidden.reshape(-1, hidden.shape[-1])[batch.scored_at], self._head)
 
 
-def open_local_teacher(
-    table: LocalTeacherTable, *, student: PreTrainedModel, student_dir: Path, max_model_len: int
-) -> LocalTeacher:
+def open_local_teacher(table: LocalTeacherTable, *, student: Forward, student_dir: Path, max_model_len: int) -> LocalTeacher:
     """Load the teacher of the settings onto the student's device, in the number format of the student's base.
 
     It turns positions as in contexts of `max_model_len` tokens.
 
-    Raises OperatorError where it cannot be loaded, reads other token ids than the student, or would teach nothing.
+    Raises OperatorError where it cannot be loaded, reads other token ids than the student, would teach nothing, or has logits that are
+    not those of its output head on its states.
     """
     if not table.logits_weight and not table.relations_weight:
         raise OperatorError(
@@ -79,7 +76,7 @@ def open_local_teacher(
             "set one of them, or leave the table out"
         )
     check_same_tokenizer(student_dir, table.path)
-    weight = student.get_output_embeddings().weight
+    weight = student.model.get_output_embeddings().weight
     try:
         with without_bars():
             model = AutoModelForCausalLM.from_pretrained(
@@ -97,7 +94,11 @@ def open_local_teacher(
             "expected one vocabulary for both; take a teacher of the student's family"
         )
     pin_rope(model, rope_factors_of(table.path, max_model_len))
-    return LocalTeacher(model.to(weight.device), table)
+    # Micro-batches are laid out in whole blocks only where the student's attention skips blocks.
+    by_blocks = student.by_blocks and attention.skips_blocks(weight.device, model.config)
+    if by_blocks:
+        model.set_attn_implementation(attention.NAME)
+    return LocalTeacher(proven_forward(model.to(weight.device), table.path, by_blocks=by_blocks, half=False), table)
 
 
 def check_same_tokenizer(student_dir: Path, teacher_dir: Path) -> None:
