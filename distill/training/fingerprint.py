@@ -20,15 +20,14 @@ _WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
 
 
 def digest_of_base(base_dir: Path) -> str:
-    """Return the digest of a student's weights, configuration and tokenizer.
+    """Return the digest of a student's weights and configuration.
 
     Raises OperatorError where the folder holds no causal language model that can be trained.
     """
     weights = check_base(base_dir)
     digest = hashlib.sha256()
-    for path in [*weights, base_dir / "config.json", base_dir / "tokenizer.json"]:
-        if path.is_file():
-            digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    for path in [*weights, base_dir / "config.json"]:
+        digest.update(f"{path.name} {file_digest(path)}\n".encode())
     return "sha256:" + digest.hexdigest()
 
 
@@ -40,6 +39,7 @@ def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
     settings = {name: value for name, value in request.settings.model_dump().items() if name not in _WITHOUT_EFFECT}
     return {
         "base": digest_of_base(request.base_dir),
+        "tokenizer": file_digest(request.base_dir / "tokenizer.json"),
         "train rows": file_digest(request.train_path),
         "validation rows": _digest(request.validation_path),
         "soft labels": _digest(request.soft_labels_path),

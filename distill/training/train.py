@@ -36,7 +36,7 @@ from distill.training.processes.launch import process_count, threads_of_each, tr
 from distill.training.replaying import replay_of, settle_replay, start_of
 from distill.training.request import TrainRequest
 from distill.training.result import ReplayCounts, TrainResult, result_of, write_weights
-from distill.training.starting import learn_on
+from distill.training.starting import learn_on, started_from
 from distill.training.student import LearningStudent, device_at_hand, open_student
 
 RESULT_FILE = "training.json"
@@ -53,26 +53,11 @@ def train_stage(run: Run) -> Outcome:
             f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s",
         )
 
-    replay_path = replay_of(run)
-    result = train(
-        TrainRequest(
-            base_dir=run.settings.student.base,
-            train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
-            validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
-            out_dir=run.stage_folder(Stage.TRAIN),
-            metrics_path=run.folder / "metrics.jsonl",
-            settings=run.settings.train,
-            max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
-            cache_dir=token_cache(run.settings),
-            replay_path=replay_path,
-            start=start_of(run),
-            max_model_len=run.settings.student.max_model_len,
-        ),
-        show,
-        lambda event, figures: run.event(Stage.TRAIN, event, figures),
-    )
-    if replay_path is not None:
-        settle_replay(run, replay_path)
+    request = request_of(run)
+    run.event(Stage.TRAIN, "starts", {"started_from": started_from(request.start), "wanted": request.settings.start_from})
+    result = train(request, show, lambda event, figures: run.event(Stage.TRAIN, event, figures))
+    if request.replay_path is not None:
+        settle_replay(run, request.replay_path)
     left_out = (
         Counter(result.train_rows_left_out)
         + Counter(result.validation_rows_left_out)
@@ -87,6 +72,23 @@ def train_stage(run: Run) -> Outcome:
             rejected_by_reason=dict(left_out),
         ),
         asdict(result),
+    )
+
+
+def request_of(run: Run) -> TrainRequest:
+    """Return what the settings of a run, and what it assembled, ask a training to do."""
+    return TrainRequest(
+        base_dir=run.settings.student.base,
+        train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
+        validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
+        out_dir=run.stage_folder(Stage.TRAIN),
+        metrics_path=run.folder / "metrics.jsonl",
+        settings=run.settings.train,
+        max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
+        cache_dir=token_cache(run.settings),
+        replay_path=replay_of(run),
+        start=start_of(run),
+        max_model_len=run.settings.student.max_model_len,
     )
 
 
