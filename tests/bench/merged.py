@@ -1,9 +1,9 @@
 """A merged student beside the same student unmerged, both in the real vLLM: how alike they answer, and how fast.
 
-Run: `python -m tests.bench.merged [--prompts 50] [--epochs 0.15] [--json FILE]`. The embedded student is taught for a few steps on
-what the stages choose to assemble make of the demo with the handbook teacher; then held-out questions are answered greedily, base
-plus adapter first and merged afterwards, one server at a time. The unmerged student is asked twice: what differs between the two
-times is rounding, since questions that are answered at once are summed in another order.
+Run: `python -m tests.bench.merged [--prompts 50] [--steps 8] [--rows FOLDER] [--json FILE]`. The embedded student is taught for a few
+steps on what the stages choose to assemble make of the demo with the handbook teacher, or on the `assemble` folder of a run; then
+held-out questions are answered greedily, base plus adapter first and merged afterwards, one server at a time. The unmerged student is
+asked twice: what differs between the two times is rounding, since questions that are answered at once are summed in another order.
 """
 
 import argparse
@@ -37,6 +37,7 @@ STUDENT = ROOT / "var" / "students" / "smollm2-135m-instruct"
 MAX_TOKENS = 48
 STREAMS = 8
 ALONE = 5
+ROWS_A_STEP = 16
 
 
 @contextmanager
@@ -86,16 +87,18 @@ def demo_rows(folder: Path) -> Path:
         return run.folder / Stage.ASSEMBLE
 
 
-def taught(rows: Path, folder: Path, base_dir: Path, epochs: float) -> tuple[Path, dict[str, float]]:
-    """Train an adapter and merge it; return the folder of both, and what the merge's own check found."""
+def taught(rows: Path, folder: Path, base_dir: Path, steps: int) -> tuple[Path, dict[str, float]]:
+    """Train an adapter for some steps of 16 rows and merge it; return the folder of both, and what the merge's own check found."""
+    lines = (rows / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[: steps * ROWS_A_STEP]), encoding="utf-8")
     result = train(
         TrainRequest(
             base_dir=base_dir,
-            train_path=rows / "train.jsonl",
-            validation_path=rows / "validation.jsonl",
+            train_path=folder / "train.jsonl",
+            validation_path=None,
             out_dir=folder / "train",
             metrics_path=folder / "metrics.jsonl",
-            settings=TrainTable(epochs=epochs, merged=True, replay_share=0.0),
+            settings=TrainTable(epochs=1.0, rows_per_step=ROWS_A_STEP, merged=True, replay_share=0.0),
             max_prompt_tokens=1536,
         ),
         lambda _: None,
@@ -177,13 +180,14 @@ def main() -> None:
     """Measure, print tables, and write the figures."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--prompts", type=int, default=50)
-    options.add_argument("--epochs", type=float, default=0.15)
+    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--rows", type=Path, help="a run's assemble folder (else the demo's is made)")
     options.add_argument("--json", type=Path)
     chosen = options.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
-        rows = demo_rows(folder)
-        taught_dir, check = taught(rows, folder, STUDENT, chosen.epochs)
+        rows = chosen.rows or demo_rows(folder)
+        taught_dir, check = taught(rows, folder, STUDENT, chosen.steps)
         found = figures(STUDENT, taught_dir, questions(rows, STUDENT, chosen.prompts), folder)
     found["the merge's own check"] = check
     show(found)
