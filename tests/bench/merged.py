@@ -7,6 +7,7 @@ asked twice: what differs between the two times is rounding, since questions tha
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -34,9 +35,9 @@ from tests.bench.serving import BASE, answers, free_port, load_adapter, served
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "deploy" / "demo"
 STUDENT = ROOT / "var" / "students" / "smollm2-135m-instruct"
-MAX_TOKENS = 48
+MAX_TOKENS = 32
 STREAMS = 8
-ALONE = 5
+ALONE = 3
 ROWS_A_STEP = 16
 
 
@@ -129,41 +130,39 @@ def likeness(left: Sequence[Sequence[int]], right: Sequence[Sequence[int]]) -> d
     }
 
 
-def speed(base_url: str, model: str, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int]) -> dict[str, object]:
-    """Return tokens a second of one stream and of several."""
-    began = time.perf_counter()
-    alone = answers(base_url, model, prompts[:ALONE], max_tokens=MAX_TOKENS, stop_ids=stop_ids)
-    then = time.perf_counter()
-    together = answers(base_url, model, prompts, max_tokens=MAX_TOKENS, stop_ids=stop_ids, streams=STREAMS)
-    ended = time.perf_counter()
-    return {
-        "tokens a second, 1 stream": round(sum(map(len, alone)) / (then - began), 2),
-        f"tokens a second, {STREAMS} streams": round(sum(map(len, together)) / (ended - then), 2),
-    }
+class Asked:
+    """The answers of one model to the prompts, several asked at once, and how fast they came; a few more asked one by one."""
+
+    def __init__(self, base_url: str, model: str, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int]) -> None:
+        began = time.perf_counter()
+        alone = answers(base_url, model, prompts[:ALONE], max_tokens=MAX_TOKENS, stop_ids=stop_ids)
+        then = time.perf_counter()
+        self.answers = answers(base_url, model, prompts, max_tokens=MAX_TOKENS, stop_ids=stop_ids, streams=STREAMS)
+        ended = time.perf_counter()
+        self.speed = {
+            "tokens a second, 1 stream": round(sum(map(len, alone)) / (then - began), 2),
+            f"tokens a second, {STREAMS} streams": round(sum(map(len, self.answers)) / (ended - then), 2),
+        }
 
 
 def figures(base_dir: Path, taught_dir: Path, prompts: Sequence[tuple[int, ...]], folder: Path) -> dict[str, object]:
     """Ask base plus adapter, then the merged student, and return how alike and how fast they are."""
     stop_ids = Renderer.load(base_dir).stop_ids
-
-    def asked(base_url: str, model: str) -> list[list[int]]:
-        return answers(base_url, model, prompts, max_tokens=MAX_TOKENS, stop_ids=stop_ids, streams=STREAMS)
-
     with served(base_dir, folder / "unmerged.log") as base_url:
         load_adapter(base_url, "student", taught_dir / "adapter")
-        untaught, unmerged, again = asked(base_url, BASE), asked(base_url, "student"), asked(base_url, "student")
-        fast = {"base plus adapter": speed(base_url, "student", prompts, stop_ids)}
+        unmerged, again = (Asked(base_url, "student", prompts, stop_ids) for _ in range(2))
+        base = Asked(base_url, BASE, prompts, stop_ids)
     with served(taught_dir / "merged", folder / "merged.log", has_adapters=False) as base_url:
-        merged = asked(base_url, BASE)
-        fast["merged"] = speed(base_url, BASE, prompts, stop_ids)
+        merged = Asked(base_url, BASE, prompts, stop_ids)
     return {
         "hardware": machine.hardware(),
+        "load of the machine, mean of the last minute": round(os.getloadavg()[0], 1),
         "likeness": {
-            "merged, to base plus adapter": likeness(unmerged, merged),
-            "base plus adapter, to itself": likeness(unmerged, again),
-            "base, to base plus adapter": likeness(unmerged, untaught),
+            "merged, to base plus adapter": likeness(unmerged.answers, merged.answers),
+            "base plus adapter, to itself": likeness(unmerged.answers, again.answers),
+            "base, to base plus adapter": likeness(unmerged.answers, base.answers),
         },
-        "speed": fast,
+        "speed": {"base plus adapter": again.speed, "merged": merged.speed},
     }
 
 
