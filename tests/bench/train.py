@@ -52,13 +52,13 @@ def cases(options: argparse.Namespace) -> dict[str, Work]:
         found["TRL, tuned, twice computed"] = replace(found["TRL, tuned"], checkpointing=True)
     few = plain.conversations if cuda else {"5": 1, "10": 1}
     found["TRL, defaults"] = replace(plain, way="trl, defaults", conversations=few, times=1)
-    return found
+    return {name: work for name, work in found.items() if not options.cases or name in options.cases}
 
 
 def figures(options: argparse.Namespace) -> Figures:
     """Measure every case in turn, and write what is known after each, so that nothing is lost to whoever stops this."""
     works = cases(options)
-    plain = works["ours, tree"]
+    plain = next(iter(works.values()))
     found: Figures = {
         "subject": "train",
         "hardware": hardware() | {"device": options.device},
@@ -161,6 +161,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", default=str(STUDENT), help=f"a checkpoint folder, or random weights: {', '.join(SHAPES)}")
     parser.add_argument("--conversations", type=int, nargs=2, help="of 5 and of 10 turns")
+    parser.add_argument("--cases", nargs="+", help="names of the table's columns; all, where none is given")
     parser.add_argument("--rank", type=int)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of our frozen weights")
