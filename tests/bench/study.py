@@ -91,7 +91,7 @@ def perform(trial: Trial, batch_size: int) -> dict[str, object]:
         "settings": settings.model_dump(mode="json"),
         "result": asdict(result),
         "answer_seconds": round(time.monotonic() - started, 1),
-        "answers": [_marked(row, text, study) for row, text in zip(questions, texts, strict=True)],
+        "answers": [marked(row, text, study) for row, text in zip(questions, texts, strict=True)],
     }
 
 
@@ -120,7 +120,7 @@ def _answers(
     return [renderer.text(answer).strip() for answer in token_ids]
 
 
-def _marked(row: "object", text: str, study: Mapping[str, dict[str, object]]) -> dict[str, object]:
+def marked(row: "object", text: str, study: Mapping[str, dict[str, object]]) -> dict[str, object]:
     """Return an answer with its marks and, as `teacher_*`, those of the teacher's answer to the same question."""
     from conversations.messages import Role
     from distill.evaluation.metrics import Metric, Yardstick, score
