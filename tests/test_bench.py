@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, kills, record, teach, train
+from tests.bench import choose, kills, record, study, teach, train
+from tests.bench.study_trial import Trial
+from tests.distill.tiny_student import tiny_student, write_dataset
 
 
 @pytest.mark.slow
@@ -87,3 +89,34 @@ def test_training_is_measured_beside_trl_on_the_same_rows() -> None:
         ours, trl = ({line["row_tokens"] for line in found["runs"][name] if line["turns"] == int(turns)} for name in names)
         assert ours == trl
     train.show(found)
+
+
+@pytest.mark.slow
+def test_study_of_the_defaults_trains_answers_and_compares_and_repeats_nothing(tmp_path: Path) -> None:
+    base = tiny_student(tmp_path / "student")
+    for name, conversations in (("train", 6), ("validation", 2), ("test", 3)):
+        write_dataset(tmp_path / f"{name}.jsonl", conversations)
+    asked = (tmp_path / "test.jsonl").read_text(encoding="utf-8")
+    fact = {"fact_id": "box.shelf", "says": "on a shelf", "match": ["shelf"]}
+    labels = json.dumps({"answerable": True, "articles": ["box"], "facts": [fact]})
+    (tmp_path / "test.jsonl").write_text(asked.replace('"labels": {}', f'"labels": {labels}'), encoding="utf-8")
+    shared = {
+        "settings": {"rows_per_step": 4, "max_tokens": 256, "threads": 1}, "max_prompt_tokens": 200, "max_answer_tokens": 8,
+        "train_rows_share": 1.0, "facts": {}, "article_texts": {}, "declining_phrases": [],
+    }  # fmt: skip
+    (tmp_path / "study.json").write_text(json.dumps(shared), encoding="utf-8")
+    trials = [
+        Trial(tmp_path, base, variant, 0, {**study.BASELINE_SETTINGS, **study.VARIANTS[variant]}, "cpu", 4)
+        for variant in ("baseline", "epochs 1.0")
+    ]
+    assert study.run(trials, parallel=1) == []
+    results = [(trial.folder / "result.json").stat().st_mtime_ns for trial in trials]
+    assert study.run(trials, parallel=1) == []
+    assert results == [(trial.folder / "result.json").stat().st_mtime_ns for trial in trials]
+    found = study.figures(trials)["variants"]
+    # Of the teacher's six answers three tell of a shelf; what a student of random weights says tells nothing.
+    assert found["epochs 1.0"]["its change"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 6}
+    assert found["epochs 1.0"]["kept of teacher"]["value"] == 0.0
+    assert found["epochs 1.0"]["tokens"] * 2 == found["baseline"]["tokens"]
+    assert found["epochs 1.0"]["validation loss"] != found["baseline"]["validation loss"]
+    study.show(study.figures(trials))
