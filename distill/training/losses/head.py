@@ -18,6 +18,8 @@ from distill.training.losses.divergences import Lost, bucket_divergence, cross_e
 from distill.training.losses.targets import Targets
 
 LOGITS_AT_ONCE = 8 * 1024 * 1024
+# A GPU reads the whole head for each piece, and needs some hundred rows to be busy meanwhile: 640 of a vocabulary of 200 thousand.
+TIMES_ON_A_GPU = 16
 # A piece of the scored positions, or their numbers.
 _Rows: TypeAlias = slice | torch.Tensor
 
@@ -132,7 +134,8 @@ def _rows_at_a_time(
 
     Each source beside the words takes as much room again as the logits, so that there are fewer rows at once.
     """
-    at_once = LOGITS_AT_ONCE // vocabulary // (1 + (teacher is not None))
+    logits_at_once = LOGITS_AT_ONCE * (TIMES_ON_A_GPU if targets.token_ids.is_cuda else 1)
+    at_once = logits_at_once // vocabulary // (1 + (teacher is not None))
     if targets.soft_ids is None or not mixture.soft_weight:
         for start in range(0, len(targets), max(1, at_once)):
             yield slice(start, start + max(1, at_once)), False
