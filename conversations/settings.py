@@ -28,7 +28,7 @@ from conversations.redaction import KIND, RedactionRules
 # Every table of the file, so that a misspelt one is noticed by each command, whichever tables it reads itself.
 TABLES = (
     "record", "student", "prompt", "redaction", "serve", "runs", "handbook", "teachers", "judge", "datasets", "choose",
-    "teach", "verify", "assemble", "train", "evaluate", "promote", "schedule",
+    "teach", "verify", "assemble", "train", "tune", "evaluate", "promote", "schedule",
 )  # fmt: skip
 SETTINGS_VARIABLE = "SUPPORT_BOT_SETTINGS"
 DEFAULT_SETTINGS = Path("settings.toml")
@@ -232,9 +232,9 @@ def secret(variable: str, purpose: str) -> str:
     return value
 
 
-def settings_digest(settings: BaseModel) -> str:
-    """Return a digest of settings, the file's own place left out."""
-    text = json.dumps(settings.model_dump(mode="json", exclude={"settings_file"}), sort_keys=True)
+def settings_digest(settings: BaseModel, *, left_out: frozenset[str] = frozenset()) -> str:
+    """Return a digest of settings, the file's own place and the tables in `left_out` left out."""
+    text = json.dumps(settings.model_dump(mode="json", exclude={"settings_file", *left_out}), sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

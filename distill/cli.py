@@ -7,7 +7,7 @@ stage are loaded by the stage, so that `distill --help` answers at once.
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ from conversations.settings import read_settings
 from conversations.store import Record, open_existing
 from distill.cycle import due_because, newest_complete_run, perform_stage, refusal, run_cycle, schedule
 from distill.offline import keep_libraries_offline
-from distill.run import Announce, Manifest, Stage, new_run, open_run
+from distill.run import Manifest, Stage, new_run, open_run
 from distill.settings import DistillSettings
 
 app = typer.Typer(
@@ -107,6 +107,29 @@ _stage_command(Stage.ASSEMBLE, "Make the training, validation and test sets.")
 _stage_command(Stage.TRAIN, "Fine-tune the student.")
 _stage_command(Stage.EVALUATE, "Measure candidate, released student, base and teacher.")
 _stage_command(Stage.PROMOTE, "Put the candidate into service if the gate lets it.")
+
+
+@app.command()
+def tune(
+    run: RunName,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="Finished trials to come to (else as [tune] says); more go on later."),
+    ] = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try other training settings on a run's data, and write the best ones as a settings file. Stop it and it goes on later."""
+    read = read_settings(DistillSettings, settings)
+    with Record(read.record.path) as record, open_run(record, read, run) as opened, _progress() as tell:
+        from distill.training.tuning.tune import tune as tune_run
+
+        tuned = tune_run(opened, trials or read.tune.trials, tell)
+    if as_json:
+        _print_json({"run_id": run, **tuned.as_json()})
+        return
+    for sentence in tuned.sentences():
+        _say(sentence)
 
 
 @app.command()
@@ -208,6 +231,33 @@ def unpack_student(
 
 
 @app.command()
+def merge(
+    run: RunName,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="The checkpoint folder to make (else train/merged of the run)."),
+    ] = None,
+) -> None:
+    """Merge a run's adapter into its base: one checkpoint that vLLM serves as it is, checked against the unmerged student."""
+    read = read_settings(DistillSettings, settings)
+    from conversations import runs
+    from distill.training.merge import merge_run
+
+    with open_existing(read.record.path) as record:
+        merged = merge_run(read, Path(runs.run(record, run).path), out)
+    if as_json:
+        _print_json({"out": str(merged.out_dir), **merged.figures()})
+        return
+    _say(
+        f"{merged.out_dir}: merged; on {merged.agreement.prompts} answers ({merged.agreement.positions} tokens) the logits differ by "
+        f"{merged.agreement.max_logit_difference:.2g} in float32 and {merged.agreement.max_logit_difference_rounded:.2g} in bfloat16, "
+        f"and {merged.agreement.same_token:.1%} of the likeliest tokens are the same"
+    )
+
+
+@app.command()
 def handbook(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     """Tell what a changed handbook means: answers that rest on old words, releases that learned them, whether a cycle is due."""
     from distill.dataset.handbook.articles import Handbook
@@ -242,18 +292,18 @@ def handbook(settings: SettingsFile = None, as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Announce]:
-    """Draw one bar a stage on standard error."""
-    columns = (TextColumn("{task.fields[stage]:>9}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    bars: dict[Stage, TaskID] = {}
+def _progress() -> Iterator[Callable[[str, float, str], None]]:
+    """Draw one bar a stage, or a trial, on standard error."""
+    columns = (TextColumn("{task.fields[name]:>9}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    bars: dict[str, TaskID] = {}
     with Progress(
         *columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=Console(emoji=False, stderr=True)
     ) as drawn:
 
-        def announce(stage: Stage, share: float, note: str) -> None:
-            if stage not in bars or (share == 0.0 and drawn.tasks[bars[stage]].finished):
-                bars[stage] = drawn.add_task("", total=1.0, stage=stage.value, note="")
-            drawn.update(bars[stage], completed=share, note=note[:60])
+        def announce(name: str, share: float, note: str) -> None:
+            if name not in bars or (share == 0.0 and drawn.tasks[bars[name]].finished):
+                bars[name] = drawn.add_task("", total=1.0, name=name, note="")
+            drawn.update(bars[name], completed=share, note=note[:60])
 
         yield announce
 

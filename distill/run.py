@@ -249,8 +249,8 @@ def _going(run: Run, *, ended: str | None = None) -> Iterator[Run]:
 
 
 def run_digest(settings: DistillSettings) -> str:
-    """Return the digest of the settings that decide what a run does."""
-    return settings_digest(settings)
+    """Return the digest of the settings that decide what a run does; what is tried beside them is not among these."""
+    return settings_digest(settings, left_out=frozenset({"tune"}))
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -251,6 +251,43 @@ class TrainTable(Table):
     threads: int | None = Field(default=None, ge=1, description="empty: every core")
 
 
+class TuneTable(Table):
+    """What `distill tune` tries beside the present [train] settings. An empty list leaves its setting as it is."""
+
+    trials: int = Field(default=16, ge=1, description="the present settings are the first")
+    learning_rate_factors: tuple[float, float] | tuple[()] = Field(
+        default=(0.2, 5.0), description="lowest and highest, of the present rate"
+    )
+    ranks: tuple[int, ...] = Field(
+        default=(8, 16, 32, 64), description="of adapters, up to [student] max_lora_rank; alpha grows with the rank"
+    )
+    epochs: tuple[float, ...] = (1.0, 2.0, 3.0)
+    soft_weights: tuple[float, float] | tuple[()] = Field(
+        default=(0.0, 0.9), description="lowest and highest; tried where a teacher gave log-probabilities"
+    )
+    replay_shares: tuple[float, float] | tuple[()] = Field(
+        default=(0.0, 0.3), description="lowest and highest; tried where there are earlier answers to replay"
+    )
+    first_look_share: float = Field(
+        default=0.25, gt=0, le=1, description="of the present settings' tokens: after these the worse trials are given up"
+    )
+    survivors: int = Field(default=3, ge=2, description="one in so many trials goes on after each look")
+    repeats: int = Field(default=2, ge=0, description="further seeds for the best and the present settings, to tell chance")
+
+    @model_validator(mode="after")
+    def _can_be_tried(self) -> "TuneTable":
+        for name, limits, most in (
+            ("learning_rate_factors", self.learning_rate_factors, float("inf")),
+            ("soft_weights", self.soft_weights, 1.0),
+            ("replay_shares", self.replay_shares, 0.99),
+        ):
+            if limits and not 0 <= limits[0] <= limits[1] <= most:
+                raise ValueError(f"{name} is {list(limits)}; expected the lowest and the highest, from 0 to {most:g}")
+        if (self.learning_rate_factors and self.learning_rate_factors[0] == 0) or min((*self.epochs, *self.ranks, 1)) <= 0:
+            raise ValueError("a learning rate, a rank and a number of epochs must be above 0")
+        return self
+
+
 class EvaluateTable(Table):
     """How candidate, released student, base and teacher are measured."""
 
@@ -300,6 +337,7 @@ class DistillSettings(RoomSettings):
     verify: VerifyTable = VerifyTable()
     assemble: AssembleTable = AssembleTable()
     train: TrainTable = TrainTable()
+    tune: TuneTable = TuneTable()
     evaluate: EvaluateTable
     promote: PromoteTable
     schedule: ScheduleTable = ScheduleTable()

@@ -101,8 +101,9 @@ class Fitting:
         self._frozen = self._frozen_states()
         with hearing_sigterm() as stop:
             if not self._take_up(checkpoint_path):
-                self._validate()
                 self._keep(keep)
+            if self.position.step == 0:
+                self._validate()
             started, before = time.monotonic(), self.position.seconds
             begun_at = self.position.tokens_done
             tokens_total = sum(step.tokens for step in self.steps)

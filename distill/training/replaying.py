@@ -10,7 +10,7 @@ from distill.rows import DatasetRow, read_rows
 from distill.run import Run, Stage
 from distill.training.decisions.replay import FILE
 from distill.training.request import StartingPoint
-from distill.training.starting import started_from, starting_point
+from distill.training.starting import starting_point
 
 
 def start_of(run: Run) -> StartingPoint | None:
@@ -19,9 +19,7 @@ def start_of(run: Run) -> StartingPoint | None:
     It stays the same when the run is taken up again, whatever is in service by then: `choose` has left out what it knows.
     """
     named = run.manifest(Stage.CHOOSE).details.get("starts_from")
-    start = starting_point(run.record, run.settings, str(named) if named else None)
-    run.event(Stage.TRAIN, "starts", {"started_from": started_from(start), "wanted": run.settings.train.start_from})
-    return start
+    return starting_point(run.record, run.settings, str(named) if named else None)
 
 
 def replay_of(run: Run) -> Path | None:

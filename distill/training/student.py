@@ -7,22 +7,23 @@ never writes the place of a folder into what it saves.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from conversations.errors import OperatorError
+from conversations.serving import rope_factors_of
 from distill.settings import TrainTable
 from distill.training.batches.forest import TokenTree
 from distill.training.batches.packing import Batch, pack_batch, visible
 from distill.training.losses.head import answer_loss
 from distill.training.processes.sharding import Sharding, divided_as, whole
 from distill.training.weights.adapters import adapt, save_adapters
+from distill.training.weights.quiet import without_bars
+from distill.training.weights.rope import pin_rope
 
 Precision = Literal["float32", "bfloat16"]
 # Kept states beyond this are computed anew in every step; the training is the same, only slower.
@@ -92,8 +93,8 @@ class LearningStudent:
             for name, parameter in self.trainable.items():
                 parameter.copy_(divided_as(learned[name], parameter))
 
-    def save(self, folder: Path, *, base_dir: Path, base_name: str) -> None:
-        """Write the weights into a new folder: an adapter in PEFT's format, or a whole checkpoint in bfloat16."""
+    def save(self, folder: Path, *, base_name: str) -> None:
+        """Write the weights into a new folder: an adapter in PEFT's format, or a whole model in bfloat16."""
         if self.kind == "lora":
             save_adapters(
                 self._model,
@@ -103,9 +104,8 @@ class LearningStudent:
                 layer_count=len(self._decoder.layers),
             )
             return
-        with _without_bars():
+        with without_bars():
             self._model.to(torch.bfloat16).save_pretrained(folder)
-        _copy_tokenizer(base_dir, folder)
 
     def _before_learning(self, batch: Batch) -> torch.Tensor:
         """Return what the first layer that learns reads. Shape: (trees, length, width)."""
@@ -128,17 +128,20 @@ class LearningStudent:
         return states
 
 
-def open_student(base_dir: Path, settings: TrainTable, *, device: torch.device) -> LearningStudent:
+def open_student(
+    base_dir: Path, settings: TrainTable, *, device: torch.device, max_model_len: int = 2048
+) -> LearningStudent:
     """Load the student of a checkpoint folder and make its adapters, or all its weights, trainable.
 
     Adapters are initialised from torch's present random state. Adapters and fully trained weights are held in float32,
-    a frozen base in bfloat16 where the device computes it natively.
+    a frozen base in bfloat16 where the device computes it natively. Positions are turned as a server with contexts of
+    `max_model_len` tokens turns them.
     Raises OperatorError when the folder holds no causal language model, or `last_layers` exceeds its layers.
     """
     precision = precision_of(device)
     frozen_in_half = settings.kind == "lora" and precision == "bfloat16"
     try:
-        with _without_bars():
+        with without_bars():
             model = AutoModelForCausalLM.from_pretrained(
                 base_dir,
                 local_files_only=True,
@@ -150,6 +153,7 @@ def open_student(base_dir: Path, settings: TrainTable, *, device: torch.device) 
             f"{base_dir}: cannot be loaded as a student: {error}; expected a Hugging Face checkpoint folder of a "
             f"causal language model; set [student] base to one"
         ) from error
+    pin_rope(model, rope_factors_of(base_dir, max_model_len))
     model.to(device)
     model.train()
     layers = model.get_decoder().layers
@@ -199,21 +203,3 @@ def put_in_place(half_done: Path, folder: Path) -> None:
             os.close(descriptor)
     shutil.rmtree(folder, ignore_errors=True)
     half_done.rename(folder)
-
-
-def _copy_tokenizer(base_dir: Path, folder: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-        if (base_dir / name).is_file():
-            shutil.copyfile(base_dir / name, folder / name)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing progress bars of its own."""
-    were_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_on:
-            transformers_logging.enable_progress_bar()

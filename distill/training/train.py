@@ -36,7 +36,7 @@ from distill.training.processes.launch import process_count, threads_of_each, tr
 from distill.training.replaying import replay_of, settle_replay, start_of
 from distill.training.request import TrainRequest
 from distill.training.result import ReplayCounts, TrainResult, result_of, write_weights
-from distill.training.starting import learn_on
+from distill.training.starting import learn_on, started_from
 from distill.training.student import LearningStudent, device_at_hand, open_student
 
 RESULT_FILE = "training.json"
@@ -53,25 +53,11 @@ def train_stage(run: Run) -> Outcome:
             f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s",
         )
 
-    replay_path = replay_of(run)
-    result = train(
-        TrainRequest(
-            base_dir=run.settings.student.base,
-            train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
-            validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
-            out_dir=run.stage_folder(Stage.TRAIN),
-            metrics_path=run.folder / "metrics.jsonl",
-            settings=run.settings.train,
-            max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
-            cache_dir=token_cache(run.settings),
-            replay_path=replay_path,
-            start=start_of(run),
-        ),
-        show,
-        lambda event, figures: run.event(Stage.TRAIN, event, figures),
-    )
-    if replay_path is not None:
-        settle_replay(run, replay_path)
+    request = request_of(run)
+    run.event(Stage.TRAIN, "starts", {"started_from": started_from(request.start), "wanted": request.settings.start_from})
+    result = train(request, show, lambda event, figures: run.event(Stage.TRAIN, event, figures))
+    if request.replay_path is not None:
+        settle_replay(run, request.replay_path)
     left_out = (
         Counter(result.train_rows_left_out)
         + Counter(result.validation_rows_left_out)
@@ -86,6 +72,23 @@ def train_stage(run: Run) -> Outcome:
             rejected_by_reason=dict(left_out),
         ),
         asdict(result),
+    )
+
+
+def request_of(run: Run) -> TrainRequest:
+    """Return what the settings of a run, and what it assembled, ask a training to do."""
+    return TrainRequest(
+        base_dir=run.settings.student.base,
+        train_path=run.folder / Stage.ASSEMBLE / "train.jsonl",
+        validation_path=run.folder / Stage.ASSEMBLE / "validation.jsonl",
+        out_dir=run.stage_folder(Stage.TRAIN),
+        metrics_path=run.folder / "metrics.jsonl",
+        settings=run.settings.train,
+        max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
+        cache_dir=token_cache(run.settings),
+        replay_path=replay_of(run),
+        start=start_of(run),
+        max_model_len=run.settings.student.max_model_len,
     )
 
 
@@ -159,7 +162,7 @@ def train_in(
         raise OperatorError(_nothing_to_learn(request, counts))
     with telling_of_a_full_disk(request.out_dir), _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        student = open_student(request.base_dir, settings, device=group.device)
+        student = open_student(request.base_dir, settings, device=group.device, max_model_len=request.max_model_len)
         if request.start is not None:
             learn_on(student, request.start)
         fitting = Fitting(
@@ -178,7 +181,7 @@ def train_in(
     if not group.writes:
         return result
     with telling_of_a_full_disk(request.out_dir):
-        result = write_weights(request, student, result, fingerprint)
+        result = write_weights(request, student, result, fingerprint, [*held_out, *own])
         held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
         write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -203,7 +206,7 @@ def _nothing_to_learn(request: TrainRequest, counts: RowCounts) -> str:
         )
     return (
         f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-        f"at least one answer within [train] max_tokens = {request.settings.max_tokens}; teach more, or raise the limit"
+        f"at least one answer within {request.longest_row} tokens; teach more, or raise [train] max_tokens and [student] max_model_len"
     )
 
 
@@ -218,7 +221,7 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
 def _read_rows(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[list[TrainingRow], RowCounts]:
     if path is None:
         return [], RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
-    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.settings.max_tokens}
+    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.longest_row}
     decided_by = {
         "reading": READING_VERSION,
         "renderer": renderer.digest,

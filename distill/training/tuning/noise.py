@@ -19,6 +19,14 @@ class OverSeeds:
     high: float | None
     seeds: int
 
+    def __str__(self) -> str:
+        """Return the mean and its interval as a sentence holds them."""
+        if self.value is None:
+            return "nobody knows what (no seed was trained)"
+        if self.low is None:
+            return f"{self.value:+.4f} (one seed, which cannot tell chance)"
+        return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.seeds} seeds)"
+
     def as_json(self) -> dict[str, Json]:
         """Return the mean as results hold it."""
         return {"value": self.value, "low": self.low, "high": self.high, "seeds": self.seeds}

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -23,7 +23,9 @@ from conversations.errors import run_command
 from conversations.messages import Json
 from distill.run import write_whole
 from distill.training.fitting import TrainProgress
-from distill.training.train import TrainRequest, TrainResult, train
+from distill.training.request import TrainRequest
+from distill.training.result import TrainResult
+from distill.training.train import train
 
 LOG_FILE = "trial.log"
 _SECONDS_TO_END = 60
@@ -122,35 +124,6 @@ def _reason(status: int, log_path: Path) -> str:
     return f"ended by {name}{why}" + (f"; its last words: {last_words}" if last_words else "")
 
 
-class _Telling:
-    """Tells news of a training on standard output, one JSON object a line."""
-
-    def __init__(self, metrics_path: Path) -> None:
-        self._metrics_path = metrics_path
-        self._read_bytes = 0
-
-    def __call__(self, progress: TrainProgress) -> None:
-        """Tell of a step, after whatever was validated since the last one."""
-        steps: dict[str, Json] = {
-            "tokens_planned": progress.tokens_total,
-            "loss": progress.loss,
-            "tokens_per_second": progress.tokens_per_second,
-        }
-        for tokens, nll in self._validations():
-            _tell({**steps, "tokens": tokens, "validation_nll": nll})
-        _tell({**steps, "tokens": progress.tokens_done})
-
-    def _validations(self) -> Iterator[tuple[int, float]]:
-        """Yield the tokens and the held-out loss of validations that the training has written since the last look."""
-        with self._metrics_path.open("rb") as metrics:
-            metrics.seek(self._read_bytes)
-            lines = metrics.readlines()
-            self._read_bytes = metrics.tell()
-        for line in map(json.loads, lines):
-            if line["event"] == "validation" and line["tokens"]:
-                yield line["tokens"], line["validation_nll"]
-
-
 def _tell(news: dict[str, Json]) -> None:
     print(json.dumps(news), flush=True)  # noqa: T201 — the pipe to the process that watches
 
@@ -164,8 +137,23 @@ def _end_with_the_watcher() -> None:
 def _train() -> None:
     request = _REQUEST.validate_json(Path(sys.argv[1]).read_bytes())
     threading.Thread(target=_end_with_the_watcher, daemon=True).start()
-    result = train(request, _Telling(request.metrics_path))
-    _tell({"result": asdict(result)})
+    last: dict[str, Json] = {}
+
+    def on_progress(progress: TrainProgress) -> None:
+        last.update(
+            tokens=progress.tokens_done,
+            tokens_planned=progress.tokens_total,
+            loss=progress.loss,
+            tokens_per_second=progress.tokens_per_second,
+        )
+        _tell(last)
+
+    def on_event(event: str, figures: Mapping[str, Json]) -> None:
+        # The untrained student is validated too, before there is any news to add that to.
+        if event == "validation" and last:
+            _tell({**last, "validation_nll": figures["validation_nll"]})
+
+    _tell({"result": asdict(train(request, on_progress, on_event))})
 
 
 if __name__ == "__main__":

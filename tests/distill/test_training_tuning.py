@@ -1,0 +1,295 @@
+"""A study tries other settings, survives what happens to its trials and to itself, and writes the best as a settings file."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny_student import tiny_student, write_dataset
+
+from conversations.errors import OperatorError
+from conversations.settings import read_settings
+from conversations.store import Record
+from distill.run import Counts, Outcome, Run, Stage, new_run, open_run
+from distill.settings import DistillSettings, TrainTable, TuneTable
+from distill.training.tuning.noise import mean_over_seeds
+from distill.training.tuning.settings_file import changed_settings
+from distill.training.tuning.space import space_of
+from distill.training.tuning.tune import tune
+
+SETTINGS = """# The settings of a test.
+[record]
+path = "record.db"  # beside this file
+[student]
+base = 'student'
+profile = "cpu"
+[prompt]
+system = "You help."
+max_prompt_tokens = 200
+[runs]
+folder = "runs"
+[teachers.big]
+base_url = "http://127.0.0.1:9/v1"
+model = "big-1"
+licence_allows_training = "yes"
+[teach]
+teacher = "big"
+max_cost_usd = 0.0
+max_calls = 1
+[train]
+rank = 4  # as small as it goes
+alpha = 8
+epochs = 1.0
+learning_rate = 1e-3
+rows_per_step = 4
+token_budget_per_batch = 512
+max_tokens = 256
+validate_every_tokens = 400
+checkpoint_every_steps = 1
+threads = 1
+[tune]
+ranks = [2, 4]
+epochs = [1.0, 2.0]
+learning_rate_factors = [0.01, 10.0]
+repeats = 2
+[evaluate]
+server_usd_per_hour = 0.1
+[promote]
+min_retained = 0.9
+max_wrong_fact_rate = 0.1
+max_loss_to_released = 0.02
+"""
+COUNTS = Counts(taken_in=0, accepted=0, rejected=0, unscored=0, rejected_by_reason={})
+
+
+def ignore(_name: str, _share: float, _note: str) -> None:
+    """Look away."""
+
+
+def assembled_run(folder: Path, settings: str = SETTINGS) -> str:
+    """Make a run that looks as if it had been assembled, and return its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.toml").write_text(settings, encoding="utf-8")
+    tiny_student(folder / "student")
+
+    def assemble(run: Run) -> Outcome:
+        write_dataset(run.stage_folder(Stage.ASSEMBLE) / "train.jsonl", 8)
+        write_dataset(run.stage_folder(Stage.ASSEMBLE) / "validation.jsonl", 2, first=100)
+        return Outcome(COUNTS)
+
+    with Record(folder / "record.db") as record, new_run(record, settings_in(folder)) as run:
+        run.perform(Stage.ASSEMBLE, assemble)
+    return run.run_id
+
+
+def settings_in(folder: Path) -> DistillSettings:
+    return read_settings(DistillSettings, folder / "settings.toml")
+
+
+@contextmanager
+def opened(folder: Path, run_id: str) -> Iterator[Run]:
+    with Record(folder / "record.db") as record, open_run(record, settings_in(folder), run_id) as run:
+        yield run
+
+
+def trials_of(folder: Path) -> list[dict[str, object]]:
+    path = next(folder.glob("runs/run_*/tune/trials.jsonl"))
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_study_writes_the_best_settings_its_picture_and_how_sure_they_are(tmp_path):
+    run_id = assembled_run(tmp_path)
+    heard: list[str] = []
+    with opened(tmp_path, run_id) as run:
+        tuned = tune(run, 4, lambda name, _share, _note: heard.append(name))
+    found = tuned.as_json()
+    tried = trials_of(tmp_path)
+    assert [each["trial"] for each in tried] == [0, 1, 2, 3]
+    assert tried[0]["changes"] == {} and tried[0]["state"] == "complete"
+    assert found["best_validation_nll"] <= found["present_validation_nll"]
+    complete = [each for each in tried if each["state"] == "complete"]
+    assert found["best_validation_nll"] == min(each["validation_nll"] for each in complete)
+    # The rate of the present settings is far too low for so tiny a student, so that something else is better.
+    assert found["best_trial"] != 0
+    assert found["better_by"]["seeds"] == 3 and found["better_by_anew"]["seeds"] == 2
+    assert found["better_by_anew"]["value"] > 0
+    assert set(heard) >= {"trial 0", "trial 1", "trial 0, seed 1", "trial 0, seed 2"}
+
+    settings = read_settings(DistillSettings, tuned.settings_path)
+    present = settings_in(tmp_path)
+    assert settings.train.model_dump() == {**present.train.model_dump(), **found["best_changes"]}
+    for table in ("record", "student", "runs", "teachers", "teach", "tune"):
+        assert settings.model_dump()[table] == present.model_dump()[table], table
+    assert "# as small as it goes" in tuned.settings_path.read_text(encoding="utf-8")
+    picture = tuned.plot_path.read_text(encoding="utf-8")
+    assert picture.startswith("<?xml") and str(tmp_path) not in picture
+    # A study leaves numbers, no weights.
+    assert not [*tmp_path.glob("runs/*/tune/**/*.safetensors"), *tmp_path.glob("runs/*/tune/**/*.pt")]
+
+
+@pytest.mark.slow
+def test_trial_that_crashes_is_recorded_with_its_reason_and_the_study_goes_on(tmp_path):
+    # So high a rate, and no limit to a gradient, end in a loss that is no number; the present rate does not.
+    settings = SETTINGS.replace("[0.01, 10.0]", "[1e30, 1e33]").replace("threads = 1", "threads = 1\nclip_norm = 1e30")
+    run_id = assembled_run(tmp_path, settings)
+    with opened(tmp_path, run_id) as run:
+        tuned = tune(run, 3, ignore)
+    failed = [each for each in trials_of(tmp_path) if each["state"] == "failed"]
+    assert failed and "expected numbers" in failed[0]["reason"]
+    assert tuned.best.trial == 0 and tuned.better_by is None
+    assert tuned.as_json()["trials"]["failed"] == len(failed)
+
+
+COMMAND = [sys.executable, "-c", "from distill.cli import main; main()", "tune"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_stopped_study_goes_on_with_the_trial_it_was_at_and_tries_what_an_unstopped_one_tries(tmp_path, number):
+    run_id = assembled_run(tmp_path)
+    command = [*COMMAND, "--run", run_id, "--trials", "3", "--settings", str(tmp_path / "settings.toml"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as stopped:
+        deadline = time.monotonic() + 120
+        metrics = tmp_path / "runs" / run_id / "tune" / "trials" / "0001" / "metrics.jsonl"
+        while not (metrics.is_file() and '"step"' in metrics.read_text(encoding="utf-8")):
+            assert stopped.poll() is None and time.monotonic() < deadline, stopped.stderr and stopped.stderr.read()
+            time.sleep(0.01)
+        stopped.send_signal(number)
+    assert stopped.returncode != 0
+    child = json.loads((metrics.parent / "request.json").read_text(encoding="utf-8"))
+    assert not trains(child["out_dir"])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run_id"] == run_id
+
+    straight = tmp_path / "straight"
+    with opened(straight, assembled_run(straight)) as run:
+        tune(run, 3, ignore)
+    assert trials_of(tmp_path) == trials_of(straight)
+
+
+def trains(out_dir: str) -> bool:
+    """Tell whether a process still works on a trial, after a moment to end."""
+    for _ in range(100):
+        commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+        if not any(str(Path(out_dir).parent).encode() in command for command in commands):
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.slow
+def test_worse_trials_are_given_up_and_the_tokens_saved_are_told(tmp_path):
+    # All but the present rate are hopeless, so that every other trial is behind at the first look.
+    settings = SETTINGS.replace("[0.01, 10.0]", "[0.0001, 0.001]").replace("learning_rate = 1e-3", "learning_rate = 1e-1")
+    settings = (
+        settings.replace("epochs = 1.0", "epochs = 3.0")
+        .replace("[1.0, 2.0]", "[3.0]")
+        .replace("ranks = [2, 4]", "ranks = []")
+    )
+    run_id = assembled_run(tmp_path, settings)
+    with opened(tmp_path, run_id) as run:
+        tuned = tune(run, 4, ignore)
+    pruned = [each for each in tuned.trials if each.state == "pruned"]
+    assert pruned
+    assert all(each.tokens < each.tokens_planned for each in pruned)
+    trained = sum(each.tokens for each in tuned.trials)
+    to_the_end = sum(each.tokens_planned if each.state == "pruned" else each.tokens for each in tuned.trials)
+    assert tuned.as_json()["tokens_saved_share"] == pytest.approx(1 - trained / to_the_end, abs=1e-4)
+
+
+def test_second_study_of_a_run_is_refused_while_the_first_goes_on(tmp_path):
+    run_id = assembled_run(tmp_path)
+    with opened(tmp_path, run_id):
+        command = [*COMMAND, "--run", run_id, "--settings", str(tmp_path / "settings.toml")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "one runs at a time" in done.stderr
+
+
+def test_study_cannot_begin_without_assembled_data_or_held_out_conversations(tmp_path):
+    run_id = assembled_run(tmp_path)
+    with opened(tmp_path, run_id) as run:
+        (run.folder / "assemble" / "validation.jsonl").write_text("", encoding="utf-8")
+        with pytest.raises(OperatorError, match=r"no held-out conversations.*validation_share"):
+            tune(run, 1, ignore)
+        (run.folder / "assemble" / "manifest.json").unlink()
+        with pytest.raises(OperatorError, match="no finished stage 'assemble'"):
+            tune(run, 1, ignore)
+
+
+def test_run_may_be_tuned_with_another_tune_table_than_it_was_begun_with(tmp_path):
+    run_id = assembled_run(tmp_path)
+    (tmp_path / "settings.toml").write_text(SETTINGS.replace("repeats = 2", "repeats = 0"), encoding="utf-8")
+    with opened(tmp_path, run_id) as run:
+        assert run.settings.tune.repeats == 0
+
+
+TRAIN = TrainTable(rank=16, alpha=32, learning_rate=1e-3)
+
+
+def test_present_settings_lie_inside_the_space_and_change_nothing():
+    train = TRAIN.model_copy(update={"rank": 12, "epochs": 1.5, "soft_weight": 0.95, "replay_share": 0.4})
+    space = space_of(TuneTable(learning_rate_factors=(2.0, 3.0)), train, has_beliefs=True, has_replay=True, max_lora_rank=16)
+    for name, value in space.present.items():
+        distribution = space.distributions[name]
+        assert distribution._contains(distribution.to_internal_repr(value)), name
+    assert space.changes(space.present, 1e-3) == {}
+
+
+def test_soft_labels_replay_and_ranks_are_tried_only_where_they_can_be():
+    def names(**changes) -> set[str]:
+        held = {"has_beliefs": True, "has_replay": True, "max_lora_rank": 16, **changes}
+        return set(space_of(TuneTable(), held.pop("train", TRAIN), **held).distributions)
+
+    assert names() == {"learning_rate_factor", "rank", "epochs", "soft_weight", "replay_share"}
+    assert "soft_weight" not in names(has_beliefs=False)
+    assert "replay_share" not in names(has_replay=False)
+    assert "rank" not in names(train=TRAIN.model_copy(update={"kind": "full"}))
+    ranks = space_of(TuneTable(), TRAIN, has_beliefs=False, has_replay=False, max_lora_rank=32).distributions["rank"].choices
+    assert ranks == (8, 16, 32)
+
+
+def test_alpha_grows_with_the_rank_and_the_learning_rate_is_a_multiple_of_the_present_one():
+    space = space_of(TuneTable(), TRAIN, has_beliefs=False, has_replay=False, max_lora_rank=64)
+    changes = space.changes({"rank": 64, "learning_rate_factor": 0.4567, "epochs": 2.0}, 1e-3)
+    assert changes == {"rank": 64, "alpha": 128, "learning_rate": 0.000457}
+
+
+def test_change_over_seeds_has_students_interval():
+    # Mean 2, standard deviation 1, three values: 2 ± 4.3027 / √3.
+    found = mean_over_seeds([1.0, 2.0, 3.0])
+    assert (found.value, found.seeds) == (2.0, 3)
+    assert found.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
+    assert found.high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
+    assert mean_over_seeds([1.0]).low is None
+
+
+def test_only_the_changed_lines_of_a_settings_file_differ(tmp_path):
+    (tmp_path / "settings.toml").write_text(SETTINGS, encoding="utf-8")
+    text = changed_settings(settings_in(tmp_path), {"rank": 8, "soft_weight": 0.25}, tmp_path / "a" / "b")
+    differing = {line for line in text.splitlines() if line not in SETTINGS.splitlines()}
+    assert differing == {
+        'path = "../../record.db"  # beside this file',
+        'base = "../../student"',
+        'folder = "../../runs"',
+        "rank = 8  # as small as it goes",
+        "soft_weight = 0.25",
+    }
+
+
+def test_settings_file_that_cannot_be_edited_line_by_line_is_refused_and_the_keys_are_told(tmp_path):
+    table = re.search(r"(?s)\[train\]\n.*?(?=\[tune\])", SETTINGS)
+    assert table
+    inline = "train = { rank = 4, epochs = 1.0 }\n" + SETTINGS.replace(table[0], "")
+    (tmp_path / "settings.toml").write_text(inline, encoding="utf-8")
+    with pytest.raises(OperatorError, match=r"cannot be edited line by line.*by hand: rank = 8"):
+        changed_settings(settings_in(tmp_path), {"rank": 8}, tmp_path / "a")
