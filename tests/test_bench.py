@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, cycles, cycles_data, kills, record, teach
-from tests.distill.tiny_student import tiny_student
+from tests.bench import choose, cycles, cycles_data, kills, record, study, teach, train
+from tests.bench.study_trial import Trial
+from tests.distill.tiny_student import tiny_student, write_dataset
 
 
 @pytest.mark.slow
@@ -93,3 +94,60 @@ def test_cycles_are_measured_by_how_each_goes_on_and_what_is_done_is_not_done_ag
     done = {path: path.stat().st_mtime_ns for path in data.rglob("result.json")}
     assert len(done) == 7 and cycles.figures(bench)["cycles"] == lines
     assert {path: path.stat().st_mtime_ns for path in data.rglob("result.json")} == done
+
+
+@pytest.mark.slow
+def test_training_is_measured_beside_trl_and_trees_are_exact_on_the_device(tmp_path: Path) -> None:
+    options = train.options_of(
+        [
+            "--model",
+            "tiny",
+            "--conversations",
+            "2",
+            "1",
+            "--rounds",
+            "1",
+            "--exactness",
+            "--json",
+            str(tmp_path / "found.json"),
+        ]
+    )
+    found = train.figures(options)
+    cases = {"ours, tree", "ours, rows", "TRL, tuned", "TRL, defaults"}
+    assert set(found["by turns"]["5"]) == set(found["by turns"]["10"]) == cases, found["runs"]
+    assert found["by turns"]["5"]["TRL, tuned"]["times TRL, tuned"] == 1.0
+    [exactness] = found["exactness"]
+    assert exactness["float32"]["loss"] < 1e-5
+    assert exactness["float32"]["gradients"] < 1e-4
+    train.show(found)
+
+
+@pytest.mark.slow
+def test_study_of_the_defaults_trains_answers_and_compares_and_repeats_nothing(tmp_path: Path) -> None:
+    base = tiny_student(tmp_path / "student")
+    for name, conversations in (("train", 6), ("validation", 2), ("test", 3)):
+        write_dataset(tmp_path / f"{name}.jsonl", conversations)
+    asked = (tmp_path / "test.jsonl").read_text(encoding="utf-8")
+    fact = {"fact_id": "box.shelf", "says": "on a shelf", "match": ["shelf"]}
+    labels = json.dumps({"answerable": True, "articles": ["box"], "facts": [fact]})
+    (tmp_path / "test.jsonl").write_text(asked.replace('"labels": {}', f'"labels": {labels}'), encoding="utf-8")
+    shared = {
+        "settings": {"rows_per_step": 4, "max_tokens": 256, "threads": 1}, "max_prompt_tokens": 200, "max_answer_tokens": 8,
+        "train_rows_share": 1.0, "facts": {}, "article_texts": {}, "declining_phrases": [],
+    }  # fmt: skip
+    (tmp_path / "study.json").write_text(json.dumps(shared), encoding="utf-8")
+    trials = [
+        Trial(tmp_path, base, variant, 0, {**study.BASELINE_SETTINGS, **study.VARIANTS[variant]}, "cpu", 4)
+        for variant in ("baseline", "epochs 1.0")
+    ]
+    assert study.run(trials, parallel=1) == []
+    results = [(trial.folder / "result.json").stat().st_mtime_ns for trial in trials]
+    assert study.run(trials, parallel=1) == []
+    assert results == [(trial.folder / "result.json").stat().st_mtime_ns for trial in trials]
+    found = study.figures(trials)["variants"]
+    # Of the teacher's six answers three tell of a shelf; what a student of random weights says tells nothing.
+    assert found["epochs 1.0"]["its change"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 6}
+    assert found["epochs 1.0"]["kept of teacher"]["value"] == 0.0
+    assert found["epochs 1.0"]["tokens"] * 2 == found["baseline"]["tokens"]
+    assert found["epochs 1.0"]["validation loss"] != found["baseline"]["validation loss"]
+    study.show(study.figures(trials))

@@ -165,11 +165,12 @@ def train_in(
         student = open_student(request.base_dir, settings, device=group.device, max_model_len=request.max_model_len)
         if request.start is not None:
             learn_on(student, request.start)
+        layout = student.layout(settings.token_budget_per_batch)
         fitting = Fitting(
             student,
             forest,
-            plan_steps(forest, settings),
-            validation_sample(Forest(held_out), settings),
+            plan_steps(forest, settings, layout),
+            validation_sample(Forest(held_out), settings, layout),
             settings,
             MetricsLog(request.metrics_path, on_event, writes=group.writes),
             group,

@@ -129,9 +129,10 @@ def _answers(bench: Bench, adapter: Path, cycle: int) -> list[dict[str, object]]
     """Return the marked answers to the held-out questions of the topics that have come by a cycle."""
     from conversations.prompt import Renderer
     from tests.bench.answering import greedy_answers
-    from tests.bench.study import marked
+    from tests.bench.study_trial import marked
 
     told, renderer = bench.told(), Renderer.load(bench.base)
+    yardstick = _yardstick(dict(told["yardstick"]))
     asked = [(group, row) for group, row in _questions(bench) if group <= cycle]
     limit = int(str(told["max_prompt_tokens"]))
     prompts = [
@@ -143,9 +144,17 @@ def _answers(bench: Bench, adapter: Path, cycle: int) -> list[dict[str, object]]
         device=bench.device, batch_size=bench.batch_size,
     )  # fmt: skip
     return [
-        {"group": group, **marked(row, renderer.text(answer).strip(), told)}
+        {"group": group, **marked(row, renderer.text(answer).strip(), yardstick)}
         for (group, row), answer in zip(asked, token_ids, strict=True)
     ]
+
+
+def _yardstick(held: Mapping[str, object]) -> "object":
+    from distill.evaluation.metrics import Yardstick
+    from distill.rows import FactRow
+
+    facts = {name: FactRow.model_validate(fact) for name, fact in dict(held["facts"]).items()}
+    return Yardstick(facts, dict(held["article_texts"]), tuple(held["declining_phrases"]))
 
 
 def _questions(bench: Bench) -> list[tuple[int, "object"]]:

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from conversations.exchange import imports
@@ -80,7 +79,7 @@ def write_study(run_folder: Path, out: Path, *, share: float) -> None:
         "max_prompt_tokens": settings.prompt.max_prompt_tokens,
         "max_answer_tokens": settings.evaluate.max_answer_tokens,
         "train_rows_share": share,
-        "yardstick": yardstick_of(settings),
+        **yardstick_of(settings),
     }
     write_whole(out / "study.json", json.dumps(study, ensure_ascii=False, indent=1) + "\n")
 
@@ -88,7 +87,6 @@ def write_study(run_folder: Path, out: Path, *, share: float) -> None:
 def yardstick_of(settings: DistillSettings) -> dict[str, object]:
     """Return what answers are held against as plain values, so that marking needs no handbook."""
     from distill.dataset.handbook.articles import Handbook
-    from distill.evaluation.metrics import Yardstick
 
     assert settings.handbook is not None
     handbook = Handbook.load(settings.handbook.path)
@@ -96,8 +94,11 @@ def yardstick_of(settings: DistillSettings) -> dict[str, object]:
         article.article_id: "\n".join([article.title, *(section.text for section in article.sections)])
         for article in handbook.articles
     }
-    held = asdict(Yardstick(handbook.facts, texts, settings.verify.declining_phrases))
-    return {**held, "facts": {name: fact.model_dump() for name, fact in handbook.facts.items()}}
+    return {
+        "facts": {name: fact.model_dump() for name, fact in handbook.facts.items()},
+        "article_texts": texts,
+        "declining_phrases": settings.verify.declining_phrases,
+    }
 
 
 def _is_drawn(conversation_id: str, share: float) -> bool:
