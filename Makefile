@@ -1,7 +1,7 @@
 # make demo   the whole product on this machine (arguments: make demo ARGS="--exit")
 # make test   every check and every test, as CI runs them
 # make check  the fast part of them, about two minutes
-# make bench  the published figures (SUBJECT=record, kills, redaction, choose, teach or study for one of them)
+# make bench  the published figures (SUBJECT=record, kills, redaction, choose, teach, train or study for one of them)
 # make env    only the environment .venv, which the others make by themselves
 
 SHELL := /bin/bash
@@ -67,7 +67,7 @@ test: lint browser
 
 # Each prints a table and writes its figures as JSON; half an hour for all but the study of the training's defaults, which takes hours
 # on a CPU and is asked for by its name.
-SUBJECTS := record kills redaction choose teach
+SUBJECTS := record kills redaction choose teach train
 SUBJECT ?= $(SUBJECTS)
 bench: env
 	@for subject in $(SUBJECT); do echo "== $$subject"; \

@@ -231,6 +231,33 @@ def unpack_student(
 
 
 @app.command()
+def merge(
+    run: RunName,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="The checkpoint folder to make (else train/merged of the run)."),
+    ] = None,
+) -> None:
+    """Merge a run's adapter into its base: one checkpoint that vLLM serves as it is, checked against the unmerged student."""
+    read = read_settings(DistillSettings, settings)
+    from conversations import runs
+    from distill.training.merge import merge_run
+
+    with open_existing(read.record.path) as record:
+        merged = merge_run(read, Path(runs.run(record, run).path), out)
+    if as_json:
+        _print_json({"out": str(merged.out_dir), **merged.figures()})
+        return
+    _say(
+        f"{merged.out_dir}: merged; on {merged.agreement.prompts} answers ({merged.agreement.positions} tokens) the logits differ by "
+        f"{merged.agreement.max_logit_difference:.2g} in float32 and {merged.agreement.max_logit_difference_rounded:.2g} in bfloat16, "
+        f"and {merged.agreement.same_token:.1%} of the likeliest tokens are the same"
+    )
+
+
+@app.command()
 def handbook(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     """Tell what a changed handbook means: answers that rest on old words, releases that learned them, whether a cycle is due."""
     from distill.dataset.handbook.articles import Handbook

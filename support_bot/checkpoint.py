@@ -4,7 +4,6 @@ In: a Hugging Face checkpoint folder. Out: an error that says what is missing, o
 never reads a tensor.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from conversations.errors import OperatorError, OutsideError
+from conversations.serving import digest_of_weights, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +44,16 @@ def weights_digest(folder: Path, cache_path: Path) -> str:
     Reading gigabytes takes a while, so the digest is kept in `cache_path` while names, sizes and times of change stay.
     Raises OutsideError when a file cannot be read.
     """
-    paths = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    paths = weight_files(folder)
     try:
         stats = [path.stat() for path in paths]
         seen = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
         known = _known_digest(cache_path)
         if known is not None and known.folder == str(folder) and known.files == seen:
             return known.digest
-        whole = hashlib.sha256()
-        for path in paths:
-            with path.open("rb") as file:
-                whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest = digest_of_weights(folder)
     except OSError as error:
         raise OutsideError(f"{folder}: the checkpoint cannot be read: {error}; mend its permissions or the disk") from None
-    digest = f"sha256:{whole.hexdigest()}"
     _remember(_KnownDigest(folder=str(folder), files=seen, digest=digest), cache_path)
     return digest
 

@@ -17,12 +17,13 @@ import psutil
 from conversations import releases
 from conversations.errors import OperatorError
 from conversations.messages import Json
+from conversations.serving import Served, digest_of_tokenizer, rope_factors_of
 from conversations.settings import StudentTable
 from conversations.store import Record
 from support_bot.checkpoint import check_checkpoint, weights_digest
 from support_bot.settings import SupportBotSettings
 from support_bot.supervisor import Pace, ServedBase, StudentSupervisor
-from support_bot.vllm import VllmProcess, check_installed, server_command, server_environment, server_url
+from support_bot.vllm import VllmProcess, check_installed, check_serving, server_command, server_environment, server_url
 
 _DIGEST_FILE = "student_digest.json"
 _PARENT_LOOK_SECONDS = 0.5
@@ -40,6 +41,7 @@ def look_after_students(
     """
     student = settings.student
     check_checkpoint(student.base)
+    check_serving(student)
     if student.servers:
         for address in student.servers:
             _check_address(address)
@@ -52,7 +54,14 @@ def look_after_students(
             record, base=student.base.name, weights_path=str(student.base), weights_digest=digest
         )
         pace = pace or Pace(start_timeout_seconds=student.start_timeout_seconds)
-        supervisors = _supervisors(settings, record, base_release_id, say, pace)
+        served = Served(
+            base_digest=digest,
+            tokenizer_digest=digest_of_tokenizer(student.base),
+            max_model_len=student.max_model_len,
+            rope_factors=rope_factors_of(student.base, student.max_model_len),
+            max_lora_rank=student.max_lora_rank,
+        )
+        supervisors = _supervisors(settings, record, base_release_id, served, say, pace)
         asyncio.run(_until_ended([supervisor.run() for supervisor in supervisors], parent_pid))
         say("student: stopped")
     return {
@@ -90,13 +99,18 @@ def _check_address(address: str) -> None:
 
 
 def _supervisors(
-    settings: SupportBotSettings, record: Record, base_release_id: str, say: Callable[[str], None], pace: Pace
+    settings: SupportBotSettings,
+    record: Record,
+    base_release_id: str,
+    served: Served,
+    say: Callable[[str], None],
+    pace: Pace,
 ) -> list[StudentSupervisor]:
     student = settings.student
 
     def supervisor(base_url: str, new_process: Callable[[], VllmProcess] | None) -> StudentSupervisor:
-        served = ServedBase(student.base.name, base_release_id, base_url)
-        return StudentSupervisor(record, served, new_process=new_process, say=say, pace=pace)
+        base = ServedBase(student.base.name, base_release_id, base_url, served)
+        return StudentSupervisor(record, base, new_process=new_process, say=say, pace=pace)
 
     if student.servers:
         return [supervisor(address.rstrip("/"), None) for address in student.servers]

@@ -10,10 +10,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from conversations import releases
 from conversations.errors import OperatorError, OutsideError
 from conversations.releases import Load, Release, ReleaseKind, ServerState
+from conversations.serving import Served, read_serving, why_unfit
 from conversations.store import Record
 from support_bot.vllm import VllmProcess
 from support_bot.vllm_api import VllmApi
@@ -40,11 +42,12 @@ class Pace:
 
 @dataclass(frozen=True)
 class ServedBase:
-    """The base student of a server: its name, the release that stands for it, and the server's address."""
+    """The base student of a server: its name, the release that stands for it, the server's address, and what must fit it."""
 
     base: str
     release_id: str
     base_url: str
+    served: Served
 
 
 class _Lost(Exception):
@@ -275,7 +278,12 @@ class StudentSupervisor:
             return f"its kind is {release.kind!r}; only LoRA releases are loaded at runtime; it needs a server of its own"
         if release.base not in (self._served.base, self._served.release_id):
             return f"it was made for the base {release.base!r}; this server's is {self._served.base!r}"
-        return ""
+        try:
+            serving = read_serving(Path(release.weights_path))
+        except OperatorError as error:
+            return str(error)
+        # Weights of earlier versions do not say how they are to be served.
+        return why_unfit(serving, self._served.served) if serving else ""
 
     async def _unload(self, release_id: str, *, is_ours: bool) -> None:
         if not is_ours:

@@ -18,10 +18,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from conversations.errors import OperatorError, OutsideError
+from conversations.serving import digest_of_tokenizer, read_serving, rope_factors_of
 from conversations.settings import StudentTable
 from support_bot.cpu_adapters import PLUGIN_NAME
 
 CPU_LORAS_AT_LEAST = 8
+_OWN_ARGUMENTS = {
+    "--model": "set [student] base",
+    "--tokenizer": "the tokenizer is the student's own",
+    "--max-model-len": "set [student] max_model_len",
+    "--max-lora-rank": "set [student] max_lora_rank",
+    "--max-loras": "set [student] max_loras",
+    "--dtype": "set [student] dtype",
+    "--host": "set [student] host",
+    "--port": "set [student] port",
+    "--hf-overrides": "change the student's config.json, and train on that",
+}
 LOG_BYTES = 20_000_000
 _PR_SET_PDEATHSIG = 1
 _NATIVE_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -43,6 +55,40 @@ def check_installed(student: StudentTable) -> None:
         raise OperatorError(
             f"the vLLM plug-in {PLUGIN_NAME!r} is not installed in this Python environment ({sys.prefix}), and without it a "
             "CPU server mixes the weights of releases that answer at once; run `make env` again"
+        )
+
+
+def check_serving(student: StudentTable) -> None:
+    """Raise OperatorError where the settings would serve the student otherwise than it was trained.
+
+    vLLM chooses LongRoPE's factors by `max_model_len` alone, and an argument that comes later on its command line wins.
+    """
+    for argument in student.extra_arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name in _OWN_ARGUMENTS:
+            raise OperatorError(
+                f"[student] extra_arguments has {argument!r}, which the server is given from the settings; expected only arguments "
+                f"that have no key; {_OWN_ARGUMENTS[name]}"
+            )
+    serving = read_serving(student.base)
+    if serving is None:
+        return
+    if serving.kind == "lora":
+        raise OperatorError(
+            f"{student.base}: it is an adapter and no whole student; expected a checkpoint folder; set [student] base to the base of "
+            f"{serving.base!r}, or merge the adapter with `distill merge`"
+        )
+    if serving.tokenizer_digest != digest_of_tokenizer(student.base):
+        raise OperatorError(
+            f"{student.base / 'tokenizer.json'}: it is not the tokenizer that the student was taught with; expected the digest "
+            f"{serving.tokenizer_digest}; copy it from the student's base, or merge again"
+        )
+    factors = rope_factors_of(student.base, student.max_model_len)
+    if factors is not serving.rope_factors:
+        raise OperatorError(
+            f"[student] max_model_len = {student.max_model_len} has {student.base.name} served with the {factors} LongRoPE "
+            f"factors, and it was trained with the {serving.rope_factors} ones (max_model_len = {serving.max_model_len}); set that, "
+            "or train anew"
         )
 
 

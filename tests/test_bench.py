@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, kills, record, study, teach
+from tests.bench import choose, kills, record, study, teach, train
 from tests.bench.study_trial import Trial
 from tests.distill.tiny_student import tiny_student, write_dataset
 
@@ -76,6 +76,32 @@ def test_teaching_is_measured_beside_the_plain_client() -> None:
     found = teach.figures(200, rounds=1)
     assert {"teach", "gather, openai client"} <= found["ways"].keys()
     teach.show(found)
+
+
+@pytest.mark.slow
+def test_training_is_measured_beside_trl_and_trees_are_exact_on_the_device(tmp_path: Path) -> None:
+    options = train.options_of(
+        [
+            "--model",
+            "tiny",
+            "--conversations",
+            "2",
+            "1",
+            "--rounds",
+            "1",
+            "--exactness",
+            "--json",
+            str(tmp_path / "found.json"),
+        ]
+    )
+    found = train.figures(options)
+    cases = {"ours, tree", "ours, rows", "TRL, tuned", "TRL, defaults"}
+    assert set(found["by turns"]["5"]) == set(found["by turns"]["10"]) == cases, found["runs"]
+    assert found["by turns"]["5"]["TRL, tuned"]["times TRL, tuned"] == 1.0
+    [exactness] = found["exactness"]
+    assert exactness["float32"]["loss"] < 1e-5
+    assert exactness["float32"]["gradients"] < 1e-4
+    train.show(found)
 
 
 @pytest.mark.slow

@@ -7,32 +7,27 @@ import hashlib
 from importlib import metadata
 from pathlib import Path
 
-from conversations.errors import OperatorError
+from conversations.serving import rope_factors_of
 from distill.run import file_digest
 from distill.training.checkpoint import Fingerprint
 from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
 from distill.training.student import precision_of
+from distill.training.weights.base import check_base
 
 # Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
 _WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
 
 
 def digest_of_base(base_dir: Path) -> str:
-    """Return the digest of a student's weights, configuration and tokenizer.
+    """Return the digest of a student's weights and configuration.
 
-    Raises OperatorError where the folder holds no weights.
+    Raises OperatorError where the folder holds no causal language model that can be trained.
     """
-    weights = sorted(base_dir.glob("*.safetensors"))
-    if not weights or not (base_dir / "config.json").is_file():
-        raise OperatorError(
-            f"{base_dir}: no config.json and *.safetensors there; expected a Hugging Face checkpoint folder; "
-            f"set [student] base to one, or make the embedded student with `distill unpack-student`"
-        )
+    weights = check_base(base_dir)
     digest = hashlib.sha256()
-    for path in [*weights, base_dir / "config.json", base_dir / "tokenizer.json"]:
-        if path.is_file():
-            digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    for path in [*weights, base_dir / "config.json"]:
+        digest.update(f"{path.name} {file_digest(path)}\n".encode())
     return "sha256:" + digest.hexdigest()
 
 
@@ -44,11 +39,14 @@ def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
     settings = {name: value for name, value in request.settings.model_dump().items() if name not in _WITHOUT_EFFECT}
     return {
         "base": digest_of_base(request.base_dir),
+        "tokenizer": file_digest(request.base_dir / "tokenizer.json"),
         "train rows": file_digest(request.train_path),
         "validation rows": _digest(request.validation_path),
         "soft labels": _digest(request.soft_labels_path),
         "replayed rows": _digest(request.replay_path),
         "release that learns on": f"{request.start.release_id} {request.start.weights_digest}" if request.start else "none",
+        "rope factors": rope_factors_of(request.base_dir, request.max_model_len).value,
+        "[student] max_model_len": str(request.max_model_len),
         "[prompt] max_prompt_tokens": str(request.max_prompt_tokens),
         "device": f"{group.device.type} in {precision_of(group.device)}",
         "number of processes": str(group.size),

@@ -18,6 +18,7 @@ from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Json
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest, TokenTree
+from distill.training.batches.layout import Layout
 from distill.training.checkpoint import (
     Checkpoint,
     Fingerprint,
@@ -30,7 +31,7 @@ from distill.training.checkpoint import (
 from distill.training.interruption import StopRequest, hearing_sigterm
 from distill.training.metrics_log import MetricsLog
 from distill.training.passes import OutOfMemory, Passes
-from distill.training.planning import Step, trees_of
+from distill.training.planning import Step
 from distill.training.processes.group import Group
 from distill.training.processes.sharding import load_optimizer_state, optimizer_state, whole
 from distill.training.rates import learning_rate_at, proven_learning_rate, weight_groups
@@ -76,7 +77,8 @@ class Fitting:
         self.settings = settings
         self.metrics = metrics
         self.group = group or Group(student.device)
-        self.position = Position(token_budget=settings.token_budget_per_batch)
+        self._token_budget = student.layout(settings.token_budget_per_batch).token_budget
+        self.position = Position(token_budget=self._token_budget)
         self.best: dict[str, torch.Tensor] | None = None
         self._frozen: torch.Tensor | None = None
         self._passes = Passes(student, self.group)
@@ -101,8 +103,9 @@ class Fitting:
         self._frozen = self._frozen_states()
         with hearing_sigterm() as stop:
             if not self._take_up(checkpoint_path):
-                self._validate()
                 self._keep(keep)
+            if self.position.step == 0:
+                self._validate()
             started, before = time.monotonic(), self.position.seconds
             begun_at = self.position.tokens_done
             tokens_total = sum(step.tokens for step in self.steps)
@@ -175,8 +178,7 @@ class Fitting:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         started = time.monotonic()
-        trees = trees_of(self.forest, step.parts)
-        loss = self._within_memory(lambda budget: self._passes.gradients(trees, self._frozen, budget))
+        loss = self._within_memory(lambda layout: self._learn(step, layout))
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(self.student.trainable.values()), self.settings.clip_norm)))
         if not math.isfinite(loss) or not math.isfinite(norm):
             rows = ", ".join(self.forest.rows[part.row].decision_id for part in step.parts)
@@ -200,18 +202,21 @@ class Fitting:
         self.metrics.write("step", figures)
         return learning_rate, loss
 
-    def _within_memory(self, work: Callable[[int], float]) -> float:
-        """Return what work makes with a token budget; when memory runs out, with half of it, once in a training."""
+    def _learn(self, step: Step, layout: Layout) -> float:
+        return self._passes.gradients(layout.trees(self.forest, step.parts), self._frozen, layout)
+
+    def _within_memory(self, work: Callable[[Layout], float]) -> float:
+        """Return what work makes of trees so laid out; when memory runs out, with half the token budget, once in a training."""
         states = random_states()
         try:
-            return work(self.position.token_budget)
+            return work(self.student.layout(self.position.token_budget))
         except OutOfMemory:
             pass
         # Outside of the handler, whose traceback would keep the tensors that did not fit.
         self.optimizer.zero_grad()
         torch.cuda.empty_cache()
         budget = self.position.token_budget
-        if budget < self.settings.token_budget_per_batch:
+        if budget < self._token_budget:
             raise OutsideError(_memory_told(self.position.step + 1, budget))
         self.position.token_budget = max(1, budget // 2)
         log.warning(
@@ -224,7 +229,7 @@ class Fitting:
         self.metrics.write("out_of_memory", figures)
         restore_random_states(states)
         try:
-            return work(self.position.token_budget)
+            return work(self.student.layout(self.position.token_budget))
         except OutOfMemory:
             raise OutsideError(_memory_told(self.position.step + 1, self.position.token_budget)) from None
 
@@ -241,14 +246,14 @@ class Fitting:
         if not self.student.first_layer:
             return None
         rows = [self.forest.whole(row) for conversation in self.forest.conversations for row in conversation]
-        batches = [[tree] for tree in trees_of(self.forest, rows)]
-        return self.student.frozen_states(batches, len(self.forest))
+        layout = self.student.layout(self.position.token_budget)
+        return self.student.frozen_states(layout.batches(layout.trees(self.forest, rows)), len(self.forest))
 
     def _validate(self) -> None:
         """Measure the held-out loss and keep the weights when it is the best of any trained ones."""
         if not self.validation:
             return
-        nll, position = self._within_memory(lambda budget: self._passes.loss(self.validation, budget)), self.position
+        nll, position = self._within_memory(lambda layout: self._passes.loss(self.validation, layout)), self.position
         if not math.isfinite(nll):
             raise OperatorError(
                 f"training: the held-out loss is {nll!r} after step {position.step} with learning rate "

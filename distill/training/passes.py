@@ -1,6 +1,6 @@
 """One pass over trees: their loss with its gradients, or their loss alone, by micro-batches and by every process of the group.
 
-In: trees and how many tokens a micro-batch may hold. Out: the loss of all processes together, in nats per scored token. Changes no
+In: trees and how they are laid out. Out: the loss of all processes together, in nats per scored token. Changes no
 weight, and tells when memory ran out anywhere, so that all processes begin a pass again together.
 """
 
@@ -10,16 +10,12 @@ from contextlib import contextmanager
 import torch
 
 from distill.training.batches.forest import TokenTree
-from distill.training.batches.packing import cut_batches, pack_batch
+from distill.training.batches.layout import Layout
+from distill.training.batches.packing import Batch
 from distill.training.memory import is_out_of_memory
 from distill.training.processes.group import Group
 from distill.training.processes.sharding import Sharding
 from distill.training.student import LearningStudent
-
-# What starting a micro-batch costs, in tokens computed meanwhile.
-_OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}
-# Padding is masked and never scored, so that any token will do.
-_PAD_ID = 0
 
 
 class OutOfMemory(Exception):
@@ -40,7 +36,7 @@ class Passes:
         """Return whether the student's weights are divided among several processes."""
         return self._sharding is not None
 
-    def gradients(self, trees: Sequence[TokenTree], frozen: torch.Tensor | None, token_budget: int) -> float:
+    def gradients(self, trees: Sequence[TokenTree], frozen: torch.Tensor | None, layout: Layout) -> float:
         """Form the gradients of trees and return their loss, both of the whole group; `frozen` is what `frozen_states` made.
 
         Raises OutOfMemory.
@@ -49,8 +45,8 @@ class Passes:
 
         def learn() -> float:
             summed = 0.0
-            for batch, share in self._own_batches(trees, token_budget):
-                loss = self._student.loss_sum(pack_batch(batch, pad_id=_PAD_ID), frozen) * (share / scored_weight)
+            for batch, share in self._own_batches(trees, layout):
+                loss = self._student.loss_sum(batch, frozen) * (share / scored_weight)
                 loss.backward()
                 summed += float(loss.detach())
             return summed
@@ -60,7 +56,7 @@ class Passes:
             self._group.sum_gradients(list(self._student.trainable.values()))
         return loss
 
-    def loss(self, trees: Sequence[TokenTree], token_budget: int) -> float:
+    def loss(self, trees: Sequence[TokenTree], layout: Layout) -> float:
         """Return the loss of trees in nats per scored token.
 
         Raises OutOfMemory.
@@ -68,10 +64,7 @@ class Passes:
 
         def look() -> float:
             with torch.no_grad():
-                return sum(
-                    share * float(self._student.loss_sum(pack_batch(batch, pad_id=_PAD_ID)))
-                    for batch, share in self._own_batches(trees, token_budget)
-                )
+                return sum(share * float(self._student.loss_sum(batch)) for batch, share in self._own_batches(trees, layout))
 
         return self._of_all(look) / sum(tree.scored_weight for tree in trees)
 
@@ -91,24 +84,17 @@ class Passes:
             raise OutOfMemory
         return of_all
 
-    def _own_batches(self, trees: Sequence[TokenTree], token_budget: int) -> Iterator[tuple[list[TokenTree], float]]:
+    def _own_batches(self, trees: Sequence[TokenTree], layout: Layout) -> Iterator[tuple[Batch, float]]:
         """Yield this process's micro-batches, each with 1, or with 0 where it only keeps the others company.
 
         Processes that divide the weights meet within every layer, so that each must compute as many micro-batches.
         """
-        shares = [self._batches(share, token_budget) for share in self._group.shares(trees)]
+        shares = [list(layout.batches(share)) for share in self._group.shares(trees)]
         yield from ((batch, 1.0) for batch in shares[self._group.rank])
         if self._sharding is not None:
             idle = max(map(len, shares)) - len(shares[self._group.rank])
             shortest = min(trees, key=lambda tree: len(tree.nodes))
-            yield from (([shortest], 0.0) for _ in range(idle))
-
-    def _batches(self, trees: Sequence[TokenTree], token_budget: int) -> list[list[TokenTree]]:
-        return cut_batches(
-            trees,
-            token_budget=token_budget,
-            overhead_tokens=_OVERHEAD_TOKENS[self._student.device.type],
-        )
+            yield from ((batch, 0.0) for _ in range(idle) for batch in layout.batches([shortest]))
 
     @contextmanager
     def _whole_weights(self) -> Iterator[None]:

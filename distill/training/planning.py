@@ -1,21 +1,18 @@
 """Every step of a training, and what each validation reads, decided before the first step.
 
-In: a forest of rows and the settings. Out: steps in order. A pure function of both, so that a resumed training seeks its place.
+In: a forest of rows, the settings and how trees are laid out. Out: steps in order. A pure function of these, so that a resumed
+training seeks its place.
 """
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest, Part, TokenTree
+from distill.training.batches.layout import Layout
 from distill.training.batches.order import plan_epoch, plan_parts
 
-# Attention masks and scores grow with the square of a tree, and soon cost more than the sharing saves: the longest tree of one
-# conversation, whose history is long, and of several, which share little but the system prompt.
-_MAX_TREE_TOKENS = 1024
-_MAX_JOINED_TOKENS = 384
 # A validation may read this share of the tokens that are trained between two validations.
 _VALIDATION_SHARE = 0.25
 
@@ -29,7 +26,7 @@ class Step:
     tokens: int
 
 
-def plan_steps(forest: Forest, settings: TrainTable) -> list[Step]:
+def plan_steps(forest: Forest, settings: TrainTable, layout: Layout) -> list[Step]:
     """Return every step of the training in order; a broken last epoch is its first steps."""
     steps: list[Step] = []
     for epoch in range(math.ceil(settings.epochs)):
@@ -44,16 +41,11 @@ def plan_steps(forest: Forest, settings: TrainTable) -> list[Step]:
         share = min(1.0, settings.epochs - epoch)
         for rows in plan[: math.ceil(share * len(plan))]:
             of_step = tuple(parts[row] for row in rows)
-            steps.append(Step(epoch, of_step, sum(len(tree.nodes) for tree in trees_of(forest, of_step))))
+            steps.append(Step(epoch, of_step, sum(len(tree.nodes) for tree in layout.trees(forest, of_step))))
     return steps
 
 
-def trees_of(forest: Forest, parts: Sequence[Part]) -> list[TokenTree]:
-    """Return parts of a forest as the trees that are computed."""
-    return list(forest.trees(parts, max_tree_tokens=_MAX_TREE_TOKENS, max_joined_tokens=_MAX_JOINED_TOKENS))
-
-
-def validation_sample(forest: Forest, settings: TrainTable) -> list[TokenTree]:
+def validation_sample(forest: Forest, settings: TrainTable, layout: Layout) -> list[TokenTree]:
     """Return the held-out rows that each validation reads: as many, drawn by the seed, as its share of time allows."""
     drawn = list(forest.conversations)
     random.Random(f"{settings.seed}/validation").shuffle(drawn)
@@ -61,8 +53,8 @@ def validation_sample(forest: Forest, settings: TrainTable) -> list[TokenTree]:
     sample: list[Part] = []
     for conversation in drawn:
         parts = [forest.whole(row) for row in conversation]
-        room -= sum(len(tree.nodes) for tree in trees_of(forest, parts))
+        room -= sum(len(tree.nodes) for tree in layout.trees(forest, parts))
         if sample and room < 0:
             break
         sample += parts
-    return trees_of(forest, sample)
+    return layout.trees(forest, sample)

@@ -39,3 +39,11 @@ class TrainRequest:
     soft_labels_path: Path | None = None
     start: StartingPoint | None = None
     cache_dir: Path | None = None
+
+    @property
+    def longest_row(self) -> int:
+        """Return how many tokens a prompt and its answer may have: never more than the server takes.
+
+        Beyond that, a student with LongRoPE's short factors would learn positions that it is never asked for.
+        """
+        return min(self.settings.max_tokens, self.max_model_len)

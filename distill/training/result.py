@@ -1,24 +1,29 @@
 """How a training went, and its weights with their model card in the formats that vLLM loads.
 
-In: a training that is over. Out: `adapter/` or `checkpoint/`, whole or not at all, and the figures of the stage's manifest.
+In: a training that is over. Out: `adapter/` (and `merged/`) or `checkpoint/`, each whole or not at all, and the figures of the
+stage's manifest.
 """
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from conversations.messages import Json
+from conversations.serving import RopeFactors, Serving
 from distill.training.checkpoint import Fingerprint
 from distill.training.decisions.reading import RowCounts
 from distill.training.decisions.replay import drawn_replay
+from distill.training.decisions.training_row import TrainingRow
 from distill.training.fitting import Fitting
 from distill.training.request import StartingPoint, TrainRequest
 from distill.training.starting import started_from
 from distill.training.student import LearningStudent, put_in_place
-from distill.training.weights.card import model_card, teachers_of
+from distill.training.weights.card import licence_of, model_card, teachers_of
+from distill.training.weights.folder import complete_checkpoint, note_serving
+from distill.training.weights.merging import merge_adapter
 
 FOLDERS: Mapping[str, str] = {"lora": "adapter", "full": "checkpoint"}
+MERGED = "merged"
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class TrainResult:
     """How a training went. Losses in nats per scored token; `tokens` are those computed in all steps, unpadded.
 
     `tokens_one_by_one` is what an epoch would compute if every row stood alone, `tokens_per_epoch` what it computes; all count
-    the replayed rows. `replayed_rows` were drawn out of `replayable_rows`. `started_from` is "base" or a release.
+    the replayed rows. `replayed_rows` were drawn out of `replayable_rows`. `started_from` is "base" or a release. `merged` is the
+    agreement of the merged weights with the unmerged, None where none were asked for.
     """
 
     kind: Literal["lora", "full"]
@@ -62,6 +68,8 @@ class TrainResult:
     replayed_rows_kept: int
     replayed_rows_left_out: dict[str, int]
     started_from: str
+    rope_factors: str = RopeFactors.NONE.value
+    merged: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,27 +128,48 @@ def result_of(
 
 
 def write_weights(
-    request: TrainRequest, student: LearningStudent, result: TrainResult, fingerprint: Fingerprint
+    request: TrainRequest,
+    student: LearningStudent,
+    result: TrainResult,
+    fingerprint: Fingerprint,
+    rows: Sequence[TrainingRow],
 ) -> TrainResult:
-    """Write the weights and their card, make them appear in one step, and return the result with their size."""
+    """Write the weights and what stands beside them, make them appear in one step, and return the result with their size.
+
+    rows: decisions that a merged student is compared on, where the settings ask for one.
+    """
     folder = request.out_dir / result.weights
     half_done = request.out_dir / f".{result.weights}.half"
     shutil.rmtree(half_done, ignore_errors=True)
-    base_name = request.base_dir.name
-    student.save(half_done, base_dir=request.base_dir, base_name=base_name)
-    settings: dict[str, Json] = request.settings.model_dump(mode="json")
-    figures: dict[str, Json] = {
-        name: value for name, value in asdict(result).items() if name not in ("kind", "weights", "weights_bytes")
-    }
-    card = model_card(
-        base_name=base_name,
+    student.save(half_done, base_name=request.base_dir.name)
+    if result.kind == "full":
+        complete_checkpoint(request.base_dir, half_done)
+    serving = note_serving(
+        request.base_dir,
+        half_done,
         kind=result.kind,
-        digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
-        teachers=teachers_of(*(path for path in (request.train_path, drawn_replay(request).path) if path)),
-        settings=settings,
-        figures=figures,
+        max_model_len=request.max_model_len,
+        rank=request.settings.rank if result.kind == "lora" else None,
+        dtype="float32" if result.kind == "lora" else "bfloat16",
     )
+    result = replace(result, rope_factors=serving.rope_factors.value)
+    card = _card(request, result, fingerprint, serving)
     (half_done / "README.md").write_text(card, encoding="utf-8")
     put_in_place(half_done, folder)
-    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return TrainResult(**{**asdict(result), "weights_bytes": weights_bytes})
+    if request.settings.merged and result.kind == "lora":
+        out_dir = request.out_dir / MERGED
+        agreement = merge_adapter(request.base_dir, folder, out_dir, rows, max_model_len=request.max_model_len, card=card)
+        result = replace(result, merged=asdict(agreement))
+    return replace(result, weights_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+
+
+def _card(request: TrainRequest, result: TrainResult, fingerprint: Fingerprint, serving: Serving) -> str:
+    unsaid = ("kind", "weights", "weights_bytes", "rope_factors", "merged")
+    return model_card(
+        serving=serving,
+        licence=licence_of(request.base_dir),
+        digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
+        teachers=teachers_of(*(path for path in (request.train_path, drawn_replay(request).path) if path)),
+        settings=request.settings.model_dump(mode="json"),
+        figures={name: value for name, value in asdict(result).items() if name not in unsaid},
+    )

@@ -7,22 +7,26 @@ never writes the place of a folder into what it saves.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from conversations.errors import OperatorError
+from conversations.serving import rope_factors_of
 from distill.settings import TrainTable
-from distill.training.batches.forest import TokenTree
-from distill.training.batches.packing import Batch, pack_batch, visible
+from distill.training import attention
+from distill.training.activations import must_be_computed_twice
+from distill.training.batches.layout import Layout, layout_on
+from distill.training.batches.packing import Batch
+from distill.training.forward import Forward, proven_forward
 from distill.training.losses.head import answer_loss
 from distill.training.processes.sharding import Sharding, divided_as, whole
-from distill.training.weights.adapters import adapt, save_adapters
+from distill.training.weights.adapters import adapt, adapted_layers, save_adapters
+from distill.training.weights.quiet import without_bars
+from distill.training.weights.rope import pin_rope
 
 Precision = Literal["float32", "bfloat16"]
 # Kept states beyond this are computed anew in every step; the training is the same, only slower.
@@ -32,14 +36,21 @@ MOST_KEPT_BYTES = 2**30
 class LearningStudent:
     """A loaded student with its trainable weights. Made by `open_student`.
 
+    forward: the way through the model, layer by layer where None is given.
     The layers before `first_layer` and the embeddings are frozen, the others learn; 0 where all do.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, kind: Literal["lora", "full"], precision: Precision, first_layer: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        kind: Literal["lora", "full"],
+        precision: Precision,
+        first_layer: int = 0,
+        forward: Forward | None = None,
     ) -> None:
+        self._forward = forward or Forward(model, by_layers=True)
         self._model = model
-        self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self.kind = kind
         self.precision = precision
@@ -55,30 +66,43 @@ class LearningStudent:
         frozen: what `frozen_states` made of the batch's forest, or None to compute the frozen layers now.
         """
         batch = batch.to(self.device)
-        states = self._before_learning(batch) if frozen is None else frozen[batch.nodes]
-        hidden = self._decoder.norm(self._through(batch, states, self._decoder.layers[self.first_layer :]))
+        hidden = self._forward.hidden(batch, self._before_learning(batch, frozen), self.first_layer)
         scored = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
         return answer_loss(scored, self._head.weight, batch.targets)
 
-    def frozen_states(self, batches: Iterable[Sequence[TokenTree]], node_count: int) -> torch.Tensor | None:
+    def frozen_states(self, batches: Iterable[Batch], node_count: int) -> torch.Tensor | None:
         """Return what the frozen layers make of every node of a forest, which the batches together hold.
 
         Shape: (nodes, width), on the student's device. None where all layers learn, or where it would fill more than
         MOST_KEPT_BYTES.
         """
-        weight = self._decoder.embed_tokens.weight
+        weight = self._model.get_input_embeddings().weight
         if not self.first_layer or node_count * weight.shape[1] * weight.element_size() > MOST_KEPT_BYTES:
             return None
         kept = torch.empty(node_count, weight.shape[1], dtype=weight.dtype, device=self.device)
-        for trees in batches:
-            states = self._before_learning(pack_batch(trees, pad_id=0).to(self.device))
-            for tree, of_tree in zip(trees, states, strict=True):
-                kept[torch.tensor(tree.nodes, device=self.device)] = of_tree[: len(tree.nodes)].to(kept.dtype)
+        for batch in batches:
+            batch = batch.to(self.device)
+            states = self._before_learning(batch, None)
+            assert states is not None
+            of_trees = batch.nodes >= 0
+            kept[batch.nodes[of_trees]] = states[of_trees].to(kept.dtype)
         return kept
 
+    def layout(self, token_budget: int | None) -> Layout:
+        """Return how trees become micro-batches for this student; an empty budget is the device's own."""
+        return layout_on(self.device, token_budget=token_budget, by_blocks=self._forward.by_blocks)
+
     def divide(self, size: int) -> Sharding:
-        """Divide what learns among so many processes, each of which does the same."""
-        sharding = Sharding(self._model, self._decoder.layers[self.first_layer :], size=size)
+        """Divide what learns among so many processes, each of which does the same.
+
+        Raises OperatorError where there are no layers to divide.
+        """
+        if not self._forward.by_layers:
+            raise OperatorError(
+                f"[train] processes is {size}, and the layers of a {type(self._model).__name__} cannot be run one by one, so that "
+                f'its weights cannot be divided among processes; set processes = 1, or kind = "lora"'
+            )
+        sharding = Sharding(self._model, self._forward.layers[self.first_layer :], size=size)
         self.trainable = _trainable(self._model)
         return sharding
 
@@ -92,81 +116,121 @@ class LearningStudent:
             for name, parameter in self.trainable.items():
                 parameter.copy_(divided_as(learned[name], parameter))
 
-    def save(self, folder: Path, *, base_dir: Path, base_name: str) -> None:
-        """Write the weights into a new folder: an adapter in PEFT's format, or a whole checkpoint in bfloat16."""
+    def save(self, folder: Path, *, base_name: str) -> None:
+        """Write the weights into a new folder: an adapter in PEFT's format, or a whole model in bfloat16."""
         if self.kind == "lora":
             save_adapters(
                 self._model,
                 folder,
                 base_name=base_name,
                 first_layer=self.first_layer,
-                layer_count=len(self._decoder.layers),
+                layer_count=len(self._forward.layers) if self.first_layer else 0,
             )
             return
-        with _without_bars():
+        with without_bars():
             self._model.to(torch.bfloat16).save_pretrained(folder)
-        _copy_tokenizer(base_dir, folder)
 
-    def _before_learning(self, batch: Batch) -> torch.Tensor:
-        """Return what the first layer that learns reads. Shape: (trees, length, width)."""
+    def _before_learning(self, batch: Batch, frozen: torch.Tensor | None) -> torch.Tensor | None:
+        """Return what the first layer that learns reads, shape (rows, length, width); None where all layers learn."""
         if not self.first_layer:
-            return self._decoder.embed_tokens(batch.token_ids)
+            return None
+        if frozen is not None:
+            return frozen[batch.nodes]
         with torch.no_grad():
-            return self._through(
-                batch, self._decoder.embed_tokens(batch.token_ids), self._decoder.layers[: self.first_layer]
-            )
-
-    def _through(self, batch: Batch, states: torch.Tensor, layers: Iterable[torch.nn.Module]) -> torch.Tensor:
-        """Return the states behind some of the decoder's layers, which are run as transformers runs them."""
-        rotation = self._decoder.rotary_emb(states, batch.position_ids)
-        # Without a mask the attention is causal and takes its fastest way.
-        mask = None if batch.subtree_ends is None else visible(batch.subtree_ends)
-        in_half = self.precision == "bfloat16" and self.kind == "full"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_half):
-            for layer in layers:
-                states = layer(states, attention_mask=mask, position_ids=batch.position_ids, position_embeddings=rotation)
-        return states
+            return self._forward.through(batch, self._forward.embedded(batch), self._forward.layers[: self.first_layer])
 
 
-def open_student(base_dir: Path, settings: TrainTable, *, device: torch.device) -> LearningStudent:
+def open_student(
+    base_dir: Path, settings: TrainTable, *, device: torch.device, max_model_len: int = 2048
+) -> LearningStudent:
     """Load the student of a checkpoint folder and make its adapters, or all its weights, trainable.
 
     Adapters are initialised from torch's present random state. Adapters and fully trained weights are held in float32,
-    a frozen base in bfloat16 where the device computes it natively.
-    Raises OperatorError when the folder holds no causal language model, or `last_layers` exceeds its layers.
+    a frozen base in bfloat16 where the device computes it natively. Positions are turned as a server with contexts of
+    `max_model_len` tokens turns them.
+    Raises OperatorError when the folder holds no causal language model, one that cannot be trained exactly, one that attends
+    only to fewer tokens than rows may have, or one without linear layers to adapt, or when `last_layers` exceeds its layers.
     """
+    in_half = settings.kind == "lora" and precision_of(device) == "bfloat16"
+    model = _load(base_dir, dtype=torch.bfloat16 if in_half else torch.float32)
+    pin_rope(model, rope_factors_of(base_dir, max_model_len))
+    return student_of(model.to(device), settings, base_dir=base_dir)
+
+
+def student_of(model: PreTrainedModel, settings: TrainTable, *, base_dir: Path) -> LearningStudent:
+    """Return a loaded model, on its device, as a student that learns as the settings say; errors name `base_dir`."""
+    device = model.device
     precision = precision_of(device)
-    frozen_in_half = settings.kind == "lora" and precision == "bfloat16"
+    by_blocks = attention.skips_blocks(device, model.config)
+    if by_blocks:
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+    if device.type == "cuda":
+        # Where float32 is left on a GPU, its matrix units may round the factors to TF32.
+        torch.set_float32_matmul_precision("high")
+    _refuse_short_sight(model, base_dir, settings)
+    half = settings.kind == "full" and precision == "bfloat16"
+    forward = proven_forward(model, base_dir, by_blocks=by_blocks, half=half)
+    model.train()
+    first_layer = _first_layer(forward, base_dir, settings)
+    if settings.kind == "lora":
+        model.requires_grad_(False)
+        learning = forward.layers[first_layer:] if first_layer else [model.get_decoder()]
+        adapt(learning, rank=settings.rank, alpha=settings.alpha, rank_stabilised=settings.rank_stabilised)
+        if not adapted_layers(model):
+            raise OperatorError(
+                f"{base_dir}: a {type(model).__name__} has no linear layer (torch.nn.Linear) that an adapter could change; "
+                f'set [train] kind = "full", or [student] base to another model'
+            )
+    elif first_layer:
+        model.get_input_embeddings().requires_grad_(False)
+        forward.layers[:first_layer].requires_grad_(False)
+    layout = layout_on(device, token_budget=settings.token_budget_per_batch, by_blocks=by_blocks)
+    if must_be_computed_twice(model, settings, max(layout.token_budget, settings.max_tokens)):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer, forward=forward)
+
+
+def _load(base_dir: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model of a checkpoint folder. Raises OperatorError when it holds no causal language model."""
     try:
-        with _without_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                base_dir,
-                local_files_only=True,
-                dtype=torch.bfloat16 if frozen_in_half else torch.float32,
-                attn_implementation="sdpa",
+        with without_bars():
+            return AutoModelForCausalLM.from_pretrained(
+                base_dir, local_files_only=True, dtype=dtype, attn_implementation="sdpa"
             )
     except (OSError, ValueError) as error:
         raise OperatorError(
             f"{base_dir}: cannot be loaded as a student: {error}; expected a Hugging Face checkpoint folder of a "
             f"causal language model; set [student] base to one"
         ) from error
-    model.to(device)
-    model.train()
-    layers = model.get_decoder().layers
-    last_layers = settings.last_layers or len(layers)
-    if last_layers > len(layers):
+
+
+def _refuse_short_sight(model: PreTrainedModel, base_dir: Path, settings: TrainTable) -> None:
+    """Raise OperatorError when the model attends to fewer tokens than a row may have: a tree's mask knows no such window."""
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and window < settings.max_tokens - 1:
         raise OperatorError(
-            f"[train] last_layers is {last_layers}, and the student in {base_dir} has {len(layers)} layers; "
-            f"give at most {len(layers)}, or leave the key out to let all of them learn"
+            f"[train] max_tokens is {settings.max_tokens}, and the student in {base_dir} sees only the last {window} tokens of a "
+            f"row; expected rows that it sees whole; set max_tokens to at most {window + 1}"
         )
-    first_layer = len(layers) - last_layers
-    if settings.kind == "lora":
-        model.requires_grad_(False)
-        adapt(layers[first_layer:], rank=settings.rank, alpha=settings.alpha)
-    elif first_layer:
-        model.get_input_embeddings().requires_grad_(False)
-        layers[:first_layer].requires_grad_(False)
-    return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer)
+
+
+def _first_layer(forward: Forward, base_dir: Path, settings: TrainTable) -> int:
+    """Return the first layer that learns. Raises OperatorError when `last_layers` cannot be had."""
+    if settings.last_layers is None:
+        return 0
+    if not forward.by_layers:
+        raise OperatorError(
+            f"[train] last_layers is {settings.last_layers}, and the layers of the {type(forward.model).__name__} in {base_dir} "
+            f"cannot be run one by one; leave the key out to let all of them learn"
+        )
+    count = len(forward.layers)
+    if settings.last_layers > count:
+        raise OperatorError(
+            f"[train] last_layers is {settings.last_layers}, and the student in {base_dir} has {count} layers; "
+            f"give at most {count}, or leave the key out to let all of them learn"
+        )
+    return count - settings.last_layers
 
 
 def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -199,21 +263,3 @@ def put_in_place(half_done: Path, folder: Path) -> None:
             os.close(descriptor)
     shutil.rmtree(folder, ignore_errors=True)
     half_done.rename(folder)
-
-
-def _copy_tokenizer(base_dir: Path, folder: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-        if (base_dir / name).is_file():
-            shutil.copyfile(base_dir / name, folder / name)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing progress bars of its own."""
-    were_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_on:
-            transformers_logging.enable_progress_bar()

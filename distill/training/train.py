@@ -88,6 +88,7 @@ def request_of(run: Run) -> TrainRequest:
         cache_dir=token_cache(run.settings),
         replay_path=replay_of(run),
         start=start_of(run),
+        max_model_len=run.settings.student.max_model_len,
     )
 
 
@@ -161,14 +162,15 @@ def train_in(
         raise OperatorError(_nothing_to_learn(request, counts))
     with telling_of_a_full_disk(request.out_dir), _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        student = open_student(request.base_dir, settings, device=group.device)
+        student = open_student(request.base_dir, settings, device=group.device, max_model_len=request.max_model_len)
         if request.start is not None:
             learn_on(student, request.start)
+        layout = student.layout(settings.token_budget_per_batch)
         fitting = Fitting(
             student,
             forest,
-            plan_steps(forest, settings),
-            validation_sample(Forest(held_out), settings),
+            plan_steps(forest, settings, layout),
+            validation_sample(Forest(held_out), settings, layout),
             settings,
             MetricsLog(request.metrics_path, on_event, writes=group.writes),
             group,
@@ -180,7 +182,7 @@ def train_in(
     if not group.writes:
         return result
     with telling_of_a_full_disk(request.out_dir):
-        result = write_weights(request, student, result, fingerprint)
+        result = write_weights(request, student, result, fingerprint, [*held_out, *own])
         held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
         write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -205,7 +207,7 @@ def _nothing_to_learn(request: TrainRequest, counts: RowCounts) -> str:
         )
     return (
         f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-        f"at least one answer within [train] max_tokens = {request.settings.max_tokens}; teach more, or raise the limit"
+        f"at least one answer within {request.longest_row} tokens; teach more, or raise [train] max_tokens and [student] max_model_len"
     )
 
 
@@ -220,7 +222,7 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
 def _read_rows(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[list[TrainingRow], RowCounts]:
     if path is None:
         return [], RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
-    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.settings.max_tokens}
+    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.longest_row}
     decided_by = {
         "reading": READING_VERSION,
         "renderer": renderer.digest,

@@ -1,6 +1,7 @@
 """Rows that share a history are computed once and learnt exactly as if each stood alone."""
 
 import itertools
+import random
 from collections import Counter
 
 import pytest
@@ -8,12 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_student import dataset_line, tiny_model, tiny_student
+from torch.nn.attention.flex_attention import create_mask
 
 from conversations.messages import ChatMessage, Role
 from conversations.prompt import Renderer
+from distill.training.attention import block_mask
 from distill.training.batches.forest import Forest, Part, TokenTree
+from distill.training.batches.layout import BLOCK_TOKENS, Layout, cut_batches, fill_rows, layout_on
 from distill.training.batches.order import plan_epoch, plan_parts
-from distill.training.batches.packing import cut_batches, pack_batch
+from distill.training.batches.packing import pack_batch, pack_row, visible
 from distill.training.decisions.reading import read_decisions
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student import LearningStudent
@@ -37,6 +41,15 @@ def _trees(rows: list[TrainingRow], *, max_tree_tokens: int = 100, max_joined_to
     forest = Forest(rows)
     parts = [forest.whole(row) for conversation in forest.conversations for row in conversation]
     return list(forest.trees(parts, max_tree_tokens=max_tree_tokens, max_joined_tokens=max_joined_tokens))
+
+
+def _learning(model):
+    return LearningStudent(model, kind="full", precision="float32")
+
+
+def _assert_same_gradients(one, other, *, rtol=1e-4):
+    for (name, mine), (_, theirs) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=rtol, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def _one_by_one(model, rows):
@@ -63,14 +76,13 @@ def test_a_batch_of_trees_has_the_loss_and_gradients_of_its_rows_one_by_one(fami
     assert batch.tokens < sum(row.input_tokens for row in rows)
 
     shared, plain = tiny_model(family), tiny_model(family)
-    loss = LearningStudent(shared, kind="full", precision="float32").loss_sum(batch)
+    loss = _learning(shared).loss_sum(batch)
     expected = _one_by_one(plain, rows)
     loss.backward()
     expected.backward()
 
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    for (name, mine), (_, theirs) in zip(shared.named_parameters(), plain.named_parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    _assert_same_gradients(shared, plain)
 
 
 def test_a_batch_of_lone_rows_needs_no_mask_and_has_their_loss():
@@ -78,8 +90,52 @@ def test_a_batch_of_lone_rows_needs_no_mask_and_has_their_loss():
     batch = pack_batch(_trees(rows), pad_id=0)
     assert batch.subtree_ends is None
     model = tiny_model()
-    loss = LearningStudent(model, kind="full", precision="float32").loss_sum(batch)
+    loss = _learning(model).loss_sum(batch)
     torch.testing.assert_close(loss, _one_by_one(model, rows), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_trees_packed_into_one_row_have_the_loss_and_gradients_of_their_rows_one_by_one(family):
+    rows = [row for name in "abc" for row in _conversation(name)]
+    batch = pack_row(_trees(rows), pad_id=0, multiple_of=BLOCK_TOKENS)
+    assert batch.token_ids.shape == (1, BLOCK_TOKENS)
+    assert int((batch.position_ids[0, : batch.tokens] == 0).sum()) == 3
+    packed, plain = tiny_model(family), tiny_model(family)
+    loss, expected = _learning(packed).loss_sum(batch), _one_by_one(plain, rows)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    _assert_same_gradients(packed, plain)
+
+
+def test_a_step_in_micro_batches_has_the_loss_and_gradients_of_the_step_in_one():
+    rows = [row for name in "abcd" for row in _conversation(name)]
+    total = sum(row.weight * len(row.answer_ids) for row in rows)
+    whole, parted = tiny_model(), tiny_model()
+    losses = []
+    for model, budget in ((whole, 1000), (parted, 10)):
+        batches = list(Layout(budget, 0, 100, 0, one_row=False).batches(_trees(rows)))
+        assert len(batches) == (1 if model is whole else 4)
+        loss = torch.zeros(())
+        for batch in batches:
+            part = _learning(model).loss_sum(batch) / total
+            part.backward()
+            loss += part.detach()
+        losses.append(loss)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+    _assert_same_gradients(whole, parted, rtol=1e-5)
+
+
+def test_blocks_and_the_dense_mask_let_a_token_see_the_same_tokens():
+    batch = pack_row(_trees([row for n in range(9) for row in _conversation(f"c{n}")]), pad_id=0, multiple_of=BLOCK_TOKENS)
+    dense = visible(batch.subtree_ends)
+    length = batch.token_ids.shape[1]
+    assert length > BLOCK_TOKENS
+    blocks = block_mask(batch.subtree_ends)
+    assert torch.equal(create_mask(blocks.mask_mod, 1, 1, length, length, device="cpu"), dense)
+    held = blocks.to_dense()[0, 0].bool().repeat_interleave(BLOCK_TOKENS, 0).repeat_interleave(BLOCK_TOKENS, 1)
+    assert not (dense[0, 0] & ~held).any()
+    assert not held.all()
 
 
 _ids = st.integers(min_value=3, max_value=5)
@@ -199,6 +255,34 @@ def test_micro_batches_hold_every_tree_within_the_budget_at_the_least_cost(lengt
         for cuts in itertools.combinations(range(1, len(in_order)), many)
     )
     assert cost([[len(tree.token_ids) for tree in batch] for batch in batches]) == best
+
+
+@given(lengths=st.lists(st.integers(min_value=1, max_value=70), max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_rows_are_filled_with_every_tree_and_no_two_of_them_could_be_one(lengths):
+    capacity = 60
+    trees = _trees([TrainingRow(f"{n}", f"{n:02d}", tuple(range(length)), (END,)) for n, length in enumerate(lengths)])
+    rows = fill_rows(trees, capacity=capacity)
+    assert sorted(len(tree.nodes) for row in rows for tree in row) == sorted(lengths)
+    filled = sorted(sum(len(tree.nodes) for tree in row) for row in rows)
+    assert all(total <= capacity or len(row) == 1 for row in rows for total in [sum(len(tree.nodes) for tree in row)])
+    assert len(filled) < 2 or filled[0] + filled[1] > capacity
+
+
+def test_a_gpus_rows_are_full_to_the_twentieth_part():
+    chance = random.Random(0)
+    rows = [
+        TrainingRow(f"{n}", f"{n:04d}", tuple(chance.randrange(3, 200) for _ in range(chance.randint(20, 400))), (END,))
+        for n in range(300)
+    ]
+    layout = layout_on(torch.device("cuda"), token_budget=None, by_blocks=True)
+    forest = Forest(rows)
+    trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
+    batches = list(layout.batches(trees))
+    tokens = sum(len(tree.nodes) for tree in trees)
+    assert sum(batch.tokens for batch in batches) == tokens
+    assert all(batch.token_ids.shape[0] == 1 and batch.token_ids.shape[1] <= 8192 for batch in batches)
+    assert tokens >= 0.95 * sum(batch.token_ids.numel() for batch in batches)
 
 
 def test_rows_that_are_left_out_are_counted_by_reason_and_the_others_are_the_chats_own_ids(tmp_path):

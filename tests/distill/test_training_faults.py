@@ -79,9 +79,11 @@ def fitting_in(folder: Path, *, most_tokens: int, token_budget: int) -> Fitting:
     student.__class__ = HungryStudent
     student.most_tokens = most_tokens
     forest = Forest(train_rows)
-    validation = validation_sample(Forest(held_out), settings)
+    validation = validation_sample(Forest(held_out), settings, student.layout(token_budget))
     metrics = MetricsLog(request.metrics_path, lambda _event, _figures: None)
-    return Fitting(student, forest, plan_steps(forest, settings), validation, settings, metrics)
+    return Fitting(
+        student, forest, plan_steps(forest, settings, student.layout(token_budget)), validation, settings, metrics
+    )
 
 
 def run(fitting: Fitting, folder: Path) -> None:
@@ -188,7 +190,12 @@ def test_the_shortest_row_there_can_be_is_learnt(tmp_path: Path) -> None:
     # One token is read, and only the end of the turn is to be said.
     forest = Forest([TrainingRow("decision_0", "conversation_0", (1,), (2,))])
     fitting = Fitting(
-        student, forest, plan_steps(forest, settings), [], settings, MetricsLog(tmp_path / "metrics.jsonl", lambda *_: None)
+        student,
+        forest,
+        plan_steps(forest, settings, student.layout(None)),
+        [],
+        settings,
+        MetricsLog(tmp_path / "metrics.jsonl", lambda *_: None),
     )
     run(fitting, tmp_path)
     losses = [line["loss"] for line in metrics_of(tmp_path)]

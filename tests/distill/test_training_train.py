@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -78,69 +75,6 @@ def killed_at(step: int):
             raise Killed
 
     return watch
-
-
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_killed_training_goes_on_to_the_same_weights_and_the_same_metrics(tmp_path, kind):
-    settings = SETTINGS.model_copy(update={"kind": kind, "learning_rate": 1e-2 if kind == "lora" else 1e-3})
-    straight = request_in(tmp_path / "straight", settings)
-    expected = train(straight, ignore)
-    assert expected.steps == 6
-
-    # Killed after the first step, before any further checkpoint, and again after the fifth, two steps past one.
-    broken = request_in(tmp_path / "broken", settings)
-    for step in (1, 5):
-        with pytest.raises(Killed):
-            train(broken, killed_at(step))
-        assert not (broken.out_dir / expected.weights).exists()
-    result = train(broken, ignore)
-
-    weights = sorted((straight.out_dir / expected.weights).glob("*.safetensors"))
-    assert weights
-    for path in weights:
-        assert path.read_bytes() == (broken.out_dir / expected.weights / path.name).read_bytes()
-    assert metrics_of(tmp_path / "broken") == metrics_of(tmp_path / "straight")
-    assert dataclasses.replace(result, seconds=0) == dataclasses.replace(expected, seconds=0)
-    assert not list(broken.out_dir.glob(".*"))
-
-
-@pytest.mark.slow
-def test_training_killed_with_signal_9_goes_on_to_the_same_weights(tmp_path):
-    straight = request_in(tmp_path / "straight")
-    train(straight, ignore)
-    broken = request_in(tmp_path / "broken")
-    script = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
-        "from test_training_train import request_in; from distill.training.train import train; steps = []\n"
-        "def watch(progress):\n"
-        "    steps.append(progress)\n"
-        "    if len(steps) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train(request_in(Path(sys.argv[2])), watch)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "broken")],
-        capture_output=True,
-        check=False,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    train(broken, ignore)
-    name = "adapter/adapter_model.safetensors"
-    assert (broken.out_dir / name).read_bytes() == (straight.out_dir / name).read_bytes()
-    assert metrics_of(tmp_path / "broken") == metrics_of(tmp_path / "straight")
-
-
-def test_resume_refuses_another_base_other_rows_or_other_settings_and_names_them(tmp_path):
-    begun = request_in(tmp_path)
-    with pytest.raises(Killed):
-        train(begun, killed_at(4))
-    with pytest.raises(OperatorError, match=r"\[train\] rank was 4 and is 2"):
-        train(dataclasses.replace(begun, settings=SETTINGS.model_copy(update={"rank": 2})), ignore)
-    with pytest.raises(OperatorError, match=r"max_prompt_tokens was 200 and is 190"):
-        train(dataclasses.replace(begun, max_prompt_tokens=190), ignore)
-    with pytest.raises(OperatorError, match=r"base was sha256:\w+ and is sha256:"):
-        train(dataclasses.replace(begun, base_dir=tiny_student(tmp_path / "other", seed=1)), ignore)
-    with pytest.raises(OperatorError, match=r"train rows was sha256:\w+ and is sha256:"):
-        train(dataclasses.replace(begun, train_path=write_dataset(tmp_path / "more.jsonl", 9)), ignore)
 
 
 def test_finished_training_is_not_repeated(tmp_path):

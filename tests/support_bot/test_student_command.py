@@ -12,14 +12,15 @@ import pytest
 from scripted_vllm import ScriptedVllm
 
 from conversations import releases
-from conversations.errors import OutsideError
+from conversations.errors import OperatorError, OutsideError
 from conversations.messages import utc_now
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
+from conversations.serving import RopeFactors, Serving, digest_of_tokenizer, write_serving
 from conversations.settings import StudentTable
 from conversations.store import Record
 from support_bot.checkpoint import weights_digest
 from support_bot.routing import any_server_ready, choose_server
-from support_bot.vllm import server_command, server_environment, server_url
+from support_bot.vllm import check_serving, server_command, server_environment, server_url
 
 COMMAND = [sys.executable, "-c", "from support_bot.cli import main; main()", "student"]
 
@@ -86,6 +87,53 @@ def test_a_prompt_and_an_answer_that_exceed_the_context_are_refused(tmp_path: Pa
     ended = run_student(settings_file(tmp_path, "max_model_len = 512"))
     assert ended.returncode == 2
     assert "1792 tokens" in ended.stderr and "allows 512" in ended.stderr
+
+
+def serve_only_short(folder: Path, **changes: object) -> None:
+    """Make the checkpoint a merged student with LongRoPE that was trained with the short factors."""
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps({"rope_parameters": rope}), encoding="utf-8")
+    serving = Serving(
+        kind="merged",
+        base="tiny",
+        base_digest="sha256:1",
+        tokenizer_digest=digest_of_tokenizer(folder),
+        prompt_digest="sha256:2",
+        max_model_len=4096,
+        rope_factors=RopeFactors.SHORT,
+        rank=None,
+        dtype="bfloat16",
+    )
+    write_serving(folder, serving.model_copy(update=changes))
+
+
+def test_a_context_that_would_switch_the_factors_of_a_trained_student_is_refused(checkpoint: Path) -> None:
+    serve_only_short(checkpoint)
+    check_serving(StudentTable(base=checkpoint, profile="cpu", max_model_len=4096))
+    with pytest.raises(OperatorError, match=r"max_model_len = 4097.*long LongRoPE factors.*max_model_len = 4096"):
+        check_serving(StudentTable(base=checkpoint, profile="cpu", max_model_len=4097))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"tokenizer_digest": "sha256:other"}, "not the tokenizer"), ({"kind": "lora"}, "an adapter and no whole student")],
+)
+def test_a_trained_student_with_another_tokenizer_or_an_adapter_alone_is_no_base(
+    checkpoint: Path, changes: dict[str, str], says: str
+) -> None:
+    serve_only_short(checkpoint, **changes)
+    with pytest.raises(OperatorError, match=says):
+        check_serving(StudentTable(base=checkpoint, profile="cpu"))
+
+
+@pytest.mark.parametrize("argument", ["--max-model-len=8192", "--max_model_len", "--hf-overrides", "--dtype"])
+def test_an_argument_that_would_overrule_the_settings_is_refused_before_a_record_is_made(
+    tmp_path: Path, checkpoint: Path, argument: str
+) -> None:
+    ended = run_student(settings_file(tmp_path, f'extra_arguments = ["{argument}"]'))
+    assert ended.returncode == 2
+    assert argument in ended.stderr and "extra_arguments" in ended.stderr
+    assert not (tmp_path / "record.db").exists()
 
 
 @pytest.mark.parametrize("end", ["signal", "parent"])

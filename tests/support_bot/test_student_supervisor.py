@@ -18,6 +18,7 @@ from conversations import releases
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import utc_now
 from conversations.releases import Release, ReleaseKind, ReleaseState, ServerState
+from conversations.serving import RopeFactors, Served, Serving, write_serving
 from conversations.store import Record
 from support_bot.supervisor import Pace, ServedBase, StudentSupervisor
 from support_bot.vllm import VllmProcess
@@ -32,6 +33,24 @@ FAST = Pace(
     start_timeout_seconds=20,
 )
 BASE = "tiny"
+SERVED = Served(
+    base_digest="sha256:base",
+    tokenizer_digest="sha256:tokenizer",
+    max_model_len=4096,
+    rope_factors=RopeFactors.SHORT,
+    max_lora_rank=16,
+)
+FITTING = Serving(
+    kind="lora",
+    base=BASE,
+    base_digest="sha256:base",
+    tokenizer_digest="sha256:tokenizer",
+    prompt_digest="",
+    max_model_len=2048,
+    rope_factors=RopeFactors.SHORT,
+    rank=16,
+    dtype="float32",
+)
 
 
 @pytest.fixture
@@ -45,9 +64,11 @@ def base_id(record: Record) -> str:
     return releases.register_base(record, base=BASE, weights_path="/nowhere", weights_digest="sha256:0123456789ab")
 
 
-def a_release(record: Record, name: str, *, base: str = BASE, kind: ReleaseKind = ReleaseKind.LORA) -> str:
+def a_release(
+    record: Record, name: str, *, base: str = BASE, kind: ReleaseKind = ReleaseKind.LORA, folder: Path = Path("/weights")
+) -> str:
     state = ReleaseState.CANDIDATE
-    release = Release(name, None, base, kind, f"/weights/{name}", "sha256:1", {}, utc_now(), state)
+    release = Release(name, None, base, kind, str(folder / name), "sha256:1", {}, utc_now(), state)
     releases.register(record, release, actor="test", reason="test")
     releases.want(record, name, wanted_by="test")
     return name
@@ -90,7 +111,7 @@ async def looked_after(supervisor: StudentSupervisor):
 
 def attached(record: Record, base_id: str, url: str, said: list[str] | None = None) -> StudentSupervisor:
     say = (said if said is not None else []).append
-    return StudentSupervisor(record, ServedBase(BASE, base_id, url), new_process=None, say=say, pace=FAST)
+    return StudentSupervisor(record, ServedBase(BASE, base_id, url, SERVED), new_process=None, say=say, pace=FAST)
 
 
 class OwnServer:
@@ -108,7 +129,7 @@ class OwnServer:
         self.log_path = folder / "logs" / "student.log"
         self.supervisor = StudentSupervisor(
             record,
-            ServedBase(BASE, base_id, f"http://127.0.0.1:{port}"),
+            ServedBase(BASE, base_id, f"http://127.0.0.1:{port}", SERVED),
             new_process=lambda: VllmProcess(command, os.environ, self.log_path),
             say=self.said.append,
             pace=FAST,
@@ -281,6 +302,37 @@ def test_an_attached_server_with_another_base_is_not_used_and_the_record_says_wh
                 await until(lambda: state_of(record) is ServerState.DOWN, "down")
                 server = server_of(record)
                 assert server is not None and f"--served-model-name {base_id}" in server.detail
+
+    run(scenario)
+
+
+MISFITS = {
+    "rank": ({"rank": 32}, "its rank is 32, above this server's [student] max_lora_rank = 16"),
+    "factors": (
+        {"rope_factors": "long", "max_model_len": 8192},
+        "trained with the long LongRoPE factors (max_model_len 8192)",
+    ),
+    "tokenizer": ({"tokenizer_digest": "sha256:other"}, "taught with the tokenizer sha256:other"),
+    "base": ({"base_digest": "sha256:other"}, "made on weights with the digest sha256:other"),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_an_adapter_that_would_be_served_otherwise_than_trained_is_not_loaded_and_the_record_says_why(
+    record: Record, base_id: str, tmp_path: Path, what: str
+) -> None:
+    change, says = MISFITS[what]
+    for name, serving in (("good", FITTING), ("bad", Serving(**{**FITTING.model_dump(), **change}))):
+        (tmp_path / name).mkdir()
+        write_serving(tmp_path / name, serving)
+        a_release(record, name, folder=tmp_path)
+
+    async def scenario() -> None:
+        with ScriptedVllm(base_id) as vllm:
+            async with looked_after(attached(record, base_id, vllm.base_url)):
+                await until(lambda: loaded(record) == {base_id, "good"}, "the good one loaded")
+                await until(lambda: says in problem_with(record, "bad"), "told why")
+            assert vllm.load_requests == ["good"]
 
     run(scenario)
 

@@ -47,6 +47,7 @@ class _Worker:
     last_words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
     failure: Failure | None = None
     was_interrupted: bool = False
+    readers: list[threading.Thread] = field(default_factory=list)
 
 
 def process_count(settings: TrainTable) -> int:
@@ -167,8 +168,10 @@ def _begun(
             )
             worker = _Worker(rank, process)
             workers.append(worker)
-            for reader in (_read_said, _read_last_words):
-                threading.Thread(target=reader, args=(worker, said), daemon=True).start()
+            for read in (_read_said, _read_last_words):
+                reader = threading.Thread(target=read, args=(worker, said), daemon=True)
+                worker.readers.append(reader)
+                reader.start()
         yield workers
     finally:
         _end(workers)
@@ -212,5 +215,8 @@ def _end(workers: list[_Worker]) -> None:
         except subprocess.TimeoutExpired:
             worker.process.kill()
             worker.process.wait()
-        if worker.process.stdin is not None:
-            worker.process.stdin.close()
+        for reader in worker.readers:
+            reader.join()
+        for pipe in (worker.process.stdin, worker.process.stdout, worker.process.stderr):
+            if pipe is not None:
+                pipe.close()

@@ -23,15 +23,18 @@ _NAME_IN_FILE = "base_model.model."
 
 
 class AdaptedLinear(nn.Module):  # type: ignore[misc]  # torch is read untyped
-    """A frozen linear layer with a trainable low-rank change: y = W x + b + (alpha / rank) B A x.
+    """A frozen linear layer with a trainable low-rank change: y = W x + b + scale B A x.
 
+    The scale is alpha / rank, or, rank-stabilised, alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023).
     A: (rank, in), drawn as PEFT draws it from torch's present random state; B: (out, rank), zero. Both float32.
     """
 
-    def __init__(self, linear: nn.Linear, *, rank: int, alpha: int) -> None:
+    def __init__(self, linear: nn.Linear, *, rank: int, alpha: int, rank_stabilised: bool = False) -> None:
         super().__init__()
         self.linear = linear.requires_grad_(False)
-        self.scale = alpha / rank
+        self.alpha = alpha
+        self.rank_stabilised = rank_stabilised
+        self.scale = alpha / (math.sqrt(rank) if rank_stabilised else rank)
         device = linear.weight.device
         self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
@@ -69,13 +72,14 @@ class _Adapted(torch.autograd.Function):  # type: ignore[misc]
         return x_grad, None, lora_a_grad, lora_b_grad, None
 
 
-def adapt(layers: Iterable[nn.Module], *, rank: int, alpha: int) -> None:
+def adapt(layers: Iterable[nn.Module], *, rank: int, alpha: int, rank_stabilised: bool = False) -> None:
     """Put an adapter on every linear layer inside some of a student's layers."""
     for layer in layers:
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
                 holder, _, own_name = name.rpartition(".")
-                setattr(layer.get_submodule(holder), own_name, AdaptedLinear(module, rank=rank, alpha=alpha))
+                adapted = AdaptedLinear(module, rank=rank, alpha=alpha, rank_stabilised=rank_stabilised)
+                setattr(layer.get_submodule(holder), own_name, adapted)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
@@ -87,10 +91,10 @@ def save_adapters(model: nn.Module, folder: Path, *, base_name: str, first_layer
     """Write the adapters as PEFT does; the base is named without its place."""
     adapted = adapted_layers(model)
     some = next(iter(adapted.values()))
-    rank = some.lora_a.shape[0]
     config = LoraConfig(
-        r=rank,
-        lora_alpha=round(some.scale * rank),
+        r=some.lora_a.shape[0],
+        lora_alpha=some.alpha,
+        use_rslora=some.rank_stabilised,
         target_modules=sorted({name.rpartition(".")[2] for name in adapted}),
         layers_to_transform=list(range(first_layer, layer_count)) if first_layer else None,
         base_model_name_or_path=base_name,

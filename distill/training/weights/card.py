@@ -4,13 +4,18 @@ In: what was trained on what, whose answers those were, and how it went. Out: th
 never a customer's words and never the place of a folder.
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from conversations.messages import Json
+from conversations.serving import Serving
 from distill.rows import DatasetRow, read_rows
 
+_RELATION = {"lora": "adapter", "merged": "finetune", "full": "finetune"}
+_LICENCE_LINE = re.compile(r"^license: *([\w.-]+) *$", re.MULTILINE)
 _LICENCE = {
     "yes": "its licence allows training",
     "unknown": "whether its licence allows training is UNKNOWN; the operator answers for it",
@@ -19,23 +24,33 @@ _LICENCE = {
 
 def model_card(
     *,
-    base_name: str,
-    kind: str,
+    serving: Serving,
+    licence: str,
     digests: Mapping[str, str],
     teachers: Mapping[str, str],
     settings: Mapping[str, Json],
     figures: Mapping[str, Json],
 ) -> str:
-    """Return the card as Markdown with the front matter that model hubs read."""
-    library = "peft" if kind == "lora" else "transformers"
+    """Return the card as Markdown with the front matter that model hubs read.
+
+    licence: the base's, empty where it is not known. digests: of everything that decided the training, by name.
+    """
+    served: dict[str, Json] = serving.model_dump(mode="json")
+    front = [
+        f"library_name: {'peft' if serving.kind == 'lora' else 'transformers'}",
+        "pipeline_tag: text-generation",
+        f"base_model: {serving.base}",
+        f"base_model_relation: {_RELATION[serving.kind]}",
+        *([f"license: {licence}"] if licence else []),
+        "tags: [customer-support, distillation]",
+    ]
     return "\n".join(
         (
             "---",
-            f"library_name: {library}",
-            f"base_model: {base_name}",
+            *front,
             "---",
             "",
-            f"# A student of {base_name}",
+            f"# A student of {serving.base}",
             "",
             "Fine-tuned by `distill train` on verified answers to questions of one company's customers. It was taught",
             "the answers alone (and to stop after them), each on the conversation as the chat renders it.",
@@ -46,6 +61,9 @@ def model_card(
             "## Whose answers",
             *_table(teachers),
             "",
+            "## How it is served",
+            *_table(served),
+            "",
             "## How it went",
             *_table(figures),
             "",
@@ -54,6 +72,23 @@ def model_card(
             "",
         )
     )
+
+
+def card_of_merged(card: str, agreement: Mapping[str, Json]) -> str:
+    """Return the card of an adapter as that of the weights it was merged into."""
+    whole = card.replace("library_name: peft", "library_name: transformers", 1)
+    whole = whole.replace("base_model_relation: adapter", "base_model_relation: finetune", 1)
+    return "\n".join((whole.rstrip(), "", "## Merged, beside the unmerged adapter", *_table(agreement), ""))
+
+
+def licence_of(base_dir: Path) -> str:
+    """Return the base's licence where its folder says it, as hubs and the embedded student do."""
+    origin = base_dir / "origin.json"
+    if origin.is_file():
+        return str(json.loads(origin.read_text(encoding="utf-8")).get("license", ""))
+    card = base_dir / "README.md"
+    found = _LICENCE_LINE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return found[1] if found else ""
 
 
 def teachers_of(*paths: Path) -> dict[str, str]:

@@ -1,0 +1,187 @@
+"""How fast a student is trained, and in how much memory, beside TRL: `make bench SUBJECT=train`.
+
+The same decisions of 5-turn and of 10-turn conversations, each on its logged history, are learnt by our training with and without
+the prefix tree, by TRL with its defaults and by TRL tuned, one after the other and round by round, each in a process of its own.
+`row tokens a second` counts what the rows hold one by one, the same number for all, so that the ratios are of the same work.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.training.student import precision_of
+from tests.bench.machine import hardware, told, written
+from tests.bench.train_ways import SHAPES, Work
+
+ROOT = Path(__file__).parents[2]
+STUDENT = ROOT / "var" / "students" / "smollm2-135m-instruct"
+# What is read back from JSON.
+Figures = dict[str, Any]
+
+
+def cases(options: argparse.Namespace) -> dict[str, Work]:
+    """Return what is measured by name. TRL's defaults are so slow on a CPU that they learn one conversation only."""
+    cuda = options.device == "cuda"
+    five, ten = options.conversations
+    plain = Work(
+        way="tree",
+        model=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        conversations={"5": five, "10": ten},
+        rank=options.rank,
+        rows_a_step=128 if cuda else 16,
+        batch=options.trl_batch,
+        times=3 if cuda else 1,
+    )
+    found = {
+        "ours, tree": plain,
+        "ours, rows": replace(plain, way="rows"),
+        "TRL, tuned": replace(plain, way="trl, tuned", dtype=options.trl_dtype),
+    }
+    if cuda:
+        found["ours, tree, twice computed"] = replace(plain, checkpointing=True)
+        found["TRL, tuned, twice computed"] = replace(found["TRL, tuned"], checkpointing=True)
+    few = plain.conversations if cuda else {"5": 1, "10": 1}
+    found["TRL, defaults"] = replace(plain, way="trl, defaults", conversations=few, times=1)
+    return found
+
+
+def figures(options: argparse.Namespace) -> Figures:
+    """Measure every case in turn, and write what is known after each, so that nothing is lost to whoever stops this."""
+    works = cases(options)
+    plain = works["ours, tree"]
+    found: Figures = {
+        "subject": "train",
+        "hardware": hardware() | {"device": options.device},
+        "model": str(options.model),
+        "cases": {name: asdict(work) | {"model": Path(work.model).name} for name, work in works.items()},
+    }
+    [peak] = told_by(replace(plain, way="gemm"), options.limit)
+    found["gemm"] = peak
+    if options.device == "cuda" or options.exactness:
+        found["exactness"] = told_by(replace(plain, way="exactness"), options.limit)
+    runs: dict[str, list[Figures]] = {name: [] for name in works}
+    for number in range(options.rounds):
+        for name, work in works.items():
+            if number and name == "TRL, defaults":
+                continue
+            runs[name] += told_by(work, options.limit)
+            found["runs"] = runs
+            found["by turns"] = summary(runs, works, peak)
+            if options.json is not None:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def told_by(work: Work, limit: float) -> list[Figures]:
+    """Run one case in a fresh process and return its lines; one that fails, or is not done in time, says so in its last."""
+    command = [sys.executable, "-m", "tests.bench.train_ways", json.dumps(asdict(work))]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        try:
+            code: int | None = subprocess.run(command, stdout=out, stderr=errors, cwd=ROOT, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        out.seek(0)
+        errors.seek(0)
+        lines: list[Figures] = [json.loads(line) for line in out.read().splitlines() if line.startswith('{"')]
+        if code != 0:
+            last = errors.read()[-1500:]
+            lines.append({"failed": f"not done in {limit:g} s" if code is None else f"exit code {code}", "said": last})
+            print(f"{work.way}: {lines[-1]['failed']}\n{last}", file=sys.stderr)
+        return lines
+
+
+def summary(
+    runs: Mapping[str, Sequence[Figures]], works: Mapping[str, Work], peak: Figures
+) -> dict[str, dict[str, Figures]]:
+    """Return, by number of turns and case, the best round's speeds, and how they compare."""
+    found: dict[str, dict[str, Figures]] = {}
+    for turns in ("5", "10"):
+        best = {
+            name: min((line for line in lines if line.get("turns") == int(turns)), key=lambda line: line["seconds"])
+            for name, lines in runs.items()
+            if any(line.get("turns") == int(turns) for line in lines)
+        }
+        speeds = {name: line["row_tokens"] / line["seconds"] for name, line in best.items()}
+        found[turns] = {
+            name: {
+                "row tokens a second": speeds[name],
+                "scored tokens a second": line["scored_tokens"] / line["seconds"],
+                "peak memory, MB": line["peak_mb"],
+                "share of the GEMM peak": share_of_peak(line, works[name], peak),
+                **{
+                    f"times {other}": speeds[name] / speeds[other]
+                    for other in ("TRL, tuned", "TRL, defaults")
+                    if other in speeds
+                },
+            }
+            for name, line in best.items()
+        }
+    return found
+
+
+def share_of_peak(line: Figures, work: Work, peak: Figures) -> float:
+    """Return the share of the measured peak at which a case computes what it must.
+
+    What it must: 4 operations a token for each frozen weight of the body, 6 for a trained one, 14 for each pair of tokens that see
+    each other and each query element, and 4 for each scored token and weight of the head.
+    """
+    tokens = line["tree_tokens"] if work.way == "tree" else line["row_tokens"]
+    each = 4 if work.kind == "lora" else 6
+    must = each * tokens * peak["body"] + 14 * line["pairs"] * peak["attention"] + 4 * line["scored_tokens"] * peak["head"]
+    return must / line["seconds"] / 1e9 / peak["gflops"][work.dtype if work.way != "trl, defaults" else "bfloat16"]
+
+
+def show(found: Figures) -> None:
+    """Print one table for each length of conversation."""
+    for turns, by_case in found["by turns"].items():
+        names = list(dict.fromkeys(name for row in by_case.values() for name in row))
+        told(f"{turns} turns", {name: {case: row.get(name) for case, row in by_case.items()} for name in names})
+
+
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options, with what the device decides filled in."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", default=str(STUDENT), help=f"a checkpoint folder, or random weights: {', '.join(SHAPES)}")
+    parser.add_argument("--conversations", type=int, nargs=2, help="of 5 and of 10 turns")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of our frozen weights")
+    parser.add_argument("--trl-dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--trl-batch", type=int, help="rows at once")
+    parser.add_argument("--exactness", action="store_true", help="also compare trees with rows one by one")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for one case")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    cuda = options.device == "cuda"
+    best = "bfloat16" if cuda or precision_of(torch.device("cpu")) == "bfloat16" else "float32"
+    options.dtype = options.dtype or best
+    options.trl_dtype = options.trl_dtype or best
+    options.rank = options.rank or (32 if cuda else 16)
+    options.rounds = options.rounds or (1 if cuda else 2)
+    options.trl_batch = options.trl_batch or (16 if cuda else 4)
+    options.conversations = options.conversations or ([48, 32] if cuda else [6, 4])
+    return options
+
+
+def main() -> None:
+    """Print the figures."""
+    options = options_of()
+    found = figures(options)
+    show(found)
+    written(found, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The stage as `distill train` runs it: it calls nobody, its figures are in the record, and SIGTERM interrupts it as Ctrl-C does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scripted_teacher import Act, ScriptedTeacher
+from small_run import small_run
+from tiny_student import tiny_student
+
+from conversations import runs
+from conversations.runs import RunState
+from distill.run import Stage
+from support_bot.console.runs import show_runs
+
+# Notes every address that a socket of the process is told to reach, and every name that is looked up.
+SCRIPT = """
+import sys
+def watch(event, about):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        with open(sys.argv[1], "a") as out:
+            print(event, about[1:] if event != "socket.getaddrinfo" else about[:1], file=out)
+sys.addaudithook(watch)
+calls = sys.argv[1]
+sys.argv = ["distill", *sys.argv[2:]]
+from distill.cli import main
+main()
+"""
+STAGES = (Stage.CHOOSE, Stage.TEACH, Stage.VERIFY, Stage.ASSEMBLE)
+TRAIN = "\n[train]\nepochs = 120.0\nrows_per_step = 2\npatience = 100000\ncheckpoint_every_steps = 100000\nthreads = 1\n"
+
+
+@pytest.mark.slow
+def test_training_calls_nobody_is_followed_in_the_record_and_interrupted_by_sigterm(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    with (
+        ScriptedTeacher(lambda question, before: Act(text="Coral light: please wait 12 minutes.")) as teacher,
+        small_run(tmp_path, teacher.base_url, more=TRAIN) as small,
+    ):
+        tiny_student(tmp_path / "no-student")
+        run, _ = small.perform(*STAGES)
+        command = [sys.executable, "-c", SCRIPT, str(calls), "train", "--run", run.run_id]
+        command += ["--settings", str(small.settings_file)]
+        # A proxy that nobody may be asked through shows as a call too.
+        surroundings = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=surroundings)
+        until = time.monotonic() + 100
+        while time.monotonic() < until and runs.latest_event(small.record, run.run_id, stage="train", event="step") is None:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        assert "held out" in show_runs(small.record) or "loss" in show_runs(small.record)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 130, said
+        assert not calls.exists(), calls.read_text()
+        known = runs.run(small.record, run.run_id)
+        assert (known.state, known.outcome) == (RunState.INTERRUPTED, "stopped by the operator")
+        assert (run.folder / "train" / ".checkpoint.pt").is_file()
+
+        small.perform(Stage.TRAIN, run_id=run.run_id)
+        in_file = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        in_record = {
+            int(str(each.detail["step"])): each.detail["loss"]
+            for each in runs.run_events(small.record, run.run_id)
+            if each.event == "step"
+        }
+        assert in_record == {line["step"]: line["loss"] for line in in_file if line["event"] == "step"}
+        assert len(list((tmp_path / "runs" / "token_cache").iterdir())) == 2
