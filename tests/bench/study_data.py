@@ -22,7 +22,7 @@ from conversations.settings import read_settings
 from conversations.store import Record
 from distill.cycle import perform_stage
 from distill.rows import DatasetRow, SoftLabelRow, read_rows, rows_text
-from distill.run import Run, Stage, new_run, write_whole
+from distill.run import Stage, new_run, open_run, write_whole
 from distill.settings import DistillSettings
 
 ROOT = Path(__file__).parents[2]
@@ -142,15 +142,14 @@ def _taught_by(world: Path, base: Path, teacher: Path) -> Path:
 
 
 def _perform(record: Record, settings_file: Path, stages: tuple[Stage, ...]) -> None:
-    """Import the demo and do stages of a run, a new one where none is begun; what was answered is not asked again."""
+    """Import the demo and do stages of a run, the one that was begun or a new one; what was answered is not asked again."""
     imports.import_files(record, [DEMO / "conversations.jsonl"])
-    with new_run(record, read_settings(DistillSettings, settings_file), _note) as run:
-        _all(run, stages)
-
-
-def _all(run: Run, stages: tuple[Stage, ...]) -> None:
-    for stage in stages:
-        perform_stage(run, stage)
+    settings = read_settings(DistillSettings, settings_file)
+    begun = sorted(settings.runs.folder.glob("run_*"))
+    going = open_run(record, settings, begun[0].name, _note) if begun else new_run(record, settings, _note)
+    with going as run:
+        for stage in stages:
+            perform_stage(run, stage)
 
 
 def _complete(world: Path, stage: Stage) -> Path | None:

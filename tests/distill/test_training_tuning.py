@@ -164,6 +164,9 @@ def test_study_leaves_a_picture_and_numbers_and_no_weights(finished):
     left = [path.name for path in finished.folder.glob("runs/*/tune/**/*") if path.is_file()]
     assert {"study.svg", "trials.jsonl", "best.settings.toml", "journal.log", "metrics.jsonl"} <= set(left)
     assert not [name for name in left if name.endswith((".safetensors", ".pt", ".npy"))]
+    assert not [
+        path for path in finished.folder.glob("runs/*/tune/**/trial.log") if "error" in path.read_text(encoding="utf-8")
+    ]
 
 
 @pytest.mark.slow
