@@ -22,7 +22,7 @@ from conversations.settings import read_settings
 from conversations.store import Record
 from distill.cycle import perform_stage
 from distill.rows import DatasetRow, SoftLabelRow, read_rows, rows_text
-from distill.run import Run, Stage, new_run, write_whole
+from distill.run import Stage, new_run, open_run, write_whole
 from distill.settings import DistillSettings
 
 ROOT = Path(__file__).parents[2]
@@ -79,12 +79,12 @@ def write_study(run_folder: Path, out: Path, *, share: float) -> None:
         "max_prompt_tokens": settings.prompt.max_prompt_tokens,
         "max_answer_tokens": settings.evaluate.max_answer_tokens,
         "train_rows_share": share,
-        **yardstick_of(settings),
+        **_yardstick(settings),
     }
     write_whole(out / "study.json", json.dumps(study, ensure_ascii=False, indent=1) + "\n")
 
 
-def yardstick_of(settings: DistillSettings) -> dict[str, object]:
+def _yardstick(settings: DistillSettings) -> dict[str, object]:
     """Return what answers are held against as plain values, so that marking needs no handbook."""
     from distill.dataset.handbook.articles import Handbook
 
@@ -107,15 +107,15 @@ def _is_drawn(conversation_id: str, share: float) -> bool:
 
 def _tuned_student(world: Path, base: Path) -> Path:
     """Return the checkpoint of a student trained in all its weights on what the handbook teacher says."""
-    settings_file = demo_settings(
+    settings_file = _settings(
         world, base, {"[train]\n": '[train]\nkind = "full"\n', "learning_rate = 2e-3": "learning_rate = 2e-4"}
     )
     with Record(world / "record.db") as record:
         found = _complete(world, Stage.TRAIN)
         if found is None:
-            with serving(
+            with _serving(
                 ["-c", "from distill.cli import main; main()", "teacher", "--settings", str(settings_file)],
-                port_in(settings_file),
+                _port_in(settings_file),
                 world / "teacher.log",
             ):
                 _perform(record, settings_file, (*_TEACHING, Stage.TRAIN))
@@ -126,15 +126,15 @@ def _tuned_student(world: Path, base: Path) -> Path:
 
 def _taught_by(world: Path, base: Path, teacher: Path) -> Path:
     """Return the run in which the tuned student, behind vLLM, taught the demo's decisions."""
-    settings_file = demo_settings(world, base, {'teacher = "handbook"': 'teacher = "tuned"'})
+    settings_file = _settings(world, base, {'teacher = "handbook"': 'teacher = "tuned"'})
     if (found := _complete(world, Stage.ASSEMBLE)) is not None:
         return found
-    port = port_in(settings_file)
+    port = _port_in(settings_file)
     server = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", str(teacher), "--served-model-name", "tuned",
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--dtype", "float32",
     ]  # fmt: skip
-    with Record(world / "record.db") as record, serving(server, port, world / "vllm.log"):
+    with Record(world / "record.db") as record, _serving(server, port, world / "vllm.log"):
         _perform(record, settings_file, _TEACHING)
     found = _complete(world, Stage.ASSEMBLE)
     assert found is not None
@@ -142,15 +142,14 @@ def _taught_by(world: Path, base: Path, teacher: Path) -> Path:
 
 
 def _perform(record: Record, settings_file: Path, stages: tuple[Stage, ...]) -> None:
-    """Import the demo and do stages of a run, a new one where none is begun; what was answered is not asked again."""
+    """Import the demo and do stages of a run, the one that was begun or a new one; what was answered is not asked again."""
     imports.import_files(record, [DEMO / "conversations.jsonl"])
-    with new_run(record, read_settings(DistillSettings, settings_file), show_progress) as run:
-        _all(run, stages)
-
-
-def _all(run: Run, stages: tuple[Stage, ...]) -> None:
-    for stage in stages:
-        perform_stage(run, stage)
+    settings = read_settings(DistillSettings, settings_file)
+    begun = sorted(settings.runs.folder.glob("run_*"))
+    going = open_run(record, settings, begun[0].name, _note) if begun else new_run(record, settings, _note)
+    with going as run:
+        for stage in stages:
+            perform_stage(run, stage)
 
 
 def _complete(world: Path, stage: Stage) -> Path | None:
@@ -159,13 +158,13 @@ def _complete(world: Path, stage: Stage) -> Path | None:
     return found[0].parents[1] if found else None
 
 
-def demo_settings(world: Path, base: Path, changes: dict[str, str]) -> Path:
+def _settings(world: Path, base: Path, changes: dict[str, str]) -> Path:
     """Write the demo's settings for a folder of their own, once, and return the file."""
     path = world / "settings.toml"
     if path.is_file():
         return path
     world.mkdir(parents=True, exist_ok=True)
-    port = str(free_port())
+    port = str(_free_port())
     text = (DEMO / "settings.toml").read_text(encoding="utf-8")
     moved = {
         "../../var/demo/record.db": "record.db",
@@ -181,20 +180,20 @@ def demo_settings(world: Path, base: Path, changes: dict[str, str]) -> Path:
     return path
 
 
-def port_in(settings_file: Path) -> int:
+def _port_in(settings_file: Path) -> int:
     return int(
         read_settings(DistillSettings, settings_file).teachers["tuned"].base_url.rsplit(":", 1)[1].removesuffix("/v1")
     )
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def serving(arguments: list[str], port: int, log: Path) -> Iterator[None]:
+def _serving(arguments: list[str], port: int, log: Path) -> Iterator[None]:
     """Hold a server of this Python open; it is listening when this begins and gone when it ends."""
     with log.open("ab") as out:
         process = subprocess.Popen(
@@ -224,6 +223,6 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def show_progress(stage: Stage, share: float, note: str) -> None:
+def _note(stage: Stage, share: float, note: str) -> None:
     if share in (0.0, 1.0) or int(share * 1000) % 50 == 0:
         print(f"{stage}: {share:.0%} {note}", file=sys.stderr, flush=True)

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from distill.training.tuning.study import Tried
 
+# The keys that are drawn by their logarithm, and to which base.
+_LOGARITHMIC = {"learning_rate": 10, "rank": 2}
 # What tells the ways to end apart, also without colour.
 _MARKS = {"complete": ("o", "tab:blue"), "pruned": ("x", "tab:grey")}
 
@@ -37,7 +39,9 @@ def draw_study(trials: Sequence[Tried], present: Mapping[str, float], importance
             _draw(axes, measured, [float(each.changes.get(key, value)) for each in measured])
             axes.axvline(value, color="tab:grey", linestyle=":", label="present")
             share = f"\nexplains {importances[key]:.0%}" if key in importances else ""
-            axes.set(xlabel=f"{key}{share}", xscale="log" if key in ("learning_rate", "rank") else "linear")
+            axes.set(xlabel=f"{key}{share}")
+            if key in _LOGARITHMIC:
+                axes.set_xscale("log", base=_LOGARITHMIC[key])
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 

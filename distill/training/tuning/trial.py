@@ -87,7 +87,7 @@ def run_trial(request: TrainRequest, folder: Path, stops: Callable[[TrialNews], 
             if stops(news):
                 return TrialEnd(TrialState.STOPPED, tokens, tokens_planned)
         status = process.wait()
-    if result is None:
+    if result is None or status:
         return TrialEnd(TrialState.FAILED, tokens, tokens_planned, reason=_reason(status, folder / LOG_FILE))
     return TrialEnd(TrialState.COMPLETE, result.tokens, tokens_planned or result.tokens, result)
 
@@ -130,7 +130,9 @@ def _tell(news: dict[str, Json]) -> None:
 
 def _end_with_the_watcher() -> None:
     """End this process when its standard input does: nobody is left to hear the result."""
-    sys.stdin.buffer.read()
+    # Read past Python's buffer, whose lock a thread that waits for ever would hold when this process ends.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(1)
 
 
