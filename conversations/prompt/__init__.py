@@ -7,7 +7,7 @@ by id and every text is encoded as text (`spelling`), so a customer who types `<
 """
 
 from conversations.prompt.marks import ChatFormat
-from conversations.prompt.renderer import PROMPT_VERSION, Prompt, PromptTooLong, Renderer
+from conversations.prompt.renderer import PROMPT_VERSION, Prompt, PromptTooLong, Renderer, RoleUnknown
 from conversations.prompt.turns import SpokenTurn, digest_of_settings, messages_for_model
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Prompt",
     "PromptTooLong",
     "Renderer",
+    "RoleUnknown",
     "SpokenTurn",
     "digest_of_settings",
     "messages_for_model",

@@ -32,6 +32,10 @@ class PromptTooLong(Exception):
     """The system prompt and the last question alone exceed the limit."""
 
 
+class RoleUnknown(OperatorError):
+    """A message is of a role that the student's chat format has no form for."""
+
+
 class Renderer:
     """Renders conversations for one student."""
 
@@ -79,7 +83,7 @@ class Renderer:
         """Return the token ids of the conversation, ending with the opening of the student's turn.
 
         Drops the oldest messages that do not fit, never the system prompt or the last message.
-        Raises PromptTooLong when those alone do not fit.
+        Raises PromptTooLong when those alone do not fit, RoleUnknown for a message that the format cannot write.
         """
         has_system = bool(messages) and messages[0].role is Role.SYSTEM
         first = self._system_ids(messages[0]) if has_system else []
@@ -132,7 +136,7 @@ class Renderer:
         """Return the ids of one turn behind what stands before it."""
         marks = self._marks
         if message.role not in marks.open:
-            raise OperatorError(
+            raise RoleUnknown(
                 f"the chat format {self.chat_format} has no role {message.role.value!r} at this place; expected "
                 f"{', '.join(marks.open)}; leave such conversations out, or choose a student whose format has it"
             )

@@ -14,7 +14,7 @@ import openai
 from conversations import releases
 from conversations.errors import OutsideError
 from conversations.messages import ChatMessage
-from conversations.prompt import PromptTooLong, Renderer
+from conversations.prompt import PromptTooLong, Renderer, RoleUnknown
 from conversations.settings import PromptTable
 from conversations.store import Record
 
@@ -62,6 +62,8 @@ class Student:
             rendered = self._renderer.prompt(question.messages, max_prompt_tokens=self._prompt.max_prompt_tokens)
         except PromptTooLong as error:
             return _failed(question, f"prompt too long: {error}")
+        except RoleUnknown as error:
+            return _failed(question, str(error))
         started = time.perf_counter()
         first: float | None = None
         pieces: list[str] = []

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from conversations.messages import Role
-from conversations.prompt import PromptTooLong, Renderer
+from conversations.prompt import PromptTooLong, Renderer, RoleUnknown
 from distill.rows import DatasetRow, read_rows
 from distill.training.decisions.belief_file import BeliefFile
 from distill.training.decisions.beliefs import Alignment
@@ -49,6 +49,7 @@ class LeftOut(StrEnum):
     NO_ANSWER = "no_answer"
     NO_WEIGHT = "no_weight"
     TOOL_CALL = "tool_call"
+    ROLE_UNKNOWN = "role_unknown"
     PROMPT_TOO_LONG = "prompt_too_long"
     OVER_LENGTH = "over_length"
 
@@ -108,6 +109,8 @@ def _render(
         prompt = renderer.prompt(messages[:-1], max_prompt_tokens=max_prompt_tokens)
     except PromptTooLong:
         return LeftOut.PROMPT_TOO_LONG
+    except RoleUnknown:
+        return LeftOut.ROLE_UNKNOWN
     row = TrainingRow(
         decision_id=decision.decision_id,
         conversation_id=decision.conversation_id,
