@@ -1,9 +1,10 @@
 """A merged student beside the same student unmerged, both in the real vLLM: how alike they answer, and how fast.
 
-Run: `python -m tests.bench.merged [--prompts 50] [--steps 8] [--rows FOLDER] [--json FILE]`. The embedded student is taught for a few
-steps on what the stages choose to assemble make of the demo with the handbook teacher, or on the `assemble` folder of a run; then
-held-out questions are answered greedily, base plus adapter first and merged afterwards, one server at a time. The unmerged student is
-asked twice: what differs between the two times is rounding, since questions that are answered at once are summed in another order.
+Run: `python -m tests.bench.merged [--prompts 50] [--tokens 32] [--steps 8] [--rows FOLDER] [--taught FOLDER] [--json FILE]`. The
+embedded student is taught for a few steps on what the stages choose to assemble make of the demo with the handbook teacher, or on
+the `assemble` folder of a run, whose `train` folder can be taken as it is where it has `merged`. Then held-out questions are
+answered greedily, base plus adapter first and merged afterwards, one server at a time. The unmerged student is asked twice: what
+differs between the two times is rounding, since questions that are answered at once are summed in another order.
 """
 
 import argparse
@@ -35,7 +36,6 @@ from tests.bench.serving import BASE, answers, free_port, load_adapter, served
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "deploy" / "demo"
 STUDENT = ROOT / "var" / "students" / "smollm2-135m-instruct"
-MAX_TOKENS = 32
 STREAMS = 8
 ALONE = 3
 ROWS_A_STEP = 16
@@ -88,11 +88,11 @@ def demo_rows(folder: Path) -> Path:
         return run.folder / Stage.ASSEMBLE
 
 
-def taught(rows: Path, folder: Path, base_dir: Path, steps: int) -> tuple[Path, dict[str, float]]:
-    """Train an adapter for some steps of 16 rows and merge it; return the folder of both, and what the merge's own check found."""
+def taught(rows: Path, folder: Path, base_dir: Path, steps: int) -> Path:
+    """Train an adapter for some steps of 16 rows and merge it; return the folder of both."""
     lines = (rows / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[: steps * ROWS_A_STEP]), encoding="utf-8")
-    result = train(
+    train(
         TrainRequest(
             base_dir=base_dir,
             train_path=folder / "train.jsonl",
@@ -104,8 +104,7 @@ def taught(rows: Path, folder: Path, base_dir: Path, steps: int) -> tuple[Path, 
         ),
         lambda _: None,
     )
-    assert result.merged is not None
-    return folder / "train", result.merged
+    return folder / "train"
 
 
 def questions(rows: Path, base_dir: Path, count: int) -> list[tuple[int, ...]]:
@@ -133,11 +132,13 @@ def likeness(left: Sequence[Sequence[int]], right: Sequence[Sequence[int]]) -> d
 class Asked:
     """The answers of one model to the prompts, several asked at once, and how fast they came; a few more asked one by one."""
 
-    def __init__(self, base_url: str, model: str, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self, base_url: str, model: str, prompts: Sequence[tuple[int, ...]], max_tokens: int, stop_ids: Sequence[int]
+    ) -> None:
         began = time.perf_counter()
-        alone = answers(base_url, model, prompts[:ALONE], max_tokens=MAX_TOKENS, stop_ids=stop_ids)
+        alone = answers(base_url, model, prompts[:ALONE], max_tokens=max_tokens, stop_ids=stop_ids)
         then = time.perf_counter()
-        self.answers = answers(base_url, model, prompts, max_tokens=MAX_TOKENS, stop_ids=stop_ids, streams=STREAMS)
+        self.answers = answers(base_url, model, prompts, max_tokens=max_tokens, stop_ids=stop_ids, streams=STREAMS)
         ended = time.perf_counter()
         self.speed = {
             "tokens a second, 1 stream": round(sum(map(len, alone)) / (then - began), 2),
@@ -145,17 +146,20 @@ class Asked:
         }
 
 
-def figures(base_dir: Path, taught_dir: Path, prompts: Sequence[tuple[int, ...]], folder: Path) -> dict[str, object]:
+def figures(
+    base_dir: Path, taught_dir: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int, folder: Path
+) -> dict[str, object]:
     """Ask base plus adapter, then the merged student, and return how alike and how fast they are."""
     stop_ids = Renderer.load(base_dir).stop_ids
     with served(base_dir, folder / "unmerged.log") as base_url:
         load_adapter(base_url, "student", taught_dir / "adapter")
-        unmerged, again = (Asked(base_url, "student", prompts, stop_ids) for _ in range(2))
-        base = Asked(base_url, BASE, prompts, stop_ids)
+        unmerged, again = (Asked(base_url, "student", prompts, max_tokens, stop_ids) for _ in range(2))
+        base = Asked(base_url, BASE, prompts, max_tokens, stop_ids)
     with served(taught_dir / "merged", folder / "merged.log", has_adapters=False) as base_url:
-        merged = Asked(base_url, BASE, prompts, stop_ids)
+        merged = Asked(base_url, BASE, prompts, max_tokens, stop_ids)
     return {
         "hardware": machine.hardware(),
+        "most tokens of an answer": max_tokens,
         "load of the machine, mean of the last minute": round(os.getloadavg()[0], 1),
         "likeness": {
             "merged, to base plus adapter": likeness(unmerged.answers, merged.answers),
@@ -179,16 +183,18 @@ def main() -> None:
     """Measure, print tables, and write the figures."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--prompts", type=int, default=50)
+    options.add_argument("--tokens", type=int, default=32)
     options.add_argument("--steps", type=int, default=8)
     options.add_argument("--rows", type=Path, help="a run's assemble folder (else the demo's is made)")
+    options.add_argument("--taught", type=Path, help="a run's train folder with adapter and merged (else one is trained)")
     options.add_argument("--json", type=Path)
     chosen = options.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
         rows = chosen.rows or demo_rows(folder)
-        taught_dir, check = taught(rows, folder, STUDENT, chosen.steps)
-        found = figures(STUDENT, taught_dir, questions(rows, STUDENT, chosen.prompts), folder)
-    found["the merge's own check"] = check
+        taught_dir = chosen.taught or taught(rows, folder, STUDENT, chosen.steps)
+        prompts = questions(rows, STUDENT, chosen.prompts)
+        found = figures(STUDENT, taught_dir, prompts, chosen.tokens, folder)
     show(found)
     machine.written(found, chosen.json)
 
