@@ -1,10 +1,10 @@
 """A merged student beside the same student unmerged, both in the real vLLM: how alike they answer, and how fast.
 
-Run: `python -m tests.bench.merged [--prompts 50] [--tokens 32] [--steps 8] [--rows FOLDER] [--taught FOLDER] [--json FILE]`. The
-embedded student is taught for a few steps on what the stages choose to assemble make of the demo with the handbook teacher, or on
-the `assemble` folder of a run, whose `train` folder can be taken as it is where it has `merged`. Then held-out questions are
-answered greedily, base plus adapter first and merged afterwards, one server at a time. The unmerged student is asked twice: what
-differs between the two times is rounding, since questions that are answered at once are summed in another order.
+Run: `python -m tests.bench.merged [--prompts 50] [--tokens 32] [--dtype auto] [--steps 8] [--rows FOLDER] [--taught FOLDER]
+[--json FILE]`. The embedded student is taught for a few steps on what the stages choose to assemble make of the demo with the
+handbook teacher, or on the `assemble` folder of a run, whose `train` folder can be taken as it is where it has `merged`. Then
+held-out questions are answered greedily, base plus adapter first and merged afterwards, one server at a time. The unmerged student
+is asked twice: what differs between the two times is rounding, since questions that are answered at once are summed in another order.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import httpx
 
 from conversations.prompt import Renderer
-from conversations.settings import read_settings
+from conversations.settings import StudentTable, read_settings
 from conversations.store import Record
 from distill.cycle import perform_stage
 from distill.run import Stage, new_run
@@ -30,6 +31,7 @@ from distill.settings import DistillSettings, TrainTable
 from distill.training.decisions.reading import read_decisions
 from distill.training.request import TrainRequest
 from distill.training.train import train
+from support_bot.vllm import served_dtype
 from tests.bench import machine
 from tests.bench.serving import BASE, answers, free_port, load_adapter, served
 
@@ -147,19 +149,25 @@ class Asked:
 
 
 def figures(
-    base_dir: Path, taught_dir: Path, prompts: Sequence[tuple[int, ...]], max_tokens: int, folder: Path
+    base_dir: Path,
+    taught_dir: Path,
+    prompts: Sequence[tuple[int, ...]],
+    max_tokens: int,
+    folder: Path,
+    dtype: Literal["auto", "float32"],
 ) -> dict[str, object]:
     """Ask base plus adapter, then the merged student, and return how alike and how fast they are."""
     stop_ids = Renderer.load(base_dir).stop_ids
-    with served(base_dir, folder / "unmerged.log") as base_url:
+    with served(base_dir, folder / "unmerged.log", dtype=dtype) as base_url:
         load_adapter(base_url, "student", taught_dir / "adapter")
         unmerged, again = (Asked(base_url, "student", prompts, max_tokens, stop_ids) for _ in range(2))
         base = Asked(base_url, BASE, prompts, max_tokens, stop_ids)
-    with served(taught_dir / "merged", folder / "merged.log", has_adapters=False) as base_url:
+    with served(taught_dir / "merged", folder / "merged.log", dtype=dtype, has_adapters=False) as base_url:
         merged = Asked(base_url, BASE, prompts, max_tokens, stop_ids)
     return {
         "hardware": machine.hardware(),
         "most tokens of an answer": max_tokens,
+        "servers compute in": served_dtype(StudentTable(base=base_dir, profile="cpu", dtype=dtype)),
         "load of the machine, mean of the last minute": round(os.getloadavg()[0], 1),
         "likeness": {
             "merged, to base plus adapter": likeness(unmerged.answers, merged.answers),
@@ -184,6 +192,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--prompts", type=int, default=50)
     options.add_argument("--tokens", type=int, default=32)
+    options.add_argument("--dtype", choices=("auto", "float32"), default="auto", help="in which the servers compute")
     options.add_argument("--steps", type=int, default=8)
     options.add_argument("--rows", type=Path, help="a run's assemble folder (else the demo's is made)")
     options.add_argument("--taught", type=Path, help="a run's train folder with adapter and merged (else one is trained)")
@@ -194,7 +203,7 @@ def main() -> None:
         rows = chosen.rows or demo_rows(folder)
         taught_dir = chosen.taught or taught(rows, folder, STUDENT, chosen.steps)
         prompts = questions(rows, STUDENT, chosen.prompts)
-        found = figures(STUDENT, taught_dir, prompts, chosen.tokens, folder)
+        found = figures(STUDENT, taught_dir, prompts, chosen.tokens, folder, chosen.dtype)
     show(found)
     machine.written(found, chosen.json)
 
