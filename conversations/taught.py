@@ -42,5 +42,15 @@ def still_stands(
     return {name for row in rows if (name := str(row["decision_id"])) in oldest and oldest[name] <= str(row["ended"] or "")}
 
 
+def passages_taught(record: Record, run_id: str, *, by_runs: Collection[str] | None = None) -> set[str]:
+    """Return the handbook passages that the training sets of complete runs other than `run_id` rest on, by their hashes."""
+    rows = record.query(
+        "SELECT DISTINCT p.passage_hash FROM run_passages p JOIN runs r USING (run_id) WHERE r.state = 'complete' "
+        "AND r.run_id <> :run_id AND (:only IS NULL OR r.run_id IN (SELECT value FROM json_each(:only)))",
+        _asked(run_id, by_runs),
+    )
+    return {str(row["passage_hash"]) for row in rows}
+
+
 def _asked(run_id: str, by_runs: Collection[str] | None) -> dict[str, str | None]:
     return {"run_id": run_id, "only": None if by_runs is None else json.dumps(sorted(by_runs))}

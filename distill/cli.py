@@ -348,6 +348,9 @@ def _print_manifest(manifest: Manifest, as_json: bool) -> None:
         f"{manifest.stage}: {counts.taken_in} in = {counts.accepted} accepted + {counts.rejected} rejected "
         f"+ {counts.unscored} unscored{f' ({reasons})' if reasons else ''}, {manifest.seconds:.1f} s"
     )
+    covered = manifest.details.get("soft_label_coverage")
+    if covered:
+        _say(f"{manifest.stage}: soft labels at {covered:.1%} of the scored tokens")
 
 
 def _print_json(value: dict[str, Json]) -> None:

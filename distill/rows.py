@@ -178,6 +178,9 @@ class DatasetRow(RowModel):
         return last_question(self.messages)
 
 
+SOFT_LABELS_FILE = "soft_labels.jsonl"
+
+
 class TokenBelief(RowModel):
     """One token that a teacher said, and its most likely tokens there with their log-probabilities in nats, the likeliest first.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, kills, record, study, teach, train
+from tests.bench import choose, cycles, cycles_data, kills, record, study, teach, train
 from tests.bench.study_trial import Trial
 from tests.distill.tiny_student import tiny_student, write_dataset
 
@@ -79,28 +79,33 @@ def test_teaching_is_measured_beside_the_plain_client() -> None:
 
 
 @pytest.mark.slow
-def test_training_is_measured_beside_trl_and_trees_are_exact_on_the_device(tmp_path: Path) -> None:
-    options = train.options_of(
-        [
-            "--model",
-            "tiny",
-            "--conversations",
-            "2",
-            "1",
-            "--rounds",
-            "1",
-            "--exactness",
-            "--json",
-            str(tmp_path / "found.json"),
-        ]
-    )
+def test_cycles_are_measured_by_how_each_goes_on_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    base = tiny_student(tmp_path / "student")
+    data = cycles_data.prepare(tmp_path / "data", base, share=0.1)
+    bench = cycles.Bench(data, base, "cpu", batch_size=8, epochs=0.1, most_questions=2)
+    found = cycles.figures(bench)
+    lines = found["cycles"]
+    assert [line["started_from"] for line in lines.values()] == ["base"] * 3 + ["base", "cycle-1", "cycle-2"] * 2
+    base_rows, kept, replayed = ([lines[f"{way}: cycle {cycle}"] for cycle in (1, 2, 3)] for way in cycles.USUAL)
+    assert base_rows[2]["rows"] == sum(line["rows"] for line in kept) == kept[2]["rows"] + replayed[2]["of"]
+    assert kept[2]["replayed"] == 0 < replayed[2]["replayed"] < replayed[2]["of"]
+    assert all(line["old topics"]["n"] and line["new topics"]["n"] for line in (base_rows[2], kept[2], replayed[2]))
+    cycles.show(found)
+    done = {path: path.stat().st_mtime_ns for path in data.rglob("result.json")}
+    assert len(done) == 7 and cycles.figures(bench)["cycles"] == lines
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("result.json")} == done
+
+
+@pytest.mark.slow
+def test_training_is_measured_beside_trl_on_the_same_rows() -> None:
+    names = ["ours, tree", "TRL, tuned"]
+    options = train.options_of(["--model", "tiny", "--conversations", "2", "1", "--rounds", "1", "--cases", *names])
     found = train.figures(options)
-    cases = {"ours, tree", "ours, rows", "TRL, tuned", "TRL, defaults"}
-    assert set(found["by turns"]["5"]) == set(found["by turns"]["10"]) == cases, found["runs"]
-    assert found["by turns"]["5"]["TRL, tuned"]["times TRL, tuned"] == 1.0
-    [exactness] = found["exactness"]
-    assert exactness["float32"]["loss"] < 1e-5
-    assert exactness["float32"]["gradients"] < 1e-4
+    for turns in ("5", "10"):
+        assert list(found["by turns"][turns]) == names, found["runs"]
+        assert found["by turns"][turns]["ours, tree"]["times TRL, tuned"] > 0
+        ours, trl = ({line["row_tokens"] for line in found["runs"][name] if line["turns"] == int(turns)} for name in names)
+        assert ours == trl
     train.show(found)
 
 

@@ -5,7 +5,7 @@ end-of-turn token, both of the same ids in serving and in training.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,17 @@ class Renderer:
         """Return the ids that a student learns to say: the answer and the end-of-turn token."""
         opening = Mark(self._behind_a_turn + self._marks.open[Role.ASSISTANT])
         return tuple(self._spelling.continued(opening, text.strip(), Mark(self._marks.end)))
+
+    def unfinished(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an answer as far as it is said, white space around it kept, and without the end of the turn."""
+        return tuple(self._spelling.continued(Mark(self._behind_a_turn + self._marks.open[Role.ASSISTANT]), text))
+
+    def token_bytes(self) -> Mapping[int, bytes]:
+        """Return what each token spells, control tokens left out.
+
+        Raises OperatorError where the tokenizer is neither byte-level nor of SentencePiece's kind.
+        """
+        return self._spelling.token_bytes()
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, control tokens left out."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Tokenizer
 
 from conversations.errors import OperatorError
+from conversations.prompt.token_bytes import bytes_of_tokens
 
 _CONTROL = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 # What the tokenizers package strips beside a token (Unicode's White_Space); Python's own strip() takes four characters more.
@@ -66,6 +67,13 @@ class Spelling:
         """Return the ids of what follows an opening that has been encoded already, as the model goes on behind it."""
         before, whole = self.ids(opening), self.ids(opening, *pieces)
         return whole[len(before) :] if whole[: len(before)] == before else self.ids(*pieces)
+
+    def token_bytes(self) -> dict[int, bytes]:
+        """Return what each token spells, control tokens left out.
+
+        Raises OperatorError where the tokenizer is neither byte-level nor of SentencePiece's kind.
+        """
+        return bytes_of_tokens(self._tokenizer, {token_id for token_id, _ in self.control.values()})
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, control tokens left out."""

@@ -1,15 +1,16 @@
 """Assemble: accepted answers become the training and validation sets; held-out decisions become the edition of the test set.
 
 In: the rows of choose, teach and verify, the handbook, and what operators approved. Out: `assemble/train.jsonl`,
-`validation.jsonl` and `test.jsonl`, in `replay.jsonl` what earlier runs taught and may be learnt again, the data card, and the
-record's note of what this run learns from. An edition, once frozen, never changes: the next one is the old one and the new
-held-out decisions. Nothing of a held-out conversation, cluster or answer is ever in training, and nothing of an erased one
-anywhere. The handbook's own rows are for training alone. The files are the same, byte for byte, however often the run was killed.
+`validation.jsonl` and `test.jsonl`, in `replay.jsonl` what earlier runs taught and may be learnt again, in `soft_labels.jsonl` what
+teachers believed, the data card, and the record's note of what this run learns from. An edition, once frozen, never changes: the
+next one is the old one and the new held-out decisions. Nothing of a held-out conversation, cluster or answer is ever in training,
+and nothing of an erased one anywhere. The handbook's own rows are for training alone. The files are the same, byte for byte, however
+often the run was killed.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from conversations import runs
 from conversations.decisions import Verdict
@@ -27,10 +28,12 @@ from distill.dataset.assembling.logged import logged_replies
 from distill.dataset.assembling.refusals import UNSUPPORTED, honest_refusals
 from distill.dataset.assembling.replay import Replay, write_replay
 from distill.dataset.assembling.rows import Sources, is_accepted, read_sources, write_lines
+from distill.dataset.assembling.soft_labels import SoftLabelling
+from distill.dataset.choosing.taught import known_passages
 from distill.dataset.handbook.answering import DECLINED, GREETING, WELCOME
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.study import Study, study_handbook
-from distill.rows import ChosenRow, DatasetRow
+from distill.rows import SOFT_LABELS_FILE, ChosenRow, DatasetRow
 from distill.run import Counts, Outcome, Run, Stage
 
 _FILES = {Split.TRAIN: "train.jsonl", Split.VALIDATION: "validation.jsonl", Split.TEST: "test.jsonl"}
@@ -78,7 +81,7 @@ def assemble(run: Run) -> Outcome:
     _leave_out_leaks(sources, sorting, tested.held_out)
     run.report_progress(Stage.ASSEMBLE, 0.5)
     _leave_out_surplus(sources, sorting)
-    study = _study(run, handbook, tested.questions)
+    study, studied_before = _study(run, handbook, tested.questions)
     splits = _write_learnt(sources, sorting, study, figures)
     run.report_progress(Stage.ASSEMBLE, 0.8)
     if Split.TRAIN not in splits.values():
@@ -87,13 +90,16 @@ def assemble(run: Run) -> Outcome:
             "expected at least one accepted answer in training; see verify/verdicts.jsonl of this run"
         )
     write_lines(run.stage_folder(Stage.ASSEMBLE) / _FILES[Split.TEST], tested.edition.lines.values())
-    replay = write_replay(sources, handbook, tested.held_out, taught_now=splits.keys(), withdrawn=sorting.withdrawn)
+    replay = write_replay(
+        sources, handbook, tested.held_out, studied=studied_before, taught_now=splits.keys(), withdrawn=sorting.withdrawn
+    )
     # What may be replayed counts as learnt until training has drawn from it and says what it took.
     learnt = {**dict.fromkeys(replay.decision_ids, Split.TRAIN), **splits}
     runs.note_use(run.record, run.run_id, {**learnt, **dict.fromkeys(tested.edition.lines, Split.TEST)})
     runs.note_passages(run.record, run.run_id, figures.passages)
     counts = _counts(sorting, study, replay)
-    details = {**_details(run, sorting, tested, study, figures), "replay": replay.figures()}
+    beliefs = _write_soft_labels(sources, sorting, splits)
+    details = {**_details(run, sorting, tested, study, figures), "replay": replay.figures(), "soft_labels": beliefs}
     write_card(run, counts, details, figures)
     return Outcome(counts, details)
 
@@ -206,17 +212,22 @@ def _leave_out_surplus(sources: Sources, sorting: _Sorting) -> None:
     sorting.unknown -= sorting.against.keys()
 
 
-def _study(run: Run, handbook: Handbook | None, held_out: tuple[str, ...]) -> Study:
+def _study(run: Run, handbook: Handbook | None, held_out: tuple[str, ...]) -> tuple[Study, list[DatasetRow]]:
+    """Return what is studied of the handbook now, and the rows that were before and need not be again."""
     # A data set of files teaches its own task: what stands in the handbook is no part of it.
     if handbook is None or not run.settings.assemble.study_handbook or run.settings.datasets is not None:
-        return Study((), 0)
-    return study_handbook(
+        return Study((), 0), []
+    every = study_handbook(
         handbook,
         held_out,
         system_prompt=run.settings.prompt.system,
         rules=run.settings.redaction.rules,
         near_duplicate_jaccard=run.settings.choose.near_duplicate_jaccard,
     )
+    starts_from = run.manifest(Stage.CHOOSE).details.get("starts_from")
+    known = known_passages(run.record, run.settings, run.run_id, str(starts_from) if starts_from else None)
+    before = [row for row in every.rows if known.issuperset(row.passages)]
+    return replace(every, rows=tuple(row for row in every.rows if not known.issuperset(row.passages))), before
 
 
 def _write_learnt(sources: Sources, sorting: _Sorting, study: Study, figures: Figures) -> dict[str, Split]:
@@ -239,6 +250,20 @@ def _write_learnt(sources: Sources, sorting: _Sorting, study: Study, figures: Fi
     for split in (Split.TRAIN, Split.VALIDATION):
         write_lines(folder / _FILES[split], lines(split))
     return splits
+
+
+def _write_soft_labels(sources: Sources, sorting: _Sorting, splits: Mapping[str, Split]) -> dict[str, Json]:
+    """Write what teachers believed while they gave the answers that are learnt, in the order of the rows."""
+    teachers = sources.run.settings.teachers.items()
+    labelling = SoftLabelling(sources.run.record, (name for name, table in teachers if table.top_logprobs))
+    learnt = (
+        (sources.dataset_row(row), sources.answers.get(row.decision_id))
+        for split in (Split.TRAIN, Split.VALIDATION)
+        for row in sources.chosen()
+        if splits.get(row.decision_id) is split and row.decision_id not in sorting.unknown
+    )
+    write_lines(sources.run.stage_folder(Stage.ASSEMBLE) / SOFT_LABELS_FILE, labelling.lines(learnt))
+    return labelling.figures()
 
 
 def _counts(sorting: _Sorting, study: Study, replay: Replay) -> Counts:

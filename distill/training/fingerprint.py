@@ -17,6 +17,8 @@ from distill.training.weights.base import check_base
 
 # Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
 _WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
+# A teacher is known by its digest, wherever its folder stands.
+PLACES = {"local_teacher": {"path"}}
 
 
 def digest_of_base(base_dir: Path) -> str:
@@ -36,13 +38,16 @@ def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
 
     How often a checkpoint is written is not among it. How many processes train is: their sums are added in another order.
     """
-    settings = {name: value for name, value in request.settings.model_dump().items() if name not in _WITHOUT_EFFECT}
+    teacher = request.settings.local_teacher
+    told = request.settings.model_dump(exclude=PLACES)
+    settings = {name: value for name, value in told.items() if name not in _WITHOUT_EFFECT}
     return {
         "base": digest_of_base(request.base_dir),
         "tokenizer": file_digest(request.base_dir / "tokenizer.json"),
         "train rows": file_digest(request.train_path),
         "validation rows": _digest(request.validation_path),
-        "soft labels": _digest(request.soft_labels_path),
+        "soft labels": _digest(request.beliefs_learnt),
+        "local teacher": digest_of_base(teacher.path) if teacher else "none",
         "replayed rows": _digest(request.replay_path),
         "release that learns on": f"{request.start.release_id} {request.start.weights_digest}" if request.start else "none",
         "rope factors": rope_factors_of(request.base_dir, request.max_model_len).value,

@@ -57,14 +57,14 @@ class Passes:
         return loss
 
     def loss(self, trees: Sequence[TokenTree], layout: Layout) -> float:
-        """Return the loss of trees in nats per scored token.
+        """Return the negative log-likelihood of the words of trees in nats per scored token, whatever is learnt beside them.
 
         Raises OutOfMemory.
         """
 
         def look() -> float:
             with torch.no_grad():
-                return sum(share * float(self._student.loss_sum(batch)) for batch, share in self._own_batches(trees, layout))
+                return sum(share * float(self._student.nll_sum(batch)) for batch, share in self._own_batches(trees, layout))
 
         return self._of_all(look) / sum(tree.scored_weight for tree in trees)
 

@@ -1,6 +1,6 @@
 """What a training is asked to do: which student learns which rows, with which settings, and where the result goes.
 
-In and out: values. Reads no file and loads no library.
+In and out: values. Reads no file's contents and loads no library.
 """
 
 from dataclasses import dataclass
@@ -39,6 +39,12 @@ class TrainRequest:
     soft_labels_path: Path | None = None
     start: StartingPoint | None = None
     cache_dir: Path | None = None
+
+    @property
+    def beliefs_learnt(self) -> Path | None:
+        """Return the file of what teachers believed, where there is one and the settings give it a weight."""
+        path = self.soft_labels_path
+        return path if path and self.settings.soft_weight and path.is_file() and path.stat().st_size else None
 
     @property
     def longest_row(self) -> int:

@@ -11,13 +11,14 @@ from typing import Literal
 
 from conversations.serving import RopeFactors, Serving
 from distill.training.checkpoint import Fingerprint
-from distill.training.decisions.reading import RowCounts
 from distill.training.decisions.replay import drawn_replay
 from distill.training.decisions.training_row import TrainingRow
+from distill.training.fingerprint import PLACES
 from distill.training.fitting import Fitting
 from distill.training.request import StartingPoint, TrainRequest
 from distill.training.starting import started_from
 from distill.training.student import LearningStudent, put_in_place
+from distill.training.training_set import TrainingSet
 from distill.training.weights.card import licence_of, model_card, teachers_of
 from distill.training.weights.folder import complete_checkpoint, note_serving
 from distill.training.weights.merging import merge_adapter
@@ -31,7 +32,8 @@ class TrainResult:
     """How a training went. Losses in nats per scored token; `tokens` are those computed in all steps, unpadded.
 
     `tokens_one_by_one` is what an epoch would compute if every row stood alone, `tokens_per_epoch` what it computes; all count
-    the replayed rows. `replayed_rows` were drawn out of `replayable_rows`. `started_from` is "base" or a release. `merged` is the
+    the replayed rows. `soft_label_coverage` is the share of the scored tokens at which a teacher's log-probabilities are learnt
+    beside the word. `replayed_rows` were drawn out of `replayable_rows`. `started_from` is "base" or a release. `merged` is the
     agreement of the merged weights with the unmerged, None where none were asked for.
     """
 
@@ -45,6 +47,8 @@ class TrainResult:
     tokens_per_epoch: int
     tokens_one_by_one: int
     tokens_scored: int
+    tokens_with_soft_labels: int
+    soft_label_coverage: float
     first_loss: float | None
     last_loss: float | None
     first_validation_nll: float | None
@@ -72,24 +76,11 @@ class TrainResult:
     merged: dict[str, float] | None = None
 
 
-@dataclass(frozen=True)
-class ReplayCounts:
-    """How many rows might have been replayed, and what became of those that were drawn."""
-
-    replayable: int
-    drawn: RowCounts
-
-
-def result_of(
-    fitting: Fitting,
-    counts: RowCounts,
-    held_out_counts: RowCounts,
-    replay: ReplayCounts,
-    start: StartingPoint | None,
-    threads: int,
-) -> TrainResult:
+def result_of(fitting: Fitting, rows: TrainingSet, start: StartingPoint | None, threads: int) -> TrainResult:
     """Return how a training went; the size of its weights is known once they are written."""
     position, student = fitting.position, fitting.student
+    counts, held_out_counts, drawn = rows.counts, rows.held_out_counts, rows.replayed_counts
+    scored = counts.tokens_scored + drawn.tokens_scored
     return TrainResult(
         kind=student.kind,
         weights=FOLDERS[student.kind],
@@ -99,8 +90,10 @@ def result_of(
         best_step=position.best_step or position.step,
         tokens=position.tokens_done,
         tokens_per_epoch=sum(step.tokens for step in fitting.steps if step.epoch == 0),
-        tokens_one_by_one=counts.tokens_one_by_one + replay.drawn.tokens_one_by_one,
-        tokens_scored=counts.tokens_scored + replay.drawn.tokens_scored,
+        tokens_one_by_one=counts.tokens_one_by_one + drawn.tokens_one_by_one,
+        tokens_scored=scored,
+        tokens_with_soft_labels=counts.tokens_with_beliefs,
+        soft_label_coverage=round(counts.tokens_with_beliefs / max(1, scored), 4),
         first_loss=position.first_loss,
         last_loss=position.last_loss,
         first_validation_nll=position.first_validation_nll,
@@ -119,10 +112,10 @@ def result_of(
         validation_rows=held_out_counts.rows,
         validation_rows_kept=held_out_counts.kept,
         validation_rows_left_out=dict(held_out_counts.left_out),
-        replayable_rows=replay.replayable,
-        replayed_rows=replay.drawn.rows,
-        replayed_rows_kept=replay.drawn.kept,
-        replayed_rows_left_out=dict(replay.drawn.left_out),
+        replayable_rows=rows.replayable,
+        replayed_rows=drawn.rows,
+        replayed_rows_kept=drawn.kept,
+        replayed_rows_left_out=dict(drawn.left_out),
         started_from=started_from(start),
     )
 
@@ -170,6 +163,6 @@ def _card(request: TrainRequest, result: TrainResult, fingerprint: Fingerprint, 
         licence=licence_of(request.base_dir),
         digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
         teachers=teachers_of(*(path for path in (request.train_path, drawn_replay(request).path) if path)),
-        settings=request.settings.model_dump(mode="json"),
+        settings=request.settings.model_dump(mode="json", exclude=PLACES),
         figures={name: value for name, value in asdict(result).items() if name not in unsaid},
     )

@@ -23,6 +23,7 @@ from distill.training.batches.layout import Layout, layout_on
 from distill.training.batches.packing import Batch
 from distill.training.forward import Forward, proven_forward
 from distill.training.losses.head import answer_loss
+from distill.training.losses.lesson import Lesson, lesson_of
 from distill.training.processes.sharding import Sharding, divided_as, whole
 from distill.training.weights.adapters import adapt, adapted_layers, save_adapters
 from distill.training.weights.quiet import without_bars
@@ -48,8 +49,10 @@ class LearningStudent:
         precision: Precision,
         first_layer: int = 0,
         forward: Forward | None = None,
+        lesson: Lesson = Lesson(),  # noqa: B008  # frozen
     ) -> None:
         self._forward = forward or Forward(model, by_layers=True)
+        self._lesson = lesson
         self._model = model
         self._head = model.get_output_embeddings()
         self.kind = kind
@@ -61,14 +64,24 @@ class LearningStudent:
         self.family = str(model.config.model_type)
 
     def loss_sum(self, batch: Batch, frozen: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the weighted sum of the batch's negative log-likelihoods in nats, a scalar with its graph.
+        """Return the weighted sum of what the batch's predictions lose by the student's lesson, in nats, a scalar with its graph.
 
         frozen: what `frozen_states` made of the batch's forest, or None to compute the frozen layers now.
         """
         batch = batch.to(self.device)
+        with self._lesson.watching():
+            scored = self._scored(batch, frozen)
+        return self._lesson.loss_sum(scored, self._head.weight, batch)
+
+    def nll_sum(self, batch: Batch) -> torch.Tensor:
+        """Return the weighted sum of the negative log-likelihoods of the answers' words in nats, whatever the lesson is."""
+        batch = batch.to(self.device)
+        return answer_loss(self._scored(batch, None), self._head.weight, batch.targets)
+
+    def _scored(self, batch: Batch, frozen: torch.Tensor | None) -> torch.Tensor:
+        """Return the last states at the scored positions. Shape: (scored, width)."""
         hidden = self._forward.hidden(batch, self._before_learning(batch, frozen), self.first_layer)
-        scored = hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
-        return answer_loss(scored, self._head.weight, batch.targets)
+        return hidden.reshape(-1, hidden.shape[-1])[batch.scored_at]
 
     def frozen_states(self, batches: Iterable[Batch], node_count: int) -> torch.Tensor | None:
         """Return what the frozen layers make of every node of a forest, which the batches together hold.
@@ -149,15 +162,18 @@ def open_student(
     a frozen base in bfloat16 where the device computes it natively. Positions are turned as a server with contexts of
     `max_model_len` tokens turns them.
     Raises OperatorError when the folder holds no causal language model, one that cannot be trained exactly, one that attends
-    only to fewer tokens than rows may have, or one without linear layers to adapt, or when `last_layers` exceeds its layers.
+    only to fewer tokens than rows may have, or one without linear layers to adapt, when `last_layers` exceeds its layers, or when
+    the local teacher of the settings does not fit it.
     """
     in_half = settings.kind == "lora" and precision_of(device) == "bfloat16"
     model = _load(base_dir, dtype=torch.bfloat16 if in_half else torch.float32)
     pin_rope(model, rope_factors_of(base_dir, max_model_len))
-    return student_of(model.to(device), settings, base_dir=base_dir)
+    return student_of(model.to(device), settings, base_dir=base_dir, max_model_len=max_model_len)
 
 
-def student_of(model: PreTrainedModel, settings: TrainTable, *, base_dir: Path) -> LearningStudent:
+def student_of(
+    model: PreTrainedModel, settings: TrainTable, *, base_dir: Path, max_model_len: int = 2048
+) -> LearningStudent:
     """Return a loaded model, on its device, as a student that learns as the settings say; errors name `base_dir`."""
     device = model.device
     precision = precision_of(device)
@@ -188,7 +204,10 @@ def student_of(model: PreTrainedModel, settings: TrainTable, *, base_dir: Path) 
     layout = layout_on(device, token_budget=settings.token_budget_per_batch, by_blocks=by_blocks)
     if must_be_computed_twice(model, settings, max(layout.token_budget, settings.max_tokens)):
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return LearningStudent(model, kind=settings.kind, precision=precision, first_layer=first_layer, forward=forward)
+    lesson = lesson_of(settings, forward, base_dir=base_dir, first_layer=first_layer, max_model_len=max_model_len)
+    return LearningStudent(
+        model, kind=settings.kind, precision=precision, first_layer=first_layer, forward=forward, lesson=lesson
+    )
 
 
 def _load(base_dir: Path, *, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,18 +14,13 @@ from pathlib import Path
 
 import torch
 
-from conversations.errors import OperatorError
 from conversations.messages import Json
-from conversations.prompt import Renderer
-from distill.run import Counts, Outcome, Run, Stage, file_digest, write_whole
+from distill.rows import SOFT_LABELS_FILE
+from distill.run import Counts, Outcome, Run, Stage, write_whole
 from distill.settings import token_cache
 from distill.training.batches.forest import Forest
 from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
-from distill.training.decisions.cache import kept_rows
-from distill.training.decisions.reading import READING_VERSION, RowCounts, read_decisions
-from distill.training.decisions.replay import draw_replay, drawn_replay
-from distill.training.decisions.training_row import TrainingRow
-from distill.training.decisions.vocabulary import check_vocabulary
+from distill.training.decisions.replay import draw_replay
 from distill.training.disk import telling_of_a_full_disk
 from distill.training.fingerprint import fingerprint_of
 from distill.training.fitting import Fitting, TrainProgress, progress_of
@@ -35,9 +30,10 @@ from distill.training.processes.group import Group
 from distill.training.processes.launch import process_count, threads_of_each, train_together
 from distill.training.replaying import replay_of, settle_replay, start_of
 from distill.training.request import TrainRequest
-from distill.training.result import ReplayCounts, TrainResult, result_of, write_weights
+from distill.training.result import TrainResult, result_of, write_weights
 from distill.training.starting import learn_on, started_from
 from distill.training.student import LearningStudent, device_at_hand, open_student
+from distill.training.training_set import read_training_set
 
 RESULT_FILE = "training.json"
 CHECKPOINT_FILE = ".checkpoint.pt"
@@ -86,6 +82,7 @@ def request_of(run: Run) -> TrainRequest:
         settings=run.settings.train,
         max_prompt_tokens=run.settings.prompt.max_prompt_tokens,
         cache_dir=token_cache(run.settings),
+        soft_labels_path=run.folder / Stage.ASSEMBLE / SOFT_LABELS_FILE,
         replay_path=replay_of(run),
         start=start_of(run),
         max_model_len=run.settings.student.max_model_len,
@@ -146,20 +143,7 @@ def train_in(
     del saved
     request.out_dir.mkdir(parents=True, exist_ok=True)
     settings = request.settings
-    renderer = Renderer.load(request.base_dir)
-    check_vocabulary(request.base_dir)
-    drawn = drawn_replay(request)
-    if not group.writes:
-        # The first process makes the token ids, and the others find them kept.
-        group.wait()
-    own, counts = _read_rows(request.train_path, renderer, request)
-    replayed, replayed_counts = _read_rows(drawn.path, renderer, request)
-    held_out, held_out_counts = _read_rows(request.validation_path, renderer, request)
-    if group.writes:
-        group.wait()
-    forest = Forest([*own, *(replace(row, is_replayed=True) for row in replayed)])
-    if not own:
-        raise OperatorError(_nothing_to_learn(request, counts))
+    rows = read_training_set(request, group)
     with telling_of_a_full_disk(request.out_dir), _threads(threads), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         student = open_student(request.base_dir, settings, device=group.device, max_model_len=request.max_model_len)
@@ -168,21 +152,20 @@ def train_in(
         layout = student.layout(settings.token_budget_per_batch)
         fitting = Fitting(
             student,
-            forest,
-            plan_steps(forest, settings, layout),
-            validation_sample(Forest(held_out), settings, layout),
+            rows.forest,
+            plan_steps(rows.forest, settings, layout),
+            validation_sample(Forest(rows.held_out), settings, layout),
             settings,
             MetricsLog(request.metrics_path, on_event, writes=group.writes),
             group,
         )
         fitting.run(request.out_dir / CHECKPOINT_FILE, fingerprint, threads, on_progress)
-        replay = ReplayCounts(drawn.replayable, replayed_counts)
-        result = result_of(fitting, counts, held_out_counts, replay, request.start, threads)
+        result = result_of(fitting, rows, request.start, threads)
         student = _whole_student(fitting, request)
     if not group.writes:
         return result
     with telling_of_a_full_disk(request.out_dir):
-        result = write_weights(request, student, result, fingerprint, [*held_out, *own])
+        result = write_weights(request, student, result, fingerprint, [*rows.held_out, *rows.own])
         held = {"fingerprint": dict(fingerprint), "result": asdict(result)}
         write_whole(request.out_dir / RESULT_FILE, json.dumps(held, indent=2) + "\n")
     (request.out_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -194,21 +177,12 @@ def _whole_student(fitting: Fitting, request: TrainRequest) -> LearningStudent:
     if not fitting.is_divided:
         return fitting.student
     learned = fitting.student.learned()
-    student = open_student(request.base_dir, request.settings, device=torch.device("cpu"))
+    without_teacher = request.settings.model_copy(update={"local_teacher": None})
+    student = open_student(
+        request.base_dir, without_teacher, device=torch.device("cpu"), max_model_len=request.max_model_len
+    )
     student.put_back(learned)
     return student
-
-
-def _nothing_to_learn(request: TrainRequest, counts: RowCounts) -> str:
-    if not counts.rows:
-        return (
-            f"{request.train_path}: there is no row in it; expected one decision a line, as `distill assemble` writes them; choose "
-            "and teach more conversations in a new run"
-        )
-    return (
-        f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-        f"at least one answer within {request.longest_row} tokens; teach more, or raise [train] max_tokens and [student] max_model_len"
-    )
 
 
 def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
@@ -217,19 +191,6 @@ def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
     held = json.loads(path.read_text(encoding="utf-8"))
     refuse_other_training(path, held["fingerprint"], fingerprint)
     return TrainResult(**held["result"])
-
-
-def _read_rows(path: Path | None, renderer: Renderer, request: TrainRequest) -> tuple[list[TrainingRow], RowCounts]:
-    if path is None:
-        return [], RowCounts(rows=0, kept=0, shortened=0, left_out={}, tokens_one_by_one=0, tokens_scored=0)
-    limits = {"max_prompt_tokens": request.max_prompt_tokens, "max_tokens": request.longest_row}
-    decided_by = {
-        "reading": READING_VERSION,
-        "renderer": renderer.digest,
-        "rows": file_digest(path),
-        **{name: str(limit) for name, limit in limits.items()},
-    }
-    return kept_rows(request.cache_dir, decided_by, lambda: read_decisions(path, renderer, **limits))
 
 
 @contextmanager

@@ -19,6 +19,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from conversations.prompt import Renderer
+from distill.evaluation.intervals import Score, mean
+from distill.evaluation.metrics import Yardstick
+from distill.rows import DatasetRow, FactRow, read_rows
+from distill.run import file_digest, read_json, write_whole
+from distill.settings import TrainTable
+from distill.training.request import StartingPoint, TrainRequest
+from distill.training.train import train
+from tests.bench import machine
+from tests.bench.answering import greedy_answers
+from tests.bench.study_trial import marked
+
 ROOT = Path(__file__).parents[2]
 STUDENT = ROOT / "var" / "students" / "smollm2-135m-instruct"
 DATA = ROOT / "var" / "bench" / "cycles"
@@ -76,8 +88,6 @@ def perform(bench: Bench, way: str, cycle: int) -> dict[str, object]:
     done = folder / "result.json"
     if done.is_file():
         return dict(json.loads(done.read_text(encoding="utf-8")))
-    from distill.run import write_whole
-
     result = _train(bench, WAYS[way], cycle, folder, bench.folder(way, cycle - 1) if cycle > 1 else None)
     started = time.monotonic()
     found = {
@@ -92,11 +102,6 @@ def perform(bench: Bench, way: str, cycle: int) -> dict[str, object]:
 
 
 def _train(bench: Bench, way: Way, cycle: int, folder: Path, before: Path | None) -> dict[str, object]:
-    from distill.run import file_digest, read_json
-    from distill.settings import TrainTable
-    from distill.training.request import StartingPoint, TrainRequest
-    from distill.training.train import train
-
     told, rows = bench.told(), bench.data / way.record / f"cycle-{cycle}"
     settings = TrainTable.model_validate({**dict(told["settings"]), "seed": bench.seed, "replay_share": way.replay_share})
     changes: dict[str, object] = {} if bench.epochs is None else {"epochs": bench.epochs}
@@ -127,11 +132,8 @@ def _train(bench: Bench, way: Way, cycle: int, folder: Path, before: Path | None
 
 def _answers(bench: Bench, adapter: Path, cycle: int) -> list[dict[str, object]]:
     """Return the marked answers to the held-out questions of the topics that have come by a cycle."""
-    from conversations.prompt import Renderer
-    from tests.bench.answering import greedy_answers
-    from tests.bench.study import marked
-
     told, renderer = bench.told(), Renderer.load(bench.base)
+    yardstick = _yardstick(dict(told["yardstick"]))
     asked = [(group, row) for group, row in _questions(bench) if group <= cycle]
     limit = int(str(told["max_prompt_tokens"]))
     prompts = [
@@ -143,15 +145,18 @@ def _answers(bench: Bench, adapter: Path, cycle: int) -> list[dict[str, object]]
         device=bench.device, batch_size=bench.batch_size,
     )  # fmt: skip
     return [
-        {"group": group, **marked(row, renderer.text(answer).strip(), told)}
+        {"group": group, **marked(row, renderer.text(answer).strip(), yardstick)}
         for (group, row), answer in zip(asked, token_ids, strict=True)
     ]
 
 
-def _questions(bench: Bench) -> list[tuple[int, "object"]]:
-    """Return the held-out questions that have facts to state, each with the group of its newest topic."""
-    from distill.rows import DatasetRow, read_rows
+def _yardstick(held: Mapping[str, object]) -> Yardstick:
+    facts = {name: FactRow.model_validate(fact) for name, fact in dict(held["facts"]).items()}
+    return Yardstick(facts, dict(held["article_texts"]), tuple(held["declining_phrases"]))
 
+
+def _questions(bench: Bench) -> list[tuple[int, DatasetRow]]:
+    """Return the held-out questions that have facts to state, each with the group of its newest topic."""
     group_of: Mapping[str, int] = dict(bench.told()["group_of"])
     found: dict[int, list[DatasetRow]] = {}
     for row in read_rows(bench.data / "again" / f"cycle-{CYCLES}" / "test.jsonl", DatasetRow):
@@ -166,9 +171,6 @@ def _questions(bench: Bench) -> list[tuple[int, "object"]]:
 
 def table(bench: Bench, ways: Sequence[str]) -> dict[str, dict[str, object]]:
     """Do what is not done and return a line for each cycle of each way."""
-    from distill.evaluation.intervals import Score, mean
-    from distill.run import read_json
-
     lines: dict[str, dict[str, object]] = {}
     for way in ways:
         for cycle in range(1, CYCLES + 1):
@@ -204,14 +206,12 @@ def table(bench: Bench, ways: Sequence[str]) -> dict[str, dict[str, object]]:
 
 def figures(bench: Bench, ways: Sequence[str] = USUAL) -> dict[str, object]:
     """Return the table with what it depends on."""
-    from tests.bench.machine import hardware
-
     told = bench.told()
     first = (bench.data / record / "cycle-1" / "train.jsonl" for record in ("again", "chain"))
     assert len({path.read_bytes() for path in first}) == 1, "the first cycle is not the same for every way of going on"
     return {
         "subject": "cycles",
-        "hardware": hardware(),
+        "hardware": machine.hardware(),
         "device": bench.device,
         "seed": bench.seed,
         "share of the demo": told["share"],
@@ -222,7 +222,6 @@ def figures(bench: Bench, ways: Sequence[str] = USUAL) -> dict[str, object]:
 
 def show(found: Mapping[str, object]) -> None:
     """Print the table."""
-    from tests.bench.machine import told
 
     def cell(value: object) -> object:
         if not isinstance(value, dict):
@@ -232,7 +231,7 @@ def show(found: Mapping[str, object]) -> None:
         return f"{value['value']:.1%}{told_range}, n={value['n']}"
 
     lines = dict(found["cycles"])
-    told(
+    machine.told(
         "Three cycles, new topics in each",
         {name: {key: cell(value) for key, value in line.items()} for name, line in lines.items()},
     )
@@ -261,12 +260,10 @@ def main() -> None:
 
         prepare(data, chosen.base, share=chosen.share)
     if chosen.prepare is None:
-        from tests.bench.machine import written
-
         bench = Bench(data, chosen.base, chosen.device, chosen.batch_size, chosen.epochs, chosen.seed, chosen.questions)
         found = figures(bench, list(WAYS) if chosen.every_way else chosen.ways)
         show(found)
-        written(found, chosen.json)
+        machine.written(found, chosen.json)
 
 
 if __name__ == "__main__":

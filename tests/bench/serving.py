@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -23,26 +23,34 @@ BASE = "base"
 START_SECONDS = 600
 
 
+def free_port() -> int:
+    """Return a loopback port that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def served(
     base_dir: Path,
     log_path: Path,
     *,
     max_model_len: int = 2048,
-    max_lora_rank: int = 16,
     dtype: Literal["auto", "float32"] = "auto",
+    has_adapters: bool = True,
 ) -> Iterator[str]:
-    """Serve a checkpoint on a free loopback port under the name BASE, and end the server's whole process group afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    student = StudentTable(
-        base=base_dir, profile="cpu", port=port, max_model_len=max_model_len, max_lora_rank=max_lora_rank, dtype=dtype
-    )
+    """Serve a checkpoint on a free loopback port under the name BASE, and end the server's whole process group afterwards.
+
+    Without adapters it computes none, as the server of a merged student would.
+    """
+    student = StudentTable(base=base_dir, profile="cpu", port=free_port(), max_model_len=max_model_len, dtype=dtype)
     check_serving(student)
+    command = server_command(student, BASE)
+    if not has_adapters:
+        command.remove("--enable-lora")
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            server_command(student, BASE),
+            command,
             env=server_environment(student),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -53,12 +61,12 @@ def served(
             _wait_until_well(process, server_url(student), log_path)
             yield server_url(student)
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            # The engine's processes can outlive the server that started them, so the group is killed after it, too.
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
 
 
 def load_adapter(base_url: str, name: str, adapter_dir: Path) -> None:

@@ -96,7 +96,7 @@ def perform(trial: Trial) -> dict[str, object]:
         "settings": settings.model_dump(mode="json"),
         "result": asdict(result),
         "answer_seconds": answer_seconds,
-        "answers": [_marked(row, text, study.yardstick) for row, text in zip(rows, texts, strict=True)],
+        "answers": [marked(row, text, study.yardstick) for row, text in zip(rows, texts, strict=True)],
     }
 
 
@@ -119,7 +119,7 @@ def _answers(trial: Trial, rows: Sequence[DatasetRow], study: Study) -> list[str
     return [renderer.text(answer).strip() for answer in answers]
 
 
-def _marked(row: DatasetRow, text: str, yardstick: Yardstick) -> dict[str, object]:
+def marked(row: DatasetRow, text: str, yardstick: Yardstick) -> dict[str, object]:
     """Return an answer with its marks, and the mark of the teacher's answer to the same question."""
     question = "\n".join(message.content for message in row.messages[:-1] if message.role is Role.USER)
 

@@ -40,7 +40,7 @@ def cases(options: argparse.Namespace) -> dict[str, Work]:
         rank=options.rank,
         rows_a_step=128 if cuda else 16,
         batch=options.trl_batch,
-        times=3 if cuda else 1,
+        times=2 if cuda else 1,
     )
     found = {
         "ours, tree": plain,
@@ -52,40 +52,39 @@ def cases(options: argparse.Namespace) -> dict[str, Work]:
         found["TRL, tuned, twice computed"] = replace(found["TRL, tuned"], checkpointing=True)
     few = plain.conversations if cuda else {"5": 1, "10": 1}
     found["TRL, defaults"] = replace(plain, way="trl, defaults", conversations=few, times=1)
-    return found
+    return {name: work for name, work in found.items() if not options.cases or name in options.cases}
 
 
 def figures(options: argparse.Namespace) -> Figures:
     """Measure every case in turn, and write what is known after each, so that nothing is lost to whoever stops this."""
     works = cases(options)
-    plain = works["ours, tree"]
+    plain = next(iter(works.values()))
     found: Figures = {
         "subject": "train",
         "hardware": hardware() | {"device": options.device},
         "model": str(options.model),
         "cases": {name: asdict(work) | {"model": Path(work.model).name} for name, work in works.items()},
     }
-    [peak] = told_by(replace(plain, way="gemm"), options.limit)
+    [peak] = told_by("train_ways", asdict(replace(plain, way="gemm")), options.limit)
     found["gemm"] = peak
-    if options.device == "cuda" or options.exactness:
-        found["exactness"] = told_by(replace(plain, way="exactness"), options.limit)
+    if options.exactness:
+        found["exactness"] = told_by("train_exactness", options.device, options.limit)
     runs: dict[str, list[Figures]] = {name: [] for name in works}
     for number in range(options.rounds):
         for name, work in works.items():
             if number and name == "TRL, defaults":
                 continue
-            runs[name] += told_by(work, options.limit)
+            _keep(found, options.json)
+            runs[name] += told_by("train_ways", asdict(work), options.limit)
             found["runs"] = runs
             found["by turns"] = summary(runs, works, peak)
-            if options.json is not None:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 
-def told_by(work: Work, limit: float) -> list[Figures]:
-    """Run one case in a fresh process and return its lines; one that fails, or is not done in time, says so in its last."""
-    command = [sys.executable, "-m", "tests.bench.train_ways", json.dumps(asdict(work))]
+def told_by(module: str, asked: object, limit: float) -> list[Figures]:
+    """Return the lines of a fresh process; where it fails, or is not done in time, its last says so."""
+    argument = asked if isinstance(asked, str) else json.dumps(asked)
+    command = [sys.executable, "-m", f"tests.bench.{module}", argument]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         try:
             code: int | None = subprocess.run(command, stdout=out, stderr=errors, cwd=ROOT, timeout=limit).returncode
@@ -95,10 +94,16 @@ def told_by(work: Work, limit: float) -> list[Figures]:
         errors.seek(0)
         lines: list[Figures] = [json.loads(line) for line in out.read().splitlines() if line.startswith('{"')]
         if code != 0:
-            last = errors.read()[-1500:]
-            lines.append({"failed": f"not done in {limit:g} s" if code is None else f"exit code {code}", "said": last})
-            print(f"{work.way}: {lines[-1]['failed']}\n{last}", file=sys.stderr)
+            said = errors.read()[-1500:]
+            lines.append({"failed": f"not done in {limit:g} s" if code is None else f"exit code {code}", "said": said})
+            print(f"{module} {argument}: {lines[-1]['failed']}\n{said}", file=sys.stderr)
         return lines
+
+
+def _keep(found: Figures, path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def summary(
@@ -117,6 +122,7 @@ def summary(
             name: {
                 "row tokens a second": speeds[name],
                 "scored tokens a second": line["scored_tokens"] / line["seconds"],
+                "row tokens a CPU second": line["row_tokens"] / line["cpu_seconds"],
                 "peak memory, MB": line["peak_mb"],
                 "share of the GEMM peak": share_of_peak(line, works[name], peak),
                 **{
@@ -155,17 +161,19 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", default=str(STUDENT), help=f"a checkpoint folder, or random weights: {', '.join(SHAPES)}")
     parser.add_argument("--conversations", type=int, nargs=2, help="of 5 and of 10 turns")
+    parser.add_argument("--cases", nargs="+", help="names of the table's columns; all, where none is given")
     parser.add_argument("--rank", type=int)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of our frozen weights")
     parser.add_argument("--trl-dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--trl-batch", type=int, help="rows at once")
-    parser.add_argument("--exactness", action="store_true", help="also compare trees with rows one by one")
+    parser.add_argument("--exactness", action="store_true", help="also compare trees with rows one by one; always on a GPU")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one case")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     cuda = options.device == "cuda"
     best = "bfloat16" if cuda or precision_of(torch.device("cpu")) == "bfloat16" else "float32"
+    options.exactness = options.exactness or cuda
     options.dtype = options.dtype or best
     options.trl_dtype = options.trl_dtype or best
     options.rank = options.rank or (32 if cuda else 16)

@@ -104,7 +104,7 @@ def ours(work: Work) -> Learn:
             torch.nn.utils.clip_grad_norm_(list(student.trainable.values()), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        _wait(work.device)
+        wait(work.device)
         return time.perf_counter() - begun
 
     return learn
@@ -141,7 +141,7 @@ def trl(work: Work) -> Learn:
             self.seconds = -time.perf_counter()
 
         def on_train_end(self, *_: object, **__: object) -> None:
-            _wait(work.device)
+            wait(work.device)
             self.seconds += time.perf_counter()
 
     def learn(rows: Sequence[TrainingRow]) -> float:
@@ -184,10 +184,13 @@ def measured(work: Work) -> Iterator[dict[str, object]]:
         learn(rows if work.device == "cuda" else rows[:4])
         if work.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        computed = time.process_time()
         seconds = min(learn(rows) for _ in range(work.times))
+        computed = (time.process_time() - computed) / work.times
         yield {
             "turns": int(turns),
             "seconds": seconds,
+            "cpu_seconds": computed,
             "rows": len(rows),
             "row_tokens": sum(row.input_tokens for row in rows),
             "scored_tokens": sum(len(row.answer_ids) for row in rows),
@@ -198,90 +201,36 @@ def measured(work: Work) -> Iterator[dict[str, object]]:
 
 
 def gemm(work: Work) -> dict[str, object]:
-    """Return the machine's peak in matrix products of the model's shapes, in GFLOP/s by number format."""
-    config = loaded(work, torch.bfloat16).config
+    """Return the machine's peak in matrix products, in GFLOP/s by number format, and how much of what the model computes.
+
+    The best of the model's widest layer and of a square. `attention`: its query elements of a token in all layers.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, Phi3Config
+
+    config = Phi3Config(**SHAPES[work.model]) if work.student is None else AutoConfig.from_pretrained(work.student)
     tokens = 8192 if work.device == "cuda" else 1024
-    found: dict[str, object] = {}
+    peak: dict[str, float] = {}
     for name in ("float32", "bfloat16"):
-        speeds = []
-        for wide in (config.intermediate_size, 2048):
-            deep = config.hidden_size if wide != 2048 else 2048
+        for deep, wide in ((config.hidden_size, config.intermediate_size), (2048, 2048)):
             left = torch.randn(tokens, deep, device=work.device, dtype=getattr(torch, name))
             right = torch.randn(wide, deep, device=work.device, dtype=getattr(torch, name)).t()
-            times = []
-            for _ in range(12):
+            for _ in range(20):
                 begun = time.perf_counter()
                 left @ right
-                _wait(work.device)
-                times.append(time.perf_counter() - begun)
-            speeds.append(2 * tokens * deep * wide / min(times) / 1e9)
-        found[name] = max(speeds)
+                wait(work.device)
+                speed = 2 * tokens * deep * wide / (time.perf_counter() - begun) / 1e9
+                peak[name] = max(peak.get(name, 0.0), speed)
+    with torch.device("meta"):
+        weights = list(AutoModelForCausalLM.from_config(config).parameters())
     head = config.vocab_size * config.hidden_size
-    body = sum(
-        weight.numel() for name, weight in loaded(work, torch.bfloat16).named_parameters() if weight.ndim == 2
-    ) - head * (1 if config.tie_word_embeddings else 2)
+    matrices = sum(weight.numel() for weight in weights if weight.ndim == 2)
     heads = config.num_attention_heads
     return {
-        "gflops": found,
-        "body": body,
+        "gflops": peak,
+        "body": matrices - head * (1 if config.tie_word_embeddings else 2),
         "head": head,
         "attention": config.num_hidden_layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
     }
-
-
-def exactness(work: Work) -> dict[str, object]:
-    """Return how far trees in packed rows are from the same rows one by one, in a small model on the device, as shares.
-
-    Loss and the largest difference of a gradient over the largest gradient, for adapters in float32 and on a bfloat16 base; and
-    the loss before and after some steps of full training.
-    """
-    small = replace(work, model="tiny", rank=8)
-    rows = rows_of(5, 6, student=None, vocabulary=1000)
-    found: dict[str, object] = {}
-    for dtype in ("float32", "bfloat16"):
-        settings = TrainTable(rank=8, alpha=16, gradient_checkpointing=False)
-        torch.set_float32_matmul_precision("highest")
-        student = student_of(loaded(small, getattr(torch, dtype)), settings, base_dir=Path("tiny"))
-        # Rounding to TF32 would hide what is looked for.
-        torch.set_float32_matmul_precision("highest")
-        for name, parameter in student.trainable.items():
-            if name.endswith("lora_b"):
-                torch.nn.init.normal_(parameter, std=0.05)
-        shared, alone = student.layout(work.token_budget), []
-        results = []
-        for layout in (shared, replace(shared, max_tree_tokens=0, max_joined_tokens=0, one_row=False)):
-            forest = Forest(rows)
-            trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
-            loss = 0.0
-            for batch in layout.batches(trees):
-                part = student.loss_sum(batch)
-                part.backward()
-                loss += float(part.detach())
-            gradients = torch.cat([parameter.grad.flatten() for parameter in student.trainable.values()])  # type: ignore[union-attr]
-            results.append((loss, gradients.clone()))
-            for parameter in student.trainable.values():
-                parameter.grad = None
-        (loss, gradients), (alone, expected) = results
-        found[dtype] = {
-            "loss": abs(loss - alone) / abs(alone),
-            "gradients": float((gradients - expected).abs().max() / expected.abs().max()),
-        }
-    full = student_of(loaded(small, torch.float32), TrainTable(kind="full"), base_dir=Path("tiny"))
-    layout, forest = full.layout(work.token_budget), Forest(rows)
-    optimizer = torch.optim.AdamW(list(full.trainable.values()), lr=1e-3)
-    losses = []
-    for _ in range(8):
-        trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
-        weight = sum(tree.scored_weight for tree in trees)
-        total = 0.0
-        for batch in layout.batches(trees):
-            part = full.loss_sum(batch) / weight
-            part.backward()
-            total += float(part.detach())
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total)
-    return {**found, "full training": {"first loss": losses[0], "last loss": losses[-1]}}
 
 
 def _pairs(rows: Sequence[TrainingRow], *, shared: bool) -> int:
@@ -300,7 +249,8 @@ def _peak_mb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Let a GPU finish what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -317,10 +267,7 @@ def _tokenizer() -> Any:
 def main() -> None:
     """Print what was asked for, a line of JSON at a time."""
     work = Work(**json.loads(sys.argv[1]))
-    if work.way in ("gemm", "exactness"):
-        print(json.dumps(gemm(work) if work.way == "gemm" else exactness(work)), flush=True)
-        return
-    for line in measured(work):
+    for line in [gemm(work)] if work.way == "gemm" else measured(work):
         print(json.dumps(line), flush=True)
 
 

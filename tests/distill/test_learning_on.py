@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import SmallRun, conversation, small_run
-from test_dataset_replay import LATER, LATEST, STAGES, learnt_by, put, rows_of
+from test_dataset_replay import LATER, LATEST, STAGES, learnt_by, of_the_record, put, rows_of
 from tiny_student import tiny_student
 from typer.testing import CliRunner
 
@@ -79,7 +79,7 @@ def test_three_cycles_learn_on_replay_what_was_and_whoever_is_erased_is_named_al
             waiting, drawn = rows_of(run, "replay"), (run.folder / "train" / "replayed.jsonl").read_text(encoding="utf-8")
             replayed = {json.loads(line)["decision_id"] for line in drawn.splitlines()}
             assert (told["replayed_rows"], told["replayable_rows"]) == (len(replayed), len(waiting)) and replayed
-            assert used_in_training(small.record, run) == learnt_by(run) | replayed
+            assert used_in_training(small.record, run) == learnt_by(run) | of_the_record(replayed)
 
         # The second and the third release know what the first one learned of a person, replayed or not.
         first = cycles[0][0]

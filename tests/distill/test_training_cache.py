@@ -22,7 +22,9 @@ from distill.training.decisions.reading import RowCounts, read_decisions
 from distill.training.decisions.training_row import SoftLabels, TrainingRow
 from distill.training.train import train
 
-COUNTS = RowCounts(rows=1, kept=1, shortened=0, left_out={"over_length": 2}, tokens_one_by_one=3, tokens_scored=2)
+COUNTS = RowCounts(
+    rows=1, kept=1, shortened=0, left_out={"over_length": 2}, tokens_one_by_one=3, tokens_scored=2, tokens_with_beliefs=1
+)
 
 
 class Maker:
@@ -113,9 +115,12 @@ def test_damaged_entry_is_made_again(tmp_path: Path, damage: str, caplog: pytest
 
 
 def test_only_the_entries_used_last_are_kept(tmp_path: Path) -> None:
+    left_by_a_kill = tmp_path / ".0.tokens.17.half"
+    left_by_a_kill.write_bytes(b"decision_0")
+    os.utime(left_by_a_kill, (0, 0))
     for number in range(cache.MOST_ENTRIES):
         kept_rows(tmp_path, {"rows": str(number)}, Maker([row()]))
-        for path in tmp_path.iterdir():
+        for path in tmp_path.glob("*.tokens"):
             os.utime(path, (path.stat().st_mtime - 10, path.stat().st_mtime - 10))
     kept_rows(tmp_path, {"rows": "0"}, Maker([]))
     kept_rows(tmp_path, {"rows": "new"}, Maker([row()]))

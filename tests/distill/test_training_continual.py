@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_training_train import SETTINGS, ignore, request_in
+from test_training_train import SETTINGS, Killed, ignore, killed_at, request_in
 from tiny_student import dataset_line, tiny_student
 
 from conversations import releases
@@ -197,3 +197,24 @@ def test_replayed_rows_are_learnt_in_the_same_steps_as_the_others(tmp_path: Path
     none = SETTINGS.model_copy(update={"replay_share": 0.0, "epochs": 1.0})
     without = train(dataclasses.replace(request_in(tmp_path, none), out_dir=tmp_path / "none", replay_path=path), ignore)
     assert (without.replayed_rows, without.replayable_rows, without.steps) == (0, 16, plain.steps)
+
+
+def test_a_killed_training_that_learns_on_and_replays_ends_with_the_same_bits(tmp_path: Path) -> None:
+    start = trained(tmp_path / "release", ONE_STEP)
+    settings = SETTINGS.model_copy(update={"replay_share": 0.2})
+    straight, broken = (
+        dataclasses.replace(
+            request_in(tmp_path / name, settings), replay_path=replay_of(tmp_path, {"lights": 6, "bills": 2}), start=start
+        )
+        for name in ("straight", "broken")
+    )
+    expected = train(straight, ignore)
+    assert expected.replayed_rows_kept == 4 and expected.steps > 5
+    for step in (1, 4):
+        with pytest.raises(Killed):
+            train(broken, killed_at(step))
+    train(broken, ignore)
+    for name in ("adapter/adapter_model.safetensors", "replayed.jsonl"):
+        assert (straight.out_dir / name).read_bytes() == (broken.out_dir / name).read_bytes()
+    with pytest.raises(OperatorError, match=r"replayed rows was sha256:.* and is sha256:"):
+        train(dataclasses.replace(straight, replay_path=replay_of(tmp_path, {"lights": 1})), ignore)

@@ -142,4 +142,4 @@ def test_shares_hold_every_tree_once_and_are_even() -> None:
 
 def tree_of(length: int) -> TokenTree:
     several = tuple(range(length))
-    return TokenTree(1, several, several, tuple(range(-1, length - 1)), several, (), (), ())
+    return TokenTree(1, several, several, tuple(range(-1, length - 1)), several, (), (), (), ())

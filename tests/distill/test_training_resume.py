@@ -12,6 +12,7 @@ from test_training_train import SETTINGS, Killed, ignore, killed_at, metrics_of,
 from tiny_student import tiny_student, write_dataset
 
 from conversations.errors import OperatorError
+from distill.rows import DatasetRow, SoftLabelRow, TokenBelief, read_rows, rows_text
 from distill.training.checkpoint import load_checkpoint
 from distill.training.request import StartingPoint
 from distill.training.train import train
@@ -25,13 +26,44 @@ def same_files(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
+def believed(train_path: Path, path: Path) -> Path:
+    """Write what a teacher believed of every answer: its own characters most, and the next letter a little."""
+    rows = []
+    for row in read_rows(train_path, DatasetRow):
+        said = [character.encode() for character in row.messages[-1].content]
+        tokens = [TokenBelief(said=each, choices=((each, -0.2), (bytes([each[0] + 1]), -2.5))) for each in said]
+        end = TokenBelief(said=b"", choices=((b"", -0.1),))
+        rows.append(
+            SoftLabelRow(
+                decision_id=row.decision_id,
+                conversation_id=row.conversation_id,
+                answer_id=row.answer_id,
+                teacher=row.teacher,
+                tokens=(*tokens, end),
+            )
+        )
+    path.write_text(rows_text(rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("with_more", [False, True], ids=["words alone", "soft labels and replay"])
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_twenty_steps_are_ten_and_ten_more_bit_for_bit(tmp_path, kind):
+def test_twenty_steps_are_ten_and_ten_more_bit_for_bit(tmp_path, kind, with_more):
     settings = SETTINGS.model_copy(update={**TWENTY_STEPS, "kind": kind, "learning_rate": 1e-2 if kind == "lora" else 1e-3})
-    straight = request_in(tmp_path / "straight", settings)
+    more = {}
+    if with_more:
+        # Four rows of an earlier run, so that an epoch is five steps.
+        settings = settings.model_copy(update={"replay_share": 0.2, "epochs": 4.0})
+        rows = request_in(tmp_path / "rows")
+        more = {
+            "replay_path": write_dataset(tmp_path / "replay.jsonl", 4, first=50),
+            "soft_labels_path": believed(rows.train_path, tmp_path / "soft_labels.jsonl"),
+        }
+    straight = request_in(tmp_path / "straight", settings, cache_dir=tmp_path / "cache", **more)
     expected = train(straight, ignore)
     assert expected.steps == 20
-    broken = request_in(tmp_path / "broken", settings)
+    assert (expected.replayed_rows_kept, expected.tokens_with_soft_labels > 0) == ((4, True) if with_more else (0, False))
+    broken = request_in(tmp_path / "broken", settings, cache_dir=tmp_path / "cache", **more)
     with pytest.raises(Killed):
         train(broken, killed_at(11))
     saved = load_checkpoint(broken.out_dir / ".checkpoint.pt")
@@ -153,7 +185,7 @@ def test_resume_refuses_another_base_other_rows_or_other_settings_and_names_them
     with pytest.raises(OperatorError, match=r"train rows was sha256:\w+ and is sha256:"):
         train(dataclasses.replace(begun, train_path=write_dataset(tmp_path / "more.jsonl", 9)), ignore)
     soft, replay, release = (tmp_path / name for name in ("soft.jsonl", "replay.jsonl", "release"))
-    soft.write_text("")
+    believed(begun.train_path, soft)
     replay.write_text("")
     with pytest.raises(OperatorError, match=r"soft labels was none and is sha256:\w+"):
         train(dataclasses.replace(begun, soft_labels_path=soft), ignore)

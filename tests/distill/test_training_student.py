@@ -177,7 +177,7 @@ def test_a_rank_stabilised_adapter_is_scaled_by_the_root_of_its_rank_and_says_so
     some = next(iter(adapted_layers(model).values()))
     assert some.scale == 8 / 4
     torch.nn.init.normal_(some.lora_b)
-    student.save(tmp_path / "adapter", base_dir=tmp_path, base_name="tiny")
+    student.save(tmp_path / "adapter", base_name="tiny")
     with_peft = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter")
     read = torch.tensor([[1, 5, 9, 30]])
     torch.testing.assert_close(with_peft(read).logits, model(read).logits, rtol=1e-5, atol=1e-5)

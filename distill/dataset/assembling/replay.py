@@ -9,6 +9,7 @@ as people put it since. Data sets of files are left alone: they teach a task of 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from conversations.decisions import Answer, AnswerAuthor, Decision, decisions
 from conversations.messages import Json, Role, Split
@@ -34,9 +35,10 @@ GONE = "gone"
 
 @dataclass
 class Replay:
-    """What may be replayed: `considered` decisions = rows written + those left out, by reason."""
+    """What may be replayed: `considered` decisions and sentences of the handbook = rows written + those left out, by reason."""
 
     considered: int = 0
+    studied: int = 0
     decision_ids: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     topics: Counter[str] = field(default_factory=Counter)
@@ -44,13 +46,14 @@ class Replay:
     @property
     def rows(self) -> int:
         """How many rows were written."""
-        return len(self.decision_ids)
+        return len(self.decision_ids) + self.studied
 
     def figures(self) -> dict[str, Json]:
         """Return the counts as manifests and cards hold them."""
         return {
             "rows": self.rows,
             "considered": self.considered,
+            "of_the_handbook": self.studied,
             "left_out": dict(sorted(self.left_out.items())),
             "topics": dict(sorted(self.topics.items())),
         }
@@ -61,20 +64,22 @@ def write_replay(
     handbook: Handbook | None,
     held_out: HeldOut,
     *,
+    studied: Sequence[DatasetRow],
     taught_now: Collection[str],
     withdrawn: Collection[str],
 ) -> Replay:
     """Write `replay.jsonl` and return what became of each decision that was taught before.
 
-    `taught_now` are the decisions of this run's own sets, `withdrawn` the conversations that must not be learnt from.
+    `studied` are the handbook's own rows that were, `taught_now` the decisions of this run's own sets, `withdrawn` the
+    conversations that must not be learnt from.
     """
     replay = Replay()
     earlier = _earlier(sources, taught_now)
     wanted = [_wanted(each) for each in earlier if each.conversation_id not in withdrawn]
-    replay.considered = len(earlier)
+    replay.considered = len(earlier) + len(studied)
     _leave_out(replay, WITHDRAWN, len(earlier) - len(wanted))
     folder = sources.run.stage_folder(Stage.ASSEMBLE)
-    write_lines(folder / FILE, _lines(sources, handbook, held_out, wanted, replay))
+    write_lines(folder / FILE, chain(_lines(sources, handbook, held_out, wanted, replay), _studied(studied, replay)))
     return replay
 
 
@@ -110,6 +115,13 @@ def _lines(
         replay.topics[learnt.topic or "none"] += 1
         yield learnt.model_dump_json()
     _leave_out(replay, GONE, len(wanted) - made)
+
+
+def _studied(rows: Sequence[DatasetRow], replay: Replay) -> Iterator[str]:
+    for row in rows:
+        replay.studied += 1
+        replay.topics[row.topic or "none"] += 1
+        yield row.model_dump_json()
 
 
 def _leave_out(replay: Replay, reason: str, count: int = 1) -> None:

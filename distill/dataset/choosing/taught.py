@@ -11,7 +11,7 @@ from conversations.decisions import Decision
 from conversations.lineage import runs_behind, trained_in_service
 from conversations.messages import Split
 from conversations.store import Record
-from conversations.taught import still_stands
+from conversations.taught import passages_taught, still_stands
 from distill.dataset.choosing.candidates import Candidate
 from distill.dataset.choosing.clusters import LeftOut
 from distill.dataset.handbook.articles import Handbook
@@ -27,11 +27,22 @@ def known_already(record: Record, settings: DistillSettings, run_id: str, starts
     """Return the decisions that were taught before and need not be again; none where the settings teach everything again."""
     if settings.choose.taught_before == "again":
         return set()
-    by_runs = None
-    if settings.train.start_from == "release":
-        by_runs = runs_behind(record, starts_from) if starts_from else []
     present = Handbook.load(settings.handbook.path).passages.keys() if settings.handbook else ()
-    return still_stands(record, run_id, present, by_runs=by_runs)
+    return still_stands(record, run_id, present, by_runs=_line(record, settings, starts_from))
+
+
+def known_passages(record: Record, settings: DistillSettings, run_id: str, starts_from: str | None) -> set[str]:
+    """Return the handbook passages that were taught before, by their hashes; none where the settings teach everything again."""
+    if settings.choose.taught_before == "again":
+        return set()
+    return passages_taught(record, run_id, by_runs=_line(record, settings, starts_from))
+
+
+def _line(record: Record, settings: DistillSettings, starts_from: str | None) -> list[str] | None:
+    """Return the runs whose teaching counts; None for every complete one."""
+    if settings.train.start_from == "base":
+        return None
+    return runs_behind(record, starts_from) if starts_from else []
 
 
 def without_known(

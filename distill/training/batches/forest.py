@@ -8,7 +8,7 @@ tokens see the same tokens at the same positions. Knows no text, no tensor and n
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from distill.training.decisions.training_row import TrainingRow
+from distill.training.decisions.training_row import Belief, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class TokenTree:
     """Rows with shared prefixes stored once; every parent stands before its children.
 
     nodes: the number of each token in the forest. parents: index of the token before, -1 for the first. positions: depth in
-    the tree. Scored entries say that the hidden state at `scored_at` predicts `scored_ids` with `scored_weights` (equal
-    predictions of several rows are added up).
+    the tree. Scored entries say that the hidden state at `scored_at` predicts `scored_ids` with `scored_weights`, and what the
+    teacher believed there (equal predictions of several rows, with equal beliefs, are added up).
     """
 
     row_count: int
@@ -36,6 +36,7 @@ class TokenTree:
     scored_at: tuple[int, ...]
     scored_ids: tuple[int, ...]
     scored_weights: tuple[float, ...]
+    scored_beliefs: tuple[Belief, ...]
 
     @property
     def scored_weight(self) -> float:
@@ -147,11 +148,11 @@ class Forest:
         nodes = sorted(taken)
         place = {node: index for index, node in enumerate(nodes)}
         place[-1] = -1
-        scored: dict[tuple[int, int], float] = {}
+        scored: dict[tuple[int, int, Belief], float] = {}
         for part in parts:
             row, node = self.rows[part.row], self._last_node(part)
-            for token_id in reversed(row.answer_ids[: part.scored]):
-                key = (place[node], token_id)
+            for at in reversed(range(part.scored)):
+                key = (place[node], row.answer_ids[at], row.soft.at(at) if row.soft else ())
                 scored[key] = scored.get(key, 0.0) + row.weight
                 node = self._parents[node]
         return TokenTree(
@@ -160,9 +161,10 @@ class Forest:
             token_ids=tuple(self._token_ids[node] for node in nodes),
             parents=tuple(place[self._parents[node]] for node in nodes),
             positions=tuple(self._depths[node] for node in nodes),
-            scored_at=tuple(at for at, _ in scored),
-            scored_ids=tuple(token_id for _, token_id in scored),
+            scored_at=tuple(at for at, _, _ in scored),
+            scored_ids=tuple(token_id for _, token_id, _ in scored),
             scored_weights=tuple(scored.values()),
+            scored_beliefs=tuple(belief for _, _, belief in scored),
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from distill.training.batches.forest import TokenTree
-from distill.training.losses.targets import Targets
+from distill.training.losses.targets import Targets, targets_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def _laid_out(rows: Sequence[Sequence[TokenTree]], length: int, *, pad_id: int, 
 
 
 def _targets(trees: Sequence[TokenTree]) -> Targets:
-    return Targets(
-        token_ids=torch.tensor([token for tree in trees for token in tree.scored_ids], dtype=torch.int64),
-        weights=torch.tensor([weight for tree in trees for weight in tree.scored_weights]),
+    return targets_of(
+        [token for tree in trees for token in tree.scored_ids],
+        [weight for tree in trees for weight in tree.scored_weights],
+        [belief for tree in trees for belief in tree.scored_beliefs],
     )

@@ -10,8 +10,9 @@ import json
 import logging
 import mmap
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from distill.training.decisions.training_row import SoftLabels, TrainingRow
 # The newest that are kept in a folder: a training reads two, and a study reads the same ones in each of its trials.
 MOST_ENTRIES = 16
 _LAYOUT = "1"
+# What is half written for longer was left by a training that was killed.
+_SECONDS_TO_WRITE = 3600
 _ALIGNMENT = 64
 # The digest of the rest of the file, in hexadecimal, and a line end.
 _DIGEST_BYTES = 65
@@ -40,7 +43,8 @@ def kept_rows(folder: Path | None, decided_by: Mapping[str, str], make: Callable
     """
     if folder is None:
         return make()
-    key = hashlib.sha256(json.dumps([_LAYOUT, dict(decided_by)], sort_keys=True).encode()).hexdigest()
+    counted = [each.name for each in fields(RowCounts)]
+    key = hashlib.sha256(json.dumps([_LAYOUT, counted, dict(decided_by)], sort_keys=True).encode()).hexdigest()
     path = folder / f"{key}.tokens"
     found = _read(path)
     if found is not None:
@@ -169,7 +173,10 @@ def _read(path: Path) -> Rows | None:
 
 
 def _forget_oldest(folder: Path) -> None:
-    """Remove all but the entries that were used last; another training may be doing the same."""
+    """Remove all but the entries that were used last, and what killed trainings left; another one may be doing the same."""
+    for half in folder.glob(".*.half"):
+        if half.stat().st_mtime < time.time() - _SECONDS_TO_WRITE:
+            half.unlink(missing_ok=True)
     entries = sorted(folder.glob("*.tokens"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in entries[MOST_ENTRIES:]:
         path.unlink(missing_ok=True)

@@ -1,22 +1,28 @@
 """The decisions of a dataset file as token ids, made by the prompt function that the chat uses too.
 
-In: `train.jsonl` or `validation.jsonl` of a run and the student's renderer. Out: rows of token ids, and the count of what
-was left out and why. Never cuts an answer, never renders by another rule than the chat's, leaves out no row silently.
+In: `train.jsonl` or `validation.jsonl` of a run, what teachers believed, and the student's renderer. Out: rows of token ids with
+their soft labels, and the count of what was left out and why. Never cuts an answer, never renders by another rule than the
+chat's, leaves out no row silently.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from conversations.messages import Role
 from conversations.prompt import PromptTooLong, Renderer
 from distill.rows import DatasetRow, read_rows
+from distill.training.decisions.belief_file import BeliefFile
+from distill.training.decisions.beliefs import Alignment
 from distill.training.decisions.training_row import TrainingRow
 
 # Raised with every change in what becomes of a row, so that no kept token ids of before are taken for those of now.
-READING_VERSION = "1"
+READING_VERSION = "2"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class RowCounts:
     """What became of the rows of one file: `rows = kept + sum(left_out)`, by reason.
 
     `shortened` counts kept rows whose oldest messages did not fit into the prompt, exactly as in the chat.
-    `tokens_one_by_one` is what the model reads when every row stands alone; `tokens_scored` is what it is taught to say.
+    `tokens_one_by_one` is what the model reads when every row stands alone; `tokens_scored` is what it is taught to say, of which
+    `tokens_with_beliefs` have soft labels.
     """
 
     rows: int
@@ -33,6 +40,7 @@ class RowCounts:
     left_out: Mapping[str, int]
     tokens_one_by_one: int
     tokens_scored: int
+    tokens_with_beliefs: int
 
 
 class LeftOut(StrEnum):
@@ -46,14 +54,16 @@ class LeftOut(StrEnum):
 
 
 def read_decisions(
-    path: Path, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int
+    path: Path, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int, soft_labels: Path | None = None
 ) -> tuple[list[TrainingRow], RowCounts]:
     """Return the rows of a dataset file and what became of them.
 
     A prompt is shortened to `max_prompt_tokens` as the chat does it; a row whose prompt and answer together still pass
-    `max_tokens` is left out, because half an answer would teach the student not to stop.
-    Raises OperatorError with file and line where a line is not a dataset row.
+    `max_tokens` is left out, because half an answer would teach the student not to stop. `soft_labels` is the file of what
+    teachers believed, in any order; a row that is not in it is learnt from its words alone.
+    Raises OperatorError with file and line where a line is not a dataset row, or a belief not that of its row.
     """
+    beliefs = BeliefFile(soft_labels, Alignment(renderer)) if soft_labels else None
     rows: list[TrainingRow] = []
     left_out: Counter[str] = Counter()
     taken_in = shortened = 0
@@ -63,8 +73,14 @@ def read_decisions(
         if isinstance(row, LeftOut):
             left_out[row.value] += 1
             continue
-        rows.append(row[0])
+        soft = beliefs.of(decision, row[0].answer_ids) if beliefs else None
+        rows.append(replace(row[0], soft=soft) if soft else row[0])
         shortened += row[1] > 0
+    with_beliefs = sum(row.soft.positions for row in rows if row.soft)
+    if beliefs and not with_beliefs:
+        log.warning(
+            "%s: no token of %s has soft labels: its teachers were others, or cut words otherwise", soft_labels, path
+        )
     return rows, RowCounts(
         rows=taken_in,
         kept=len(rows),
@@ -72,6 +88,7 @@ def read_decisions(
         left_out=dict(sorted(left_out.items())),
         tokens_one_by_one=sum(row.input_tokens for row in rows),
         tokens_scored=sum(len(row.answer_ids) for row in rows),
+        tokens_with_beliefs=with_beliefs,
     )
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# What a teacher believed at one token: token ids of the student with their log-probabilities in nats; empty where nothing is known.
+Belief = tuple[tuple[int, float], ...]
+
 
 @dataclass(frozen=True)
 class SoftLabels:
@@ -23,6 +26,12 @@ class SoftLabels:
     def positions(self) -> int:
         """Return at how many tokens of the answer the teacher's belief is known."""
         return int((self.token_ids >= 0).any(axis=1).sum())
+
+    def at(self, place: int) -> Belief:
+        """Return what the teacher believed at a token of the answer."""
+        said = self.token_ids[place] >= 0
+        token_ids, log_probabilities = self.token_ids[place][said], self.log_probabilities[place][said]
+        return tuple(zip(token_ids.tolist(), log_probabilities.tolist(), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

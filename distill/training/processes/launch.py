@@ -201,7 +201,9 @@ def _read_last_words(worker: _Worker, _said: object) -> None:
     assert worker.process.stderr is not None
     for line in worker.process.stderr:
         worker.last_words.append(line.rstrip())
-        log.info("process %d: %s", worker.rank, line.rstrip())
+        # Every process warns of the same; what a library says by the way is of interest only at its end.
+        if worker.rank == 0 and line.startswith("WARNING"):
+            log.warning("%s", line.removeprefix("WARNING").strip())
 
 
 def _end(workers: list[_Worker]) -> None:
