@@ -21,7 +21,7 @@ from conversations.exchange import imports
 from conversations.settings import read_settings
 from conversations.store import Record
 from distill.cycle import perform_stage
-from distill.rows import DatasetRow, SoftLabelRow, read_rows, rows_text
+from distill.rows import SOFT_LABELS_FILE, DatasetRow, SoftLabelRow, read_rows, rows_text
 from distill.run import Stage, new_run, open_run, write_whole
 from distill.settings import DistillSettings
 
@@ -69,11 +69,11 @@ def write_study(run_folder: Path, out: Path, *, share: float) -> None:
     write_whole(out / "train.jsonl", rows_text(kept))
     for name in ("validation", "test"):
         write_whole(out / f"{name}.jsonl", (assembled / f"{name}.jsonl").read_text(encoding="utf-8"))
-    beliefs = assembled / "soft_labels.jsonl"
+    beliefs = assembled / SOFT_LABELS_FILE
     if beliefs.is_file():
         names = {row.decision_id for row in kept}
         soft = [row for row in read_rows(beliefs, SoftLabelRow) if row.decision_id in names]
-        write_whole(out / "soft_labels.jsonl", rows_text(soft))
+        write_whole(out / SOFT_LABELS_FILE, rows_text(soft))
     study = {
         "settings": settings.train.model_dump(mode="json"),
         "max_prompt_tokens": settings.prompt.max_prompt_tokens,
