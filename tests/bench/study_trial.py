@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from conversations.messages import Role
 from conversations.prompt import Renderer
 from distill.evaluation.metrics import Metric, Yardstick, score
-from distill.rows import DatasetRow, FactRow, read_rows
+from distill.rows import SOFT_LABELS_FILE, DatasetRow, FactRow, read_rows
 from distill.run import write_whole
 from distill.settings import TrainTable
 from distill.training.request import TrainRequest
@@ -72,7 +72,6 @@ def perform(trial: Trial) -> dict[str, object]:
     """Train, answer and mark in this process, and return what is kept of it."""
     study = read_study(trial.data)
     settings = TrainTable.model_validate({**study.settings.model_dump(), **trial.changes, "seed": trial.seed})
-    soft_labels = trial.data / "soft_labels.jsonl"
     request = TrainRequest(
         base_dir=trial.base,
         train_path=trial.data / "train.jsonl",
@@ -81,7 +80,7 @@ def perform(trial: Trial) -> dict[str, object]:
         metrics_path=trial.folder / "metrics.jsonl",
         settings=settings,
         max_prompt_tokens=study.max_prompt_tokens,
-        soft_labels_path=soft_labels if soft_labels.is_file() else None,
+        soft_labels_path=trial.data / SOFT_LABELS_FILE,
         cache_dir=trial.data / "tokens",
     )
     result = train(request, lambda _: None)
