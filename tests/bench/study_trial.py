@@ -22,6 +22,7 @@ from distill.run import write_whole
 from distill.settings import TrainTable
 from distill.training.request import TrainRequest
 from distill.training.train import train
+from distill.training.tuning.trial import end_with_the_watcher
 from tests.bench.answering import greedy_answers
 
 RESULT_FILE = "result.json"
@@ -137,7 +138,8 @@ def marked(row: DatasetRow, text: str, yardstick: Yardstick) -> dict[str, object
 
 
 def main() -> None:
-    """Do the trial of a file."""
+    """Do the trial of a file, for as long as the study that asked for it lives."""
+    end_with_the_watcher()
     trial = TypeAdapter(Trial).validate_json(Path(sys.argv[1]).read_bytes())
     write_whole(trial.folder / RESULT_FILE, json.dumps(perform(trial), ensure_ascii=False) + "\n")
 
