@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from conversations.errors import run_command
 from conversations.messages import Json
 from distill.run import write_whole
-from distill.training.fitting import TrainProgress
+from distill.training.fitting.loop import TrainProgress
 from distill.training.request import TrainRequest
 from distill.training.result import TrainResult
 from distill.training.train import train

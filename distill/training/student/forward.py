@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from conversations.errors import OperatorError
-from distill.training.attention import Mask, mask_of
 from distill.training.batches.layout import BLOCK_TOKENS
 from distill.training.batches.packing import Batch
 from distill.training.losses.targets import Targets
+from distill.training.student.attention import Mask, mask_of
 
 # What a decoder needs so that its layers can be run one by one, as transformers names it.
 _LAYERED = ("embed_tokens", "layers", "norm", "rotary_emb")
