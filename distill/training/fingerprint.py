@@ -9,10 +9,10 @@ from pathlib import Path
 
 from conversations.serving import rope_factors_of
 from distill.run import file_digest
-from distill.training.checkpoint import Fingerprint
+from distill.training.fitting.checkpoint import Fingerprint
 from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
-from distill.training.student import precision_of
+from distill.training.student.learning import precision_of
 from distill.training.weights.base import check_base
 
 # Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.

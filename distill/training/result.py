@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from conversations.serving import RopeFactors, Serving
-from distill.training.checkpoint import Fingerprint
 from distill.training.decisions.replay import drawn_replay
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.fingerprint import PLACES
-from distill.training.fitting import Fitting
+from distill.training.fitting.checkpoint import Fingerprint
+from distill.training.fitting.loop import Fitting
 from distill.training.request import StartingPoint, TrainRequest
 from distill.training.starting import started_from
-from distill.training.student import LearningStudent, put_in_place
+from distill.training.student.learning import LearningStudent, put_in_place
 from distill.training.training_set import TrainingSet
 from distill.training.weights.card import licence_of, model_card, teachers_of
 from distill.training.weights.folder import complete_checkpoint, note_serving

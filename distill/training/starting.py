@@ -18,7 +18,7 @@ from distill.training.request import StartingPoint
 if TYPE_CHECKING:
     import torch
 
-    from distill.training.student import LearningStudent
+    from distill.training.student.learning import LearningStudent
 
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _CONFIG_FILE = "adapter_config.json"

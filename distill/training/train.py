@@ -19,20 +19,20 @@ from distill.rows import SOFT_LABELS_FILE
 from distill.run import Counts, Outcome, Run, Stage, write_whole
 from distill.settings import token_cache
 from distill.training.batches.forest import Forest
-from distill.training.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
 from distill.training.decisions.replay import draw_replay
-from distill.training.disk import telling_of_a_full_disk
 from distill.training.fingerprint import fingerprint_of
-from distill.training.fitting import Fitting, TrainProgress, progress_of
-from distill.training.metrics_log import MetricsLog
-from distill.training.planning import plan_steps, validation_sample
+from distill.training.fitting.checkpoint import Fingerprint, load_checkpoint, refuse_other_training
+from distill.training.fitting.disk import telling_of_a_full_disk
+from distill.training.fitting.loop import Fitting, TrainProgress, progress_of
+from distill.training.fitting.metrics_log import MetricsLog
+from distill.training.fitting.planning import plan_steps, validation_sample
 from distill.training.processes.group import Group
 from distill.training.processes.launch import process_count, threads_of_each, train_together
 from distill.training.replaying import replay_of, settle_replay, start_of
 from distill.training.request import TrainRequest
 from distill.training.result import TrainResult, result_of, write_weights
 from distill.training.starting import learn_on, started_from
-from distill.training.student import LearningStudent, device_at_hand, open_student
+from distill.training.student.learning import LearningStudent, device_at_hand, open_student
 from distill.training.training_set import read_training_set
 
 RESULT_FILE = "training.json"

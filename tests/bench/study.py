@@ -74,11 +74,14 @@ def _in_process(trial: Trial, parallel: int) -> str:
     log = trial.folder / "trial.log"
     with log.open("w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "tests.bench.study_trial", str(asked)]
-        ended = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, env={**os.environ, **threads}, check=False)
+        # The pipe that nobody writes to tells the trial that this study lives.
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=out, stderr=out, env={**os.environ, **threads}
+        )
+        with process:
+            status = process.wait()
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return (
-        "" if ended.returncode == 0 else f"exit code {ended.returncode}: {lines[-1][:300] if lines else 'it said nothing'}"
-    )
+    return "" if status == 0 else f"exit code {status}: {lines[-1][:300] if lines else 'it said nothing'}"
 
 
 def _read(trial: Trial) -> dict[str, dict[str, object]]:

@@ -21,7 +21,7 @@ from conversations.exchange import imports
 from conversations.settings import read_settings
 from conversations.store import Record
 from distill.cycle import perform_stage
-from distill.rows import DatasetRow, SoftLabelRow, read_rows, rows_text
+from distill.rows import SOFT_LABELS_FILE, DatasetRow, SoftLabelRow, read_rows, rows_text
 from distill.run import Stage, new_run, open_run, write_whole
 from distill.settings import DistillSettings
 
@@ -69,22 +69,22 @@ def write_study(run_folder: Path, out: Path, *, share: float) -> None:
     write_whole(out / "train.jsonl", rows_text(kept))
     for name in ("validation", "test"):
         write_whole(out / f"{name}.jsonl", (assembled / f"{name}.jsonl").read_text(encoding="utf-8"))
-    beliefs = assembled / "soft_labels.jsonl"
+    beliefs = assembled / SOFT_LABELS_FILE
     if beliefs.is_file():
         names = {row.decision_id for row in kept}
         soft = [row for row in read_rows(beliefs, SoftLabelRow) if row.decision_id in names]
-        write_whole(out / "soft_labels.jsonl", rows_text(soft))
+        write_whole(out / SOFT_LABELS_FILE, rows_text(soft))
     study = {
         "settings": settings.train.model_dump(mode="json"),
         "max_prompt_tokens": settings.prompt.max_prompt_tokens,
         "max_answer_tokens": settings.evaluate.max_answer_tokens,
         "train_rows_share": share,
-        **_yardstick(settings),
+        **yardstick_of(settings),
     }
     write_whole(out / "study.json", json.dumps(study, ensure_ascii=False, indent=1) + "\n")
 
 
-def _yardstick(settings: DistillSettings) -> dict[str, object]:
+def yardstick_of(settings: DistillSettings) -> dict[str, object]:
     """Return what answers are held against as plain values, so that marking needs no handbook."""
     from distill.dataset.handbook.articles import Handbook
 
@@ -107,15 +107,15 @@ def _is_drawn(conversation_id: str, share: float) -> bool:
 
 def _tuned_student(world: Path, base: Path) -> Path:
     """Return the checkpoint of a student trained in all its weights on what the handbook teacher says."""
-    settings_file = _settings(
+    settings_file = demo_settings(
         world, base, {"[train]\n": '[train]\nkind = "full"\n', "learning_rate = 2e-3": "learning_rate = 2e-4"}
     )
     with Record(world / "record.db") as record:
         found = _complete(world, Stage.TRAIN)
         if found is None:
-            with _serving(
+            with serving(
                 ["-c", "from distill.cli import main; main()", "teacher", "--settings", str(settings_file)],
-                _port_in(settings_file),
+                port_in(settings_file),
                 world / "teacher.log",
             ):
                 _perform(record, settings_file, (*_TEACHING, Stage.TRAIN))
@@ -126,15 +126,15 @@ def _tuned_student(world: Path, base: Path) -> Path:
 
 def _taught_by(world: Path, base: Path, teacher: Path) -> Path:
     """Return the run in which the tuned student, behind vLLM, taught the demo's decisions."""
-    settings_file = _settings(world, base, {'teacher = "handbook"': 'teacher = "tuned"'})
+    settings_file = demo_settings(world, base, {'teacher = "handbook"': 'teacher = "tuned"'})
     if (found := _complete(world, Stage.ASSEMBLE)) is not None:
         return found
-    port = _port_in(settings_file)
+    port = port_in(settings_file)
     server = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", str(teacher), "--served-model-name", "tuned",
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--dtype", "float32",
     ]  # fmt: skip
-    with Record(world / "record.db") as record, _serving(server, port, world / "vllm.log"):
+    with Record(world / "record.db") as record, serving(server, port, world / "vllm.log"):
         _perform(record, settings_file, _TEACHING)
     found = _complete(world, Stage.ASSEMBLE)
     assert found is not None
@@ -146,7 +146,7 @@ def _perform(record: Record, settings_file: Path, stages: tuple[Stage, ...]) -> 
     imports.import_files(record, [DEMO / "conversations.jsonl"])
     settings = read_settings(DistillSettings, settings_file)
     begun = sorted(settings.runs.folder.glob("run_*"))
-    going = open_run(record, settings, begun[0].name, _note) if begun else new_run(record, settings, _note)
+    going = open_run(record, settings, begun[0].name, show_progress) if begun else new_run(record, settings, show_progress)
     with going as run:
         for stage in stages:
             perform_stage(run, stage)
@@ -158,7 +158,7 @@ def _complete(world: Path, stage: Stage) -> Path | None:
     return found[0].parents[1] if found else None
 
 
-def _settings(world: Path, base: Path, changes: dict[str, str]) -> Path:
+def demo_settings(world: Path, base: Path, changes: dict[str, str]) -> Path:
     """Write the demo's settings for a folder of their own, once, and return the file."""
     path = world / "settings.toml"
     if path.is_file():
@@ -180,7 +180,8 @@ def _settings(world: Path, base: Path, changes: dict[str, str]) -> Path:
     return path
 
 
-def _port_in(settings_file: Path) -> int:
+def port_in(settings_file: Path) -> int:
+    """Return the port of the teachers of settings that `demo_settings` wrote."""
     return int(
         read_settings(DistillSettings, settings_file).teachers["tuned"].base_url.rsplit(":", 1)[1].removesuffix("/v1")
     )
@@ -193,7 +194,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _serving(arguments: list[str], port: int, log: Path) -> Iterator[None]:
+def serving(arguments: list[str], port: int, log: Path) -> Iterator[None]:
     """Hold a server of this Python open; it is listening when this begins and gone when it ends."""
     with log.open("ab") as out:
         process = subprocess.Popen(
@@ -223,6 +224,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _note(stage: Stage, share: float, note: str) -> None:
+def show_progress(stage: Stage, share: float, note: str) -> None:
+    """Print how far a stage is, every twentieth of it."""
     if share in (0.0, 1.0) or int(share * 1000) % 50 == 0:
         print(f"{stage}: {share:.0%} {note}", file=sys.stderr, flush=True)

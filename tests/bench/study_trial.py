@@ -17,11 +17,12 @@ from pydantic import TypeAdapter
 from conversations.messages import Role
 from conversations.prompt import Renderer
 from distill.evaluation.metrics import Metric, Yardstick, score
-from distill.rows import DatasetRow, FactRow, read_rows
+from distill.rows import SOFT_LABELS_FILE, DatasetRow, FactRow, read_rows
 from distill.run import write_whole
 from distill.settings import TrainTable
 from distill.training.request import TrainRequest
 from distill.training.train import train
+from distill.training.tuning.trial import end_with_the_watcher
 from tests.bench.answering import greedy_answers
 
 RESULT_FILE = "result.json"
@@ -72,7 +73,6 @@ def perform(trial: Trial) -> dict[str, object]:
     """Train, answer and mark in this process, and return what is kept of it."""
     study = read_study(trial.data)
     settings = TrainTable.model_validate({**study.settings.model_dump(), **trial.changes, "seed": trial.seed})
-    soft_labels = trial.data / "soft_labels.jsonl"
     request = TrainRequest(
         base_dir=trial.base,
         train_path=trial.data / "train.jsonl",
@@ -81,7 +81,7 @@ def perform(trial: Trial) -> dict[str, object]:
         metrics_path=trial.folder / "metrics.jsonl",
         settings=settings,
         max_prompt_tokens=study.max_prompt_tokens,
-        soft_labels_path=soft_labels if soft_labels.is_file() else None,
+        soft_labels_path=trial.data / SOFT_LABELS_FILE,
         cache_dir=trial.data / "tokens",
     )
     result = train(request, lambda _: None)
@@ -138,7 +138,8 @@ def marked(row: DatasetRow, text: str, yardstick: Yardstick) -> dict[str, object
 
 
 def main() -> None:
-    """Do the trial of a file."""
+    """Do the trial of a file, for as long as the study that asked for it lives."""
+    end_with_the_watcher()
     trial = TypeAdapter(Trial).validate_json(Path(sys.argv[1]).read_bytes())
     write_whole(trial.folder / RESULT_FILE, json.dumps(perform(trial), ensure_ascii=False) + "\n")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from distill.training.student import precision_of
+from distill.training.student.learning import precision_of
 from tests.bench.machine import hardware, told, written
 from tests.bench.train_ways import SHAPES, Work
 

@@ -16,7 +16,7 @@ from distill.settings import TrainTable
 from distill.training.batches.forest import Forest
 from distill.training.batches.layout import Layout
 from distill.training.decisions.training_row import TrainingRow
-from distill.training.student import LearningStudent, student_of
+from distill.training.student.learning import LearningStudent, student_of
 from tests.bench.train_rows import rows_of
 from tests.bench.train_ways import Work, loaded
 

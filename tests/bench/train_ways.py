@@ -19,7 +19,7 @@ import torch
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest
 from distill.training.decisions.training_row import TrainingRow
-from distill.training.student import student_of
+from distill.training.student.learning import student_of
 from tests.bench.train_rows import rows_of
 
 ROWS_A_STEP = 16

@@ -13,14 +13,14 @@ from torch.nn.attention.flex_attention import create_mask
 
 from conversations.messages import ChatMessage, Role
 from conversations.prompt import Renderer
-from distill.training.attention import block_mask
 from distill.training.batches.forest import Forest, Part, TokenTree
 from distill.training.batches.layout import BLOCK_TOKENS, Layout, cut_batches, fill_rows, layout_on
 from distill.training.batches.order import plan_epoch, plan_parts
 from distill.training.batches.packing import pack_batch, pack_row, visible
 from distill.training.decisions.reading import read_decisions
 from distill.training.decisions.training_row import TrainingRow
-from distill.training.student import LearningStudent
+from distill.training.student.attention import block_mask
+from distill.training.student.learning import LearningStudent
 
 SYSTEM, ASK, WEAK, NEXT = tuple(range(10, 16)), tuple(range(30, 37)), tuple(range(50, 54)), tuple(range(70, 75))
 END = 2

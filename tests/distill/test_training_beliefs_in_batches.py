@@ -17,7 +17,7 @@ from distill.training.batches.packing import pack_batch
 from distill.training.decisions.training_row import SoftLabels, TrainingRow
 from distill.training.losses.head import Mixture
 from distill.training.losses.lesson import Lesson
-from distill.training.student import LearningStudent
+from distill.training.student.learning import LearningStudent
 
 SYSTEM, ASK, WEAK, NEXT = tuple(range(10, 16)), tuple(range(30, 37)), tuple(range(50, 54)), tuple(range(70, 75))
 END = 2

@@ -24,7 +24,7 @@ from distill.settings import DistillSettings, TrainTable
 from distill.training.decisions.replay import drawn_places, wanted_rows
 from distill.training.request import StartingPoint
 from distill.training.starting import learn_on, starting_point
-from distill.training.student import open_student
+from distill.training.student.learning import open_student
 from distill.training.train import train
 
 ONE_STEP = SETTINGS.model_copy(update={"epochs": 1.0, "rows_per_step": 16})

@@ -18,14 +18,14 @@ from conversations.errors import OperatorError, OutsideError
 from conversations.prompt import Renderer
 from distill.training.batches.forest import Forest
 from distill.training.batches.packing import Batch
-from distill.training.checkpoint import load_checkpoint
 from distill.training.decisions.reading import read_decisions
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.decisions.vocabulary import check_vocabulary
-from distill.training.fitting import Fitting
-from distill.training.metrics_log import MetricsLog
-from distill.training.planning import plan_steps, validation_sample
-from distill.training.student import LearningStudent, open_student
+from distill.training.fitting.checkpoint import load_checkpoint
+from distill.training.fitting.loop import Fitting
+from distill.training.fitting.metrics_log import MetricsLog
+from distill.training.fitting.planning import plan_steps, validation_sample
+from distill.training.student.learning import LearningStudent, open_student
 from distill.training.train import train
 
 CHECKPOINT = ".checkpoint.pt"

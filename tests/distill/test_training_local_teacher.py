@@ -19,11 +19,11 @@ from distill.settings import LocalTeacherTable
 from distill.training.batches.forest import Forest
 from distill.training.batches.packing import Batch, pack_batch
 from distill.training.decisions.reading import read_decisions
-from distill.training.forward import Forward
 from distill.training.losses.head import Mixture
 from distill.training.losses.lesson import Lesson
 from distill.training.losses.local_teacher import LocalTeacher, check_same_tokenizer, open_local_teacher, student_watch
-from distill.training.student import LearningStudent
+from distill.training.student.forward import Forward
+from distill.training.student.learning import LearningStudent
 from distill.training.train import train
 
 

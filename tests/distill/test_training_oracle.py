@@ -14,7 +14,7 @@ from conversations.prompt import ChatFormat, Renderer
 from distill.training.batches.forest import Forest
 from distill.training.batches.layout import Layout
 from distill.training.decisions.training_row import TrainingRow
-from distill.training.student import LearningStudent
+from distill.training.student.learning import LearningStudent
 from distill.training.weights.adapters import adapt, adapted_layers
 
 PHI3_TOKENS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")

@@ -16,8 +16,8 @@ from test_training_train import SETTINGS, ignore, metrics_of, request_in
 from conversations.errors import OperatorError, OutsideError
 from distill.settings import TrainTable
 from distill.training.batches.forest import TokenTree
-from distill.training.checkpoint import load_checkpoint
-from distill.training.fitting import TrainProgress
+from distill.training.fitting.checkpoint import load_checkpoint
+from distill.training.fitting.loop import TrainProgress
 from distill.training.processes.group import Group
 from distill.training.train import train
 

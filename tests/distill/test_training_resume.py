@@ -13,7 +13,7 @@ from tiny_student import tiny_student, write_dataset
 
 from conversations.errors import OperatorError
 from distill.rows import DatasetRow, SoftLabelRow, TokenBelief, read_rows, rows_text
-from distill.training.checkpoint import load_checkpoint
+from distill.training.fitting.checkpoint import load_checkpoint
 from distill.training.request import StartingPoint
 from distill.training.train import train
 

@@ -16,8 +16,8 @@ from conversations.errors import OperatorError
 from conversations.prompt import Renderer
 from distill.settings import TrainTable
 from distill.training.decisions.reading import read_decisions
-from distill.training.fitting import TrainProgress
-from distill.training.rates import learning_rate_at
+from distill.training.fitting.loop import TrainProgress
+from distill.training.fitting.rates import learning_rate_at
 from distill.training.request import TrainRequest
 from distill.training.train import train
 

@@ -18,7 +18,7 @@ from distill.training.decisions.reading import read_decisions
 from distill.training.fingerprint import digest_of_base
 from distill.training.request import TrainRequest
 from distill.training.result import TrainResult
-from distill.training.student import open_student
+from distill.training.student.learning import open_student
 from distill.training.train import train
 from distill.training.weights.merging import merge_adapter
 from distill.training.weights.rope import pin_rope

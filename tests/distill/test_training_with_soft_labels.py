@@ -23,7 +23,7 @@ from distill.training.batches.forest import Forest
 from distill.training.batches.packing import pack_batch
 from distill.training.decisions.reading import read_decisions
 from distill.training.request import TrainRequest
-from distill.training.student import open_student
+from distill.training.student.learning import open_student
 from distill.training.train import train
 
 UP_TO_TRAIN = STAGES[: STAGES.index(Stage.TRAIN) + 1]

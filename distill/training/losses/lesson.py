@@ -12,10 +12,10 @@ import torch
 
 from distill.settings import TrainTable
 from distill.training.batches.packing import Batch
-from distill.training.forward import Forward
 from distill.training.losses.head import WORDS_ALONE, Mixture, answer_loss
 from distill.training.losses.local_teacher import LocalTeacher, open_local_teacher, student_watch
 from distill.training.losses.relations import AttentionWatch, relation_loss
+from distill.training.student.forward import Forward
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conversations.errors import OperatorError
 from conversations.serving import rope_factors_of
 from distill.settings import LocalTeacherTable
-from distill.training import attention
 from distill.training.batches.packing import Batch
-from distill.training.forward import Forward, proven_forward
 from distill.training.losses.head import TeacherStates
 from distill.training.losses.relations import AttentionWatch, Projections
+from distill.training.student import attention
+from distill.training.student.forward import Forward, proven_forward
 from distill.training.weights.quiet import without_bars
 from distill.training.weights.rope import pin_rope
 

@@ -25,7 +25,7 @@ import torch
 from conversations.errors import Failure, OperatorError, OutsideError, Refused
 from conversations.messages import Json
 from distill.settings import TrainTable
-from distill.training.interruption import hearing_sigterm
+from distill.training.fitting.interruption import hearing_sigterm
 from distill.training.request import TrainRequest
 
 # How long processes have to end after SIGTERM, which they hear after a step, before they are killed.

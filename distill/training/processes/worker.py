@@ -16,7 +16,7 @@ from pathlib import Path
 
 from conversations.errors import Failure
 from conversations.messages import Json
-from distill.training.fitting import TrainProgress
+from distill.training.fitting.loop import TrainProgress
 from distill.training.processes.group import join
 from distill.training.request import TrainRequest
 from distill.training.train import train_in

@@ -33,14 +33,17 @@ def draw_study(trials: Sequence[Tried], present: Mapping[str, float], importance
         history.step([each.trial for each in complete], bests, where="post", color="tab:orange", label="best so far")
         failed = [each.trial for each in trials if each.state == "failed"]
         history.set(xlabel=f"trial{f' (failed: {len(failed)})' if failed else ''}", ylabel="held-out loss, nats a token")
-        history.set_yscale("log")
+        if len({each.validation_nll for each in measured}) > 1:
+            history.set_yscale("log")
         history.legend()
         for axes, (key, value) in zip(slices, present.items(), strict=True):
-            _draw(axes, measured, [float(each.changes.get(key, value)) for each in measured])
+            tried = [float(each.changes.get(key, value)) for each in measured]
+            _draw(axes, measured, tried)
             axes.axvline(value, color="tab:grey", linestyle=":", label="present")
             share = f"\nexplains {importances[key]:.0%}" if key in importances else ""
             axes.set(xlabel=f"{key}{share}")
-            if key in _LOGARITHMIC:
+            # A logarithmic axis needs two ends.
+            if key in _LOGARITHMIC and len({value, *tried}) > 1:
                 axes.set_xscale("log", base=_LOGARITHMIC[key])
         figure.savefig(path, format="svg", metadata={"Date": None})
 

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from conversations.errors import run_command
 from conversations.messages import Json
 from distill.run import write_whole
-from distill.training.fitting import TrainProgress
+from distill.training.fitting.loop import TrainProgress
 from distill.training.request import TrainRequest
 from distill.training.result import TrainResult
 from distill.training.train import train
@@ -128,17 +128,21 @@ def _tell(news: dict[str, Json]) -> None:
     print(json.dumps(news), flush=True)  # noqa: T201 — the pipe to the process that watches
 
 
-def _end_with_the_watcher() -> None:
-    """End this process when its standard input does: nobody is left to hear the result."""
-    # Read past Python's buffer, whose lock a thread that waits for ever would hold when this process ends.
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os._exit(1)
+def end_with_the_watcher() -> None:
+    """End this process as soon as its standard input ends, which its watcher holds open: nobody is left to hear a result."""
+
+    def watch() -> None:
+        # Read past Python's buffer, whose lock a thread that waits for ever would hold when this process ends.
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train() -> None:
     request = _REQUEST.validate_json(Path(sys.argv[1]).read_bytes())
-    threading.Thread(target=_end_with_the_watcher, daemon=True).start()
+    end_with_the_watcher()
     last: dict[str, Json] = {}
 
     def on_progress(progress: TrainProgress) -> None:

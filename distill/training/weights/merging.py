@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conversations.errors import OperatorError
 from conversations.serving import digest_of_weights, read_serving, rope_factors_of
 from distill.training.decisions.training_row import TrainingRow
-from distill.training.student import put_in_place
+from distill.training.student.learning import put_in_place
 from distill.training.weights.adapters import CONFIG_FILE, WEIGHTS_FILE
 from distill.training.weights.base import INDEX_FILE, check_base
 from distill.training.weights.card import card_of_merged

@@ -19,7 +19,7 @@ from conversations.messages import Json
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest, TokenTree
 from distill.training.batches.layout import Layout
-from distill.training.checkpoint import (
+from distill.training.fitting.checkpoint import (
     Checkpoint,
     Fingerprint,
     Position,
@@ -28,14 +28,14 @@ from distill.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from distill.training.interruption import StopRequest, hearing_sigterm
-from distill.training.metrics_log import MetricsLog
-from distill.training.passes import OutOfMemory, Passes
-from distill.training.planning import Step
+from distill.training.fitting.interruption import StopRequest, hearing_sigterm
+from distill.training.fitting.metrics_log import MetricsLog
+from distill.training.fitting.passes import OutOfMemory, Passes
+from distill.training.fitting.planning import Step
+from distill.training.fitting.rates import learning_rate_at, proven_learning_rate, weight_groups
 from distill.training.processes.group import Group
 from distill.training.processes.sharding import load_optimizer_state, optimizer_state, whole
-from distill.training.rates import learning_rate_at, proven_learning_rate, weight_groups
-from distill.training.student import LearningStudent
+from distill.training.student.learning import LearningStudent
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import torch
 from distill.training.batches.forest import TokenTree
 from distill.training.batches.layout import Layout
 from distill.training.batches.packing import Batch
-from distill.training.memory import is_out_of_memory
+from distill.training.fitting.memory import is_out_of_memory
 from distill.training.processes.group import Group
 from distill.training.processes.sharding import Sharding
-from distill.training.student import LearningStudent
+from distill.training.student.learning import LearningStudent
 
 
 class OutOfMemory(Exception):

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conversations.errors import OperatorError
 from conversations.serving import rope_factors_of
 from distill.settings import TrainTable
-from distill.training import attention
-from distill.training.activations import must_be_computed_twice
 from distill.training.batches.layout import Layout, layout_on
 from distill.training.batches.packing import Batch
-from distill.training.forward import Forward, proven_forward
 from distill.training.losses.head import answer_loss
 from distill.training.losses.lesson import Lesson, lesson_of
 from distill.training.processes.sharding import Sharding, divided_as, whole
+from distill.training.student import attention
+from distill.training.student.activations import must_be_computed_twice
+from distill.training.student.forward import Forward, proven_forward
 from distill.training.weights.adapters import adapt, adapted_layers, save_adapters
 from distill.training.weights.quiet import without_bars
 from distill.training.weights.rope import pin_rope

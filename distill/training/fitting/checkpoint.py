@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import torch
 
 from conversations.errors import OperatorError, OutsideError
-from distill.training.disk import disk_failure
+from distill.training.fitting.disk import disk_failure
 
 Fingerprint = Mapping[str, str]
 
