@@ -62,7 +62,7 @@ def figures(options: argparse.Namespace) -> Figures:
     found: Figures = {
         "subject": "train",
         "hardware": hardware() | {"device": options.device},
-        "model": str(options.model),
+        "model": Path(options.model).name,
         "cases": {name: asdict(work) | {"model": Path(work.model).name} for name, work in works.items()},
     }
     [peak] = told_by("train_ways", asdict(replace(plain, way="gemm")), options.limit)
