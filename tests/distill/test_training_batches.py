@@ -269,6 +269,18 @@ def test_rows_are_filled_with_every_tree_and_no_two_of_them_could_be_one(lengths
     assert len(filled) < 2 or filled[0] + filled[1] > capacity
 
 
+def test_half_the_budget_of_a_cpu_makes_micro_batches_of_half_the_tokens_where_rows_share_a_history():
+    history = tuple(range(100, 130))
+    forest = Forest([TrainingRow(f"{n:02d}", "a", (*history, *[n + 3] * 20), (END,)) for n in range(60)])
+    largest = []
+    for budget in (1024, 512, 256, 128, 64):
+        layout = layout_on(torch.device("cpu"), token_budget=budget, by_blocks=False)
+        batches = list(layout.batches(layout.trees(forest, [forest.whole(row) for row in range(60)])))
+        largest.append(max(batch.token_ids.numel() for batch in batches))
+        assert largest[-1] <= budget
+    assert largest == sorted(set(largest), reverse=True)
+
+
 def test_a_gpus_rows_are_full_to_the_twentieth_part():
     chance = random.Random(0)
     rows = [

@@ -59,8 +59,9 @@ def layout_on(device: torch.device, *, token_budget: int | None, by_blocks: bool
     if by_blocks:
         # Joined trees stay shorter than a row, so that several fill it.
         return Layout(budget, overhead, max_tree_tokens=budget, max_joined_tokens=budget // 4, one_row=True)
-    # Masks and scores grow with the square of a tree, and beyond these lengths cost more than the sharing saves.
-    return Layout(budget, overhead, max_tree_tokens=1024, max_joined_tokens=384, one_row=False)
+    # Masks and scores grow with the square of a tree, and beyond these lengths cost more than the sharing saves. A tree is computed at
+    # once, so that a smaller budget, as after memory ran out, must make smaller trees.
+    return Layout(budget, overhead, max_tree_tokens=min(1024, budget), max_joined_tokens=min(384, budget), one_row=False)
 
 
 def cut_batches(trees: Sequence[TokenTree], *, token_budget: int, overhead_tokens: int) -> list[list[TokenTree]]:
