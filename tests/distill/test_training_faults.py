@@ -23,6 +23,7 @@ from distill.training.decisions.training_row import TrainingRow
 from distill.training.decisions.vocabulary import check_vocabulary
 from distill.training.fitting.checkpoint import load_checkpoint
 from distill.training.fitting.loop import Fitting
+from distill.training.fitting.memory import is_out_of_memory
 from distill.training.fitting.metrics_log import MetricsLog
 from distill.training.fitting.planning import plan_steps, validation_sample
 from distill.training.student.learning import LearningStudent, open_student
@@ -37,6 +38,8 @@ def test_loss_that_is_no_number_names_step_rate_and_rows_and_leaves_the_checkpoi
         OperatorError, match=r"loss is nan.*at step 2 with learning rate 1e\+30, on the rows decision_\d+, d"
     ) as told:
         train(request, ignore)
+    # A run that has begun refuses another rate.
+    assert "lower [train] learning_rate, and begin a new run with `distill cycle`" in str(told.value)
     rows = str(told.value).split("on the rows ")[1].split("; ")[0].split(", ")
     assert len(rows) == 4 and all(name.startswith("decision_") for name in rows)
     saved = load_checkpoint(request.out_dir / CHECKPOINT)
@@ -112,9 +115,57 @@ def test_spent_memory_halves_the_micro_batches_once_and_begins_the_step_again(
 
 def test_memory_that_is_spent_for_the_second_time_is_told_with_what_to_lower(tmp_path: Path) -> None:
     with pytest.raises(
-        OutsideError, match=r"out of memory at step 1, with micro-batches of 400 tokens.*token_budget_per_batch"
+        OutsideError,
+        match=r"out of memory at step 1, with micro-batches of 400 tokens.*token_budget_per_batch.*begin a new run",
     ):
         run(fitting_in(tmp_path, most_tokens=30, token_budget=800), tmp_path)
+
+
+class HungryOptimizer(torch.optim.AdamW):
+    """An optimizer whose moments find no room."""
+
+    def step(self) -> None:
+        torch.empty(2**50)
+
+
+def test_memory_that_is_spent_by_the_optimizer_is_told_with_what_to_lower(tmp_path: Path) -> None:
+    fitting = fitting_in(tmp_path, most_tokens=10**9, token_budget=800)
+    fitting.optimizer = HungryOptimizer(fitting.student.trainable.values())
+    with pytest.raises(OutsideError, match=r"out of memory in the optimizer's step 1; .*lower its rank.*begin a new run"):
+        run(fitting, tmp_path)
+    assert load_checkpoint(tmp_path / CHECKPOINT) is not None
+
+
+def test_memory_that_is_spent_while_frozen_layers_are_computed_is_told(tmp_path: Path) -> None:
+    class Hungry(LearningStudent):
+        def frozen_states(self, batches: object, node_count: int) -> None:
+            torch.empty(2**50)
+
+    fitting = fitting_in(tmp_path, most_tokens=10**9, token_budget=800)
+    fitting.student.__class__ = Hungry
+    fitting.student.first_layer = 1
+    with pytest.raises(OutsideError, match=r"out of memory while what the frozen layers.*token_budget_per_batch"):
+        run(fitting, tmp_path)
+
+
+def test_memory_that_is_spent_while_a_student_is_opened_is_not_taken_for_a_model_that_cannot_be_trained(
+    tmp_path: Path,
+) -> None:
+    base = tiny_student(tmp_path / "student")
+
+    def starved(*_: object) -> None:
+        torch.empty(2**50)
+
+    with (
+        torch.nn.modules.module.register_module_forward_pre_hook(starved),
+        pytest.raises(OutsideError, match=r"out of memory while .*student was loaded.*base to a smaller model"),
+    ):
+        open_student(base, SETTINGS, device=torch.device("cpu"))
+
+
+def test_onednn_without_memory_is_told_apart_from_onednn_without_a_kernel() -> None:
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a matmul primitive"))
 
 
 @contextmanager

@@ -181,3 +181,16 @@ def test_a_rank_stabilised_adapter_is_scaled_by_the_root_of_its_rank_and_says_so
     with_peft = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter")
     read = torch.tensor([[1, 5, 9, 30]])
     torch.testing.assert_close(with_peft(read).logits, model(read).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_base_that_was_made_with_dropout_learns_without_it(tmp_path: Path, family: str) -> None:
+    base = tiny_student(tmp_path / "student", family)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    dropping = dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), 0.5)
+    (base / "config.json").write_text(json.dumps({**config, **dropping}), encoding="utf-8")
+    student = open_student(base, TrainTable(rank=4), device=torch.device("cpu"))
+    forest = Forest([TrainingRow("1", "a", tuple(range(3, 40)), (41, 42, 2))])
+    layout = student.layout(None)
+    (batch,) = layout.batches(layout.trees(forest, [forest.whole(0)]))
+    assert torch.equal(student.loss_sum(batch), student.loss_sum(batch))

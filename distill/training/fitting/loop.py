@@ -29,6 +29,7 @@ from distill.training.fitting.checkpoint import (
     save_checkpoint,
 )
 from distill.training.fitting.interruption import StopRequest, hearing_sigterm
+from distill.training.fitting.memory import telling_of_spent_memory, what_helps
 from distill.training.fitting.metrics_log import MetricsLog
 from distill.training.fitting.passes import OutOfMemory, Passes
 from distill.training.fitting.planning import Step
@@ -38,6 +39,11 @@ from distill.training.processes.sharding import load_optimizer_state, optimizer_
 from distill.training.student.learning import LearningStudent
 
 log = logging.getLogger(__name__)
+
+_IN_A_NEW_RUN = (
+    "and begin a new run with `distill cycle`, which pays for no answered question again: this one keeps its settings"
+)
+_FEWER_WEIGHTS = 'set [train] kind = "lora", lower its rank, or let fewer last_layers learn,'
 
 
 @dataclass(frozen=True)
@@ -184,10 +190,15 @@ class Fitting:
             rows = ", ".join(self.forest.rows[part.row].decision_id for part in step.parts)
             raise OperatorError(
                 f"training: the loss is {loss!r} and the gradient {norm!r} at step {self.position.step + 1} "
-                f"with learning rate {learning_rate:g}, on the rows {rows}; expected numbers; lower [train] learning_rate, or "
-                "look at these rows; the checkpoint before this step is kept"
+                f"with learning rate {learning_rate:g}, on the rows {rows}; expected numbers; look at these rows, lower [train] "
+                f"learning_rate, {_IN_A_NEW_RUN}; the checkpoint before this step is kept"
             )
-        self.optimizer.step()
+        with telling_of_spent_memory(
+            f"in the optimizer's step {self.position.step + 1}",
+            expected="two moments for each weight that learns",
+            to_lower=_FEWER_WEIGHTS,
+        ):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self._count(step, loss)
         figures: dict[str, Json] = {
@@ -247,7 +258,12 @@ class Fitting:
             return None
         rows = [self.forest.whole(row) for conversation in self.forest.conversations for row in conversation]
         layout = self.student.layout(self.position.token_budget)
-        return self.student.frozen_states(layout.batches(layout.trees(self.forest, rows)), len(self.forest))
+        with telling_of_spent_memory(
+            "while what the frozen layers make of the rows was computed once for all steps",
+            expected="it and one micro-batch",
+            to_lower="lower [train] token_budget_per_batch or max_tokens",
+        ):
+            return self.student.frozen_states(layout.batches(layout.trees(self.forest, rows)), len(self.forest))
 
     def _validate(self) -> None:
         """Measure the held-out loss and keep the weights when it is the best of any trained ones."""
@@ -257,8 +273,8 @@ class Fitting:
         if not math.isfinite(nll):
             raise OperatorError(
                 f"training: the held-out loss is {nll!r} after step {position.step} with learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:g}; expected a number; lower [train] learning_rate; the checkpoint before "
-                "it is kept"
+                f"{self.optimizer.param_groups[0]['lr']:g}; expected a number; lower [train] learning_rate {_IN_A_NEW_RUN}; "
+                "the checkpoint before it is kept"
             )
         position.tokens_since_validation = 0
         if position.step == 0:
@@ -290,6 +306,6 @@ class _Keeping:
 def _memory_told(step: int, budget: int) -> str:
     return (
         f"training: out of memory at step {step}, with micro-batches of {budget} tokens, which are half as large as asked for; "
-        "expected room for the student and one micro-batch; lower [train] token_budget_per_batch or max_tokens, set "
-        "gradient_checkpointing = true, or free memory, and run the same again: it goes on after its last checkpoint"
+        "expected room for the student and one micro-batch; "
+        + what_helps("lower [train] token_budget_per_batch or max_tokens, or set gradient_checkpointing = true,")
     )

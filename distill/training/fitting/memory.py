@@ -1,6 +1,11 @@
-"""How to tell that memory ran out: on a GPU, in torch's CPU allocator, and in Python."""
+"""How to tell that memory ran out: on a GPU, in torch's CPU allocator and its oneDNN kernels, and in Python."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from conversations.errors import OutsideError
 
 # torch's CPU allocator raises a plain RuntimeError with one of these.
 _SAID_BY_ALLOCATORS = ("not enough memory", "can't allocate memory", "cannot allocate memory")
@@ -10,4 +15,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID_BY_ALLOCATORS)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error).lower()
+    # oneDNN says no more than this; of what it cannot compute at all it says "could not create a primitive descriptor".
+    by_onednn = "could not create a primitive" in said and "primitive descriptor" not in said
+    return by_onednn or any(words in said for words in _SAID_BY_ALLOCATORS)
+
+
+@contextmanager
+def telling_of_spent_memory(where: str, *, expected: str, to_lower: str) -> Iterator[None]:
+    """Raise OutsideError where memory runs out in work that cannot be done in smaller pieces."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutsideError(
+            f"training: out of memory {where}; expected room for {expected}; {what_helps(to_lower)}"
+        ) from None
+
+
+def what_helps(to_lower: str) -> str:
+    """Return what an operator can do; a training that has begun keeps its settings, so that lower ones need a new run."""
+    return (
+        f"free memory and run the same again, which goes on after its last checkpoint if there is one; or {to_lower} and begin a new "
+        "run with `distill cycle`, which pays for no answered question again: a run that has begun keeps its settings"
+    )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from conversations.errors import OperatorError
 from distill.training.batches.layout import BLOCK_TOKENS
 from distill.training.batches.packing import Batch
+from distill.training.fitting.memory import is_out_of_memory
 from distill.training.losses.targets import Targets
 from distill.training.student.attention import Mask, mask_of
 
@@ -95,9 +96,9 @@ def proven_forward(model: PreTrainedModel, base_dir: Path, *, by_blocks: bool, h
     for way in ways:
         try:
             difference = _difference(way)
-        except torch.OutOfMemoryError:
-            raise
         except (TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             why = f"its decoder takes no masks and positions of ours: {error}"
             continue
         if difference <= tolerance:

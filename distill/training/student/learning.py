@@ -19,6 +19,7 @@ from conversations.serving import rope_factors_of
 from distill.settings import TrainTable
 from distill.training.batches.layout import Layout, layout_on
 from distill.training.batches.packing import Batch
+from distill.training.fitting.memory import telling_of_spent_memory
 from distill.training.losses.head import answer_loss
 from distill.training.losses.lesson import Lesson, lesson_of
 from distill.training.processes.sharding import Sharding, divided_as, whole
@@ -163,12 +164,17 @@ def open_student(
     `max_model_len` tokens turns them.
     Raises OperatorError when the folder holds no causal language model, one that cannot be trained exactly, one that attends
     only to fewer tokens than rows may have, or one without linear layers to adapt, when `last_layers` exceeds its layers, or when
-    the local teacher of the settings does not fit it.
+    the local teacher of the settings does not fit it; OutsideError when there is no memory for it.
     """
     in_half = settings.kind == "lora" and precision_of(device) == "bfloat16"
-    model = _load(base_dir, dtype=torch.bfloat16 if in_half else torch.float32)
-    pin_rope(model, rope_factors_of(base_dir, max_model_len))
-    return student_of(model.to(device), settings, base_dir=base_dir, max_model_len=max_model_len)
+    with telling_of_spent_memory(
+        f"while {base_dir} was loaded",
+        expected="the student's weights, and a local teacher's where there is one",
+        to_lower="set [student] base to a smaller model, or leave [train.local_teacher] out,",
+    ):
+        model = _load(base_dir, dtype=torch.bfloat16 if in_half else torch.float32)
+        pin_rope(model, rope_factors_of(base_dir, max_model_len))
+        return student_of(model.to(device), settings, base_dir=base_dir, max_model_len=max_model_len)
 
 
 def student_of(
@@ -187,7 +193,9 @@ def student_of(
     _refuse_short_sight(model, base_dir, settings)
     half = settings.kind == "full" and precision == "bfloat16"
     forward = proven_forward(model, base_dir, by_blocks=by_blocks, half=half)
+    # Activations are computed twice in this mode alone.
     model.train()
+    _drop_nothing(model)
     first_layer = _first_layer(forward, base_dir, settings)
     if settings.kind == "lora":
         model.requires_grad_(False)
@@ -208,6 +216,20 @@ def student_of(
     return LearningStudent(
         model, kind=settings.kind, precision=precision, first_layer=first_layer, forward=forward, lesson=lesson
     )
+
+
+def _drop_nothing(model: torch.nn.Module) -> None:
+    """Set every probability of dropout to 0: rows that share a history would lose other parts of it than each alone.
+
+    Layers of transformers keep theirs as numbers of their own ("attention_dropout"), or in torch's modules. The configuration, which
+    is saved with the weights, stays as it was published.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _load(base_dir: Path, *, dtype: torch.dtype) -> PreTrainedModel:
