@@ -207,6 +207,14 @@ def test_the_order_follows_from_seed_and_epoch_alone_and_loses_no_row():
         assert sum(bool(set(conversation) & set(step)) for step in plan) == 1
 
 
+def test_a_conversation_of_more_rows_than_two_steps_is_learnt_in_several_and_loses_no_row():
+    forest = Forest([TrainingRow(f"{n:02d}", "a", (*SYSTEM, *range(100, 101 + n)), (END,)) for n in range(17)])
+    plan = plan_epoch(forest, seed=3, epoch=1, rows_per_step=2)
+    assert plan == plan_epoch(forest, seed=3, epoch=1, rows_per_step=2)
+    assert sorted(itertools.chain.from_iterable(plan)) == list(range(17))
+    assert max(map(len, plan)) <= 4 and len(plan) >= 7
+
+
 def test_an_answer_of_many_rows_is_spelt_out_by_a_few_of_them_others_each_epoch_and_every_row_learns_its_opening():
     common, rare = (90, 91, 92, 93, 94, END), (80, 81, 82, 83, 84, END)
     rows = [TrainingRow(f"{n:02d}", f"{n:02d}", (*SYSTEM, 100 + n), common if n < 20 else rare) for n in range(22)]

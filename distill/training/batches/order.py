@@ -13,9 +13,9 @@ def plan_epoch(forest: Forest, *, seed: int, epoch: int, rows_per_step: int) -> 
     """Return the rows of every optimizer step of an epoch: all of them, shuffled by conversation.
 
     A pure function of its arguments, so that a resumed training goes on in the same order. Steps hold about
-    `rows_per_step` rows each, as evenly as whole conversations allow.
+    `rows_per_step` rows each, as evenly as whole conversations allow; one of more than twice as many is cut into parts.
     """
-    order = list(forest.conversations)
+    order = [part for conversation in forest.conversations for part in _cut(conversation, rows_per_step)]
     random.Random(f"{seed}/{epoch}").shuffle(order)
     row_total = len(forest.rows)
     step_count = max(1, round(row_total / rows_per_step))
@@ -25,6 +25,13 @@ def plan_epoch(forest: Forest, *, seed: int, epoch: int, rows_per_step: int) -> 
         steps[rows_before * step_count // row_total].extend(conversation)
         rows_before += len(conversation)
     return [step for step in steps if step]
+
+
+def _cut(conversation: tuple[int, ...], rows_per_step: int) -> list[tuple[int, ...]]:
+    """Return a conversation whole, or, where steps would be far too large, in parts of neighbours, which share most."""
+    if len(conversation) <= 2 * rows_per_step:
+        return [conversation]
+    return [conversation[first : first + rows_per_step] for first in range(0, len(conversation), rows_per_step)]
 
 
 def plan_parts(
