@@ -220,3 +220,26 @@ def test_a_soft_label_that_the_head_has_no_row_for_is_refused_by_name():
     targets = Targets(torch.tensor([0]), torch.ones(1), torch.tensor([[6]]), torch.tensor([[-0.1]]))
     with pytest.raises(OperatorError, match=r"token 6.*output head has 6"):
         answer_loss(torch.ones(1, WIDTH), torch.ones(6, WIDTH), targets, Mixture(0.5))
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0], ids=["a student that is nearly right", "a student that is wrong"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 20.0])
+def test_beliefs_are_exact_in_float32_from_the_lowest_temperature_to_the_highest(temperature, spread):
+    vocabulary, named = 5000, 20
+    random = torch.Generator().manual_seed(4)
+    believed = torch.randn(vocabulary, generator=random) * 3
+    logits = believed + torch.randn(vocabulary, generator=random) * spread
+    likeliest = log_softmax(believed.double(), dim=0).topk(named)
+    said = dict(zip(likeliest.indices.tolist(), likeliest.values.exp().tolist(), strict=True))
+    targets = Targets(torch.tensor([7]), torch.ones(1), likeliest.indices[None], likeliest.values.float()[None])
+    # A state of one number leaves the logits as they are.
+    loss = answer_loss(torch.ones(1, 1), logits[:, None], targets, Mixture(1.0, temperature))
+    expected = _brute_force(logits.double(), said, 7, soft_weight=1.0, temperature=temperature)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+    teacher = TeacherStates(torch.ones(1, 1), believed[:, None])
+    words = Targets(torch.tensor([7]), torch.ones(1))
+    loss = answer_loss(torch.ones(1, 1), logits[:, None], words, Mixture(0.0, temperature, 1.0), teacher)
+    student, whole = (log_softmax(each.double() / temperature, dim=0) for each in (logits, believed))
+    expected = (whole.exp() * (whole - student)).sum() * temperature**2
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)

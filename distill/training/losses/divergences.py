@@ -61,10 +61,8 @@ def bucket_divergence(logits: torch.Tensor, teacher: Choices, *, temperature: fl
     others = scaled.scatter_(1, at, -torch.inf)
     log_others = torch.logsumexp(others, dim=1, keepdim=True)
     log_norm = torch.logaddexp(torch.logsumexp(chosen, dim=1, keepdim=True), log_others)
-    log_chosen = torch.where(teacher.known, chosen - log_norm, 0.0)
     rest = teacher.rest.unsqueeze(1)
-    log_rest = torch.where(rest > 0, log_others - log_norm, 0.0)
-    losses = _divergence(teacher.probabilities, log_chosen) + _divergence(rest, log_rest)
+    losses = _divergence(teacher.probabilities, chosen - log_norm) + _divergence(rest, log_others - log_norm)
     if not with_gradient:
         return Lost(losses * temperature**2, None)
     # With s the student's probabilities and S those of its bucket: s - q for a choice, s (1 - Q / S) for a token of the bucket.
@@ -72,7 +70,7 @@ def bucket_divergence(logits: torch.Tensor, teacher: Choices, *, temperature: fl
     shift = torch.where(torch.isfinite(log_others), log_others, 0.0)
     gradient = others.sub_(shift).exp_().mul_((log_others - log_norm).exp() - rest)
     gradient.scatter_(1, at, 0.0)
-    gradient.scatter_add_(1, at, torch.where(teacher.known, log_chosen.exp() - teacher.probabilities, 0.0))
+    gradient.scatter_add_(1, at, (chosen - log_norm).exp() - teacher.probabilities)
     return Lost(losses * temperature**2, gradient.mul_(temperature))
 
 
@@ -81,8 +79,10 @@ def whole_divergence(logits: torch.Tensor, teacher_logits: torch.Tensor, *, temp
     teacher = torch.log_softmax(teacher_logits / temperature, dim=1)
     student = torch.log_softmax(logits / temperature, dim=1)
     probabilities = teacher.exp()
-    losses = (probabilities * teacher.sub_(student)).sum(dim=1) * temperature**2
-    return Lost(losses, student.exp_().sub_(probabilities).mul_(temperature) if with_gradient else None)
+    # Rounding as in `_divergence`.
+    differences = teacher.sub_(student).mul_(probabilities).sub_(probabilities)
+    losses = differences.add_(student.exp_()).sum(dim=1) * temperature**2
+    return Lost(losses, student.sub_(probabilities).mul_(temperature) if with_gradient else None)
 
 
 def tempered(ids: torch.Tensor, log_probabilities: torch.Tensor, *, vocabulary: int, temperature: float) -> Choices:
@@ -117,5 +117,13 @@ def tempered(ids: torch.Tensor, log_probabilities: torch.Tensor, *, vocabulary: 
 
 
 def _divergence(teacher: torch.Tensor, student_log: torch.Tensor) -> torch.Tensor:
-    """Return sum q (log q - log s) of each row; what the teacher holds impossible costs nothing."""
-    return (torch.xlogy(teacher, teacher) - teacher * student_log).sum(dim=1)
+    """Return sum (q log q/s - q + s) of each row. What the teacher holds impossible costs what it takes from the others.
+
+    Over all tokens q and s add up to 1, so that this is the divergence, and unlike sum q log q/s it is hardly moved by an error in a
+    logarithm: by (s - q) of it, not by q. At high temperatures, where s is near q, the square of the temperature enlarges the error.
+    """
+    dtype = student_log.dtype
+    # There are few entries, and nearly everything may be in one of them.
+    teacher, student_log = teacher.double(), student_log.double()
+    differences = torch.where(teacher > 0, teacher * (teacher.log() - student_log), 0.0)
+    return (differences - teacher + student_log.exp()).sum(dim=1).to(dtype)
