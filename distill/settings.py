@@ -214,7 +214,9 @@ class TrainTable(Table):
     soft_weight: float = Field(
         default=0.5, ge=0, le=1, description="of a teacher's log-probabilities in the loss, where it gave them"
     )
-    temperature: float = Field(default=1.0, gt=0, description="of the soft labels; 1: as the teacher said them")
+    temperature: float = Field(
+        default=1.0, ge=0.1, le=20, allow_inf_nan=False, description="of the soft labels; 1: as the teacher said them"
+    )
     local_teacher: LocalTeacherTable | None = None
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
@@ -225,10 +227,12 @@ class TrainTable(Table):
     gradient_checkpointing: bool | None = Field(
         default=None, description="compute activations twice instead of keeping them; empty: where they would not fit"
     )
-    processes: int | None = Field(default=None, ge=1, description="empty: one for each GPU, and one on a CPU")
-    learning_rate: float | None = Field(default=None, gt=0, description="empty: proven for the student's size")
+    processes: int | None = Field(default=None, ge=1, le=64, description="empty: one for each GPU, and one on a CPU")
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=10, allow_inf_nan=False, description="empty: proven for the student's size"
+    )
     schedule: Literal["linear", "cosine"] = "linear"
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=2.0, gt=0, le=1000, allow_inf_nan=False)
     last_layers: int | None = Field(
         default=None, ge=1, description="how many of the student's layers learn, from the last one; empty: all"
     )
@@ -244,13 +248,13 @@ class TrainTable(Table):
     )
     max_tokens: int = Field(default=2048, ge=64)
     warmup_share: float = Field(default=0.03, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    seed: int = 0
+    weight_decay: float = Field(default=0.0, ge=0, le=10, allow_inf_nan=False)
+    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     validate_every_tokens: int = Field(default=20_000, ge=1)
     patience: int = Field(default=4, ge=1)
     checkpoint_every_steps: int = Field(default=10, ge=1)
-    threads: int | None = Field(default=None, ge=1, description="empty: every core")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="empty: every core")
 
 
 class TuneTable(Table):

@@ -1,8 +1,9 @@
 """What a training is asked to do: which student learns which rows, with which settings, and where the result goes.
 
-In and out: values. Reads no file's contents and loads no library.
+In and out: values. Of files it reads the base's configuration alone, and it loads no library.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +49,11 @@ class TrainRequest:
 
     @property
     def longest_row(self) -> int:
-        """Return how many tokens a prompt and its answer may have: never more than the server takes.
+        """Return how many tokens a prompt and its answer may have: never more than the server takes, or than the base has positions.
 
-        Beyond that, a student with LongRoPE's short factors would learn positions that it is never asked for.
+        Beyond that, a student with LongRoPE's short factors would learn positions that it is never asked for, and any other one
+        positions that its base has never seen.
         """
-        return min(self.settings.max_tokens, self.max_model_len)
+        config = json.loads((self.base_dir / "config.json").read_text(encoding="utf-8"))
+        positions = config.get("max_position_embeddings") or self.max_model_len
+        return min(self.settings.max_tokens, self.max_model_len, positions)

@@ -4,6 +4,7 @@ In: the files that a request names. Out: rows, and what became of the others, by
 others find them kept.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from distill.training.decisions.training_row import TrainingRow
 from distill.training.decisions.vocabulary import check_vocabulary
 from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ def read_training_set(request: TrainRequest, group: Group) -> TrainingSet:
         group.wait()
     if not own:
         raise OperatorError(_nothing_to_learn(request, counts))
+    if group.writes and held_out_counts.rows and not held_out:
+        log.warning(
+            "%s: none of its %d held-out rows can be read, left out %s, so that nothing is validated and nothing ends the training "
+            "early; expected at least one within %d tokens",
+            request.validation_path,
+            held_out_counts.rows,
+            dict(held_out_counts.left_out),
+            request.longest_row,
+        )
     return TrainingSet(own, counts, replayed, replayed_counts, drawn.replayable, held_out, held_out_counts)
 
 
@@ -89,5 +101,6 @@ def _nothing_to_learn(request: TrainRequest, counts: RowCounts) -> str:
         )
     return (
         f"{request.train_path}: no row to learn: {counts.rows} rows, left out {dict(counts.left_out)}; expected "
-        f"at least one answer within {request.longest_row} tokens; teach more, or raise [train] max_tokens and [student] max_model_len"
+        f"at least one answer within {request.longest_row} tokens; teach more, or raise [train] max_tokens and [student] "
+        "max_model_len, as far as the base has positions"
     )

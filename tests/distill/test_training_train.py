@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import logging
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny_student import tiny_student, write_dataset
+from tiny_student import dataset_line, tiny_student, write_dataset
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
@@ -176,3 +179,57 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_almost_nothing(schedule):
     assert rates[5] == pytest.approx(1e-3)
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert 0 < rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", (0.01, 21.0, float("nan"))),
+        ("learning_rate", (11.0, float("inf"), float("nan"))),
+        ("epochs", (1001.0, float("inf"), float("nan"))),
+        ("weight_decay", (11.0, float("inf"), float("nan"))),
+        ("clip_norm", (float("inf"), float("nan"))),
+        ("seed", (-1, 2**32)),
+        ("threads", (1025,)),
+        ("processes", (65,)),
+    ],
+)
+def test_numbers_that_no_training_can_be_made_with_are_refused_with_the_settings(name, values):
+    for value in values:
+        with pytest.raises(ValidationError, match=name):
+            TrainTable.model_validate({name: value})
+
+
+def test_rows_beyond_the_positions_of_the_base_are_left_out_and_counted(tmp_path):
+    request = request_in(tmp_path)
+    whole = train(request, ignore)
+    config_path = request.base_dir / "config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    # The second row of each conversation repeats the first.
+    config_path.write_text(json.dumps({**config, "max_position_embeddings": 100}), encoding="utf-8")
+    result = train(dataclasses.replace(request, out_dir=tmp_path / "short"), ignore)
+    assert (request.longest_row, whole.train_rows_kept) == (100, 16)
+    assert result.train_rows_left_out == {"over_length": 16 - result.train_rows_kept}
+    assert 0 < result.train_rows_kept < 16
+
+
+def test_a_training_that_ends_worse_than_it_began_says_so_with_its_figures(tmp_path, caplog):
+    train(request_in(tmp_path / "well"), ignore)
+    assert not caplog.records
+    request = request_in(tmp_path / "badly")
+    # Of letters that nothing teaches.
+    unlike = dataset_line(100, 100, ["Be kind.", "Where is box 100?", "ZQXJ" * 8])
+    request.validation_path.write_text(unlike + "\n", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        result = train(request, ignore)
+    assert result.best_validation_nll > result.first_validation_nll
+    figures = rf"best held-out loss is {result.best_validation_nll:.4f} .* was {result.first_validation_nll:.4f} before"
+    assert [re.search(figures, record.getMessage()) is not None for record in caplog.records] == [True]
+
+
+def test_held_out_rows_that_are_all_left_out_are_warned_of(tmp_path, caplog):
+    request = request_in(tmp_path)
+    request.validation_path.write_text(dataset_line(1, 1, ["Be kind.", "Where?", " "]) + "\n", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert train(request, ignore).best_validation_nll is None
+    assert "none of its 1 held-out rows can be read, left out {'no_answer': 1}, so that nothing is validated" in caplog.text

@@ -129,6 +129,20 @@ class Fitting:
                     raise KeyboardInterrupt(f"stopped after step {self.position.step} of {len(self.steps)}")
         if self.best is not None:
             self.student.put_back(self.best)
+        self._warn_of_loss()
+
+    def _warn_of_loss(self) -> None:
+        """Say so where even the best weights do worse on held-out rows than those that the training began with."""
+        first, best = self.position.first_validation_nll, self.position.best_validation_nll
+        if self.group.writes and first is not None and best is not None and best > first:
+            log.warning(
+                "the training ends worse than it began: its best held-out loss is %.4f nats a token, after step %d, and was %.4f "
+                "before the first; expected a lower one; lower [train] learning_rate (%g) or look at the training rows",
+                best,
+                self.position.best_step,
+                first,
+                self.peak_learning_rate,
+            )
 
     @property
     def is_divided(self) -> bool:
