@@ -33,6 +33,7 @@ from distill.training.request import TrainRequest
 from distill.training.result import TrainResult, result_of, write_weights
 from distill.training.starting import learn_on, started_from
 from distill.training.student.learning import LearningStudent, device_at_hand, open_student
+from distill.training.telling import telling
 from distill.training.training_set import read_training_set
 
 RESULT_FILE = "training.json"
@@ -51,7 +52,7 @@ def train_stage(run: Run) -> Outcome:
 
     request = request_of(run)
     run.event(Stage.TRAIN, "starts", {"started_from": started_from(request.start), "wanted": request.settings.start_from})
-    result = train(request, show, lambda event, figures: run.event(Stage.TRAIN, event, figures))
+    result = train(request, show, telling(run))
     if request.replay_path is not None:
         settle_replay(run, request.replay_path)
     left_out = (

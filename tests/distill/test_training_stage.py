@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import small_run
+from test_training_train import Killed, ignore, killed_at, metrics_of, request_in
 from tiny_student import tiny_student
 
 from conversations import runs
 from conversations.runs import RunState
-from distill.run import Stage
+from distill.run import Stage, new_run
+from distill.training.telling import telling
+from distill.training.train import train
 from support_bot.console.runs import show_runs
 
 # Notes every address that a socket of the process is told to reach, and every name that is looked up.
@@ -71,3 +74,20 @@ def test_training_calls_nobody_is_followed_in_the_record_and_interrupted_by_sigt
         }
         assert in_record == {line["step"]: line["loss"] for line in in_file if line["event"] == "step"}
         assert len(list((tmp_path / "runs" / "token_cache").iterdir())) == 2
+
+
+def test_the_record_hears_each_figure_once_however_often_a_training_is_killed(tmp_path: Path) -> None:
+    request = request_in(tmp_path / "training")
+    with small_run(tmp_path / "small", "http://127.0.0.1:1") as small, new_run(small.record, small.settings) as run:
+        # Past a checkpoint, before the next one, twice; then to the end.
+        for step in (5, 1):
+            with pytest.raises(Killed):
+                train(request, killed_at(step), telling(run))
+        train(request, ignore, telling(run))
+        heard = [
+            (each.event, each.detail["step"])
+            for each in runs.run_events(small.record, run.run_id)
+            if each.stage == Stage.TRAIN
+        ]
+    assert heard == [(line["event"], line["step"]) for line in metrics_of(tmp_path / "training")]
+    assert [step for event, step in heard if event == "step"] == [1, 2, 3, 4, 5, 6]
