@@ -29,20 +29,18 @@ from distill.training.fitting.checkpoint import (
     save_checkpoint,
 )
 from distill.training.fitting.interruption import StopRequest, hearing_sigterm
-from distill.training.fitting.memory import telling_of_spent_memory, what_helps
+from distill.training.fitting.memory import spent_twice, telling_of_spent_memory
 from distill.training.fitting.metrics_log import MetricsLog
 from distill.training.fitting.passes import OutOfMemory, Passes
 from distill.training.fitting.planning import Step
 from distill.training.fitting.rates import learning_rate_at, proven_learning_rate, weight_groups
+from distill.training.fitting.remedies import IN_A_NEW_RUN
 from distill.training.processes.group import Group
 from distill.training.processes.sharding import load_optimizer_state, optimizer_state, whole
 from distill.training.student.learning import LearningStudent
 
 log = logging.getLogger(__name__)
 
-_IN_A_NEW_RUN = (
-    "and begin a new run with `distill cycle`, which pays for no answered question again: this one keeps its settings"
-)
 _FEWER_WEIGHTS = 'set [train] kind = "lora", lower its rank, or let fewer last_layers learn,'
 
 
@@ -205,7 +203,7 @@ class Fitting:
             raise OperatorError(
                 f"training: the loss is {loss!r} and the gradient {norm!r} at step {self.position.step + 1} "
                 f"with learning rate {learning_rate:g}, on the rows {rows}; expected numbers; look at these rows, lower [train] "
-                f"learning_rate, {_IN_A_NEW_RUN}; the checkpoint before this step is kept"
+                f"learning_rate, {IN_A_NEW_RUN}; the checkpoint before this step is kept"
             )
         with telling_of_spent_memory(
             f"in the optimizer's step {self.position.step + 1}",
@@ -242,7 +240,7 @@ class Fitting:
         torch.cuda.empty_cache()
         budget = self.position.token_budget
         if budget < self._token_budget:
-            raise OutsideError(_memory_told(self.position.step + 1, budget))
+            raise OutsideError(spent_twice(self.position.step + 1, budget))
         self.position.token_budget = max(1, budget // 2)
         log.warning(
             "out of memory at step %d: micro-batches hold %d tokens from here on, not %d",
@@ -256,7 +254,7 @@ class Fitting:
         try:
             return work(self.student.layout(self.position.token_budget))
         except OutOfMemory:
-            raise OutsideError(_memory_told(self.position.step + 1, self.position.token_budget)) from None
+            raise OutsideError(spent_twice(self.position.step + 1, self.position.token_budget)) from None
 
     def _count(self, step: Step, loss: float) -> None:
         position = self.position
@@ -287,7 +285,7 @@ class Fitting:
         if not math.isfinite(nll):
             raise OperatorError(
                 f"training: the held-out loss is {nll!r} after step {position.step} with learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:g}; expected a number; lower [train] learning_rate {_IN_A_NEW_RUN}; "
+                f"{self.optimizer.param_groups[0]['lr']:g}; expected a number; lower [train] learning_rate {IN_A_NEW_RUN}; "
                 "the checkpoint before it is kept"
             )
         position.tokens_since_validation = 0
@@ -315,11 +313,3 @@ class _Keeping:
     path: Path
     fingerprint: Fingerprint
     threads: int
-
-
-def _memory_told(step: int, budget: int) -> str:
-    return (
-        f"training: out of memory at step {step}, with micro-batches of {budget} tokens, which are half as large as asked for; "
-        "expected room for the student and one micro-batch; "
-        + what_helps("lower [train] token_budget_per_batch or max_tokens, or set gradient_checkpointing = true,")
-    )
