@@ -102,7 +102,9 @@ def train(
     training in `out_dir` was begun with another base, other rows or other settings; OutsideError when memory or disk run out or a
     process dies; KeyboardInterrupt after SIGTERM, with a checkpoint written.
     """
-    draw_replay(request)
+    request.out_dir.mkdir(parents=True, exist_ok=True)
+    with telling_of_a_full_disk(request.out_dir):
+        draw_replay(request)
     processes = process_count(request.settings)
     alone = Group(device_at_hand())
     if processes == 1:
