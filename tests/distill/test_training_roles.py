@@ -10,7 +10,6 @@ from conversations.prompt import Renderer
 from distill.training.decisions.reading import RowCounts, read_decisions
 from tests.conversations.made_tokenizers import CHATML, GEMMA, PHI3_MINI, PHI4_MINI, Made
 
-
 CALL = json.dumps({"tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "find", "arguments": "{}"}}]})
 
 
