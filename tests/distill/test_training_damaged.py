@@ -179,7 +179,7 @@ def soft_label_line(log_probability: str) -> str:
 def test_replayed_rows_that_find_no_room_are_told_and_leave_no_half_file(tmp_path: Path) -> None:
     replay = write_dataset(tmp_path / "replay.jsonl", 8, first=50)
     request = request_in(tmp_path, SETTINGS.model_copy(update={"replay_share": 0.5}), replay_path=replay)
-    with pytest.raises(OutsideError, match="File too large.*make room and run the same again"), no_file_longer_than(200):
+    with pytest.raises(OutsideError, match=r"File too large.*make room and run the same again"), no_file_longer_than(200):
         train(request, ignore)
     assert not list(request.out_dir.iterdir())
 

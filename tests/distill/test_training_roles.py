@@ -1,4 +1,4 @@
-"""What training promises of conversations with tools, or with roles that a format lacks: what cannot be written is left out and counted."""
+"""What training promises of conversations with tools, or roles that a format lacks: they are left out and counted."""
 
 import json
 from pathlib import Path
