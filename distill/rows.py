@@ -6,9 +6,9 @@ In and out: lines of text. A row says where it comes from; nothing here knows ho
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from conversations.decisions import AnswerAuthor, Verdict
 from conversations.errors import OperatorError
@@ -23,6 +23,22 @@ class Task(StrEnum):
     SUMMARIZATION = "summarization"
     NLI = "nli"
     MATH = "math"
+
+
+# How much a decision counts in a loss, beside 1 for a common one.
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+def _check_log_probability(value: float) -> float:
+    # Not the other way round: a value that is no number is not above anything.
+    if not value <= _ROUNDING_NATS:
+        raise ValueError(f"a log-probability of {value!r}; expected at most 0")
+    return value
+
+
+# Teachers round in half precision, and may so pass 0 a little.
+_ROUNDING_NATS = 1e-3
+LogProbability = Annotated[float, AfterValidator(_check_log_probability)]
 
 
 class RowModel(BaseModel):
@@ -101,7 +117,7 @@ class ChosenRow(RowModel):
     cluster_id: str
     topic: str
     split: Split
-    weight: float = 1.0
+    weight: Weight = 1.0
     chosen_because: str
     signals: tuple[str, ...] = ()
     task: Task = Task.CONVERSATION
@@ -160,7 +176,7 @@ class DatasetRow(RowModel):
     conversation_id: str
     cluster_id: str
     topic: str
-    weight: float
+    weight: Weight
     teacher: str
     task: Task = Task.CONVERSATION
     language: str = ""
@@ -190,7 +206,7 @@ class TokenBelief(RowModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
     said: bytes
-    choices: tuple[tuple[bytes, float], ...]
+    choices: tuple[tuple[bytes, LogProbability], ...]
 
 
 class SoftLabelRow(RowModel):
@@ -229,17 +245,36 @@ AnyRow = TypeVar("AnyRow", bound=RowModel)
 def read_rows(path: Path, model: type[AnyRow]) -> Iterator[AnyRow]:
     """Yield the rows of a file.
 
-    Raises OperatorError with file and line where one does not fit.
+    Raises OperatorError where there is no such file, and with file and line where one does not fit or is not UTF-8.
     """
-    with path.open(encoding="utf-8") as lines:
+    try:
+        lines = path.open("rb")
+    except FileNotFoundError:
+        raise rows_gone(path) from None
+    with lines:
         for number, line in enumerate(lines, start=1):
             try:
                 yield model.model_validate_json(line)
             except ValidationError as error:
                 raise OperatorError(
-                    f"{path}:{number}: not a {model.__name__}: {error.errors()[0]['msg']}; "
+                    f"{path}:{number}: not a {model.__name__}: {first_problem(error)}; "
                     "the file was changed by hand or by another version: run its stage again in a new run"
                 ) from None
+
+
+def rows_gone(path: Path) -> OperatorError:
+    """Return what to raise for a file of rows that is not there."""
+    return OperatorError(
+        f"{path}: no such file; expected the rows that a stage of this run has written; restore it, or run its stage again in a "
+        "new run"
+    )
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return what is wrong with a row first, and where in it."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else problem["msg"]
 
 
 def rows_text(rows: Iterable[RowModel]) -> str:

@@ -257,11 +257,14 @@ def write_whole(path: Path, text: str) -> Path:
     """Write a text file so that it is there wholly or not at all, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.half")
-    with half.open("w", encoding="utf-8", newline="\n") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    half.replace(path)
+    try:
+        with half.open("w", encoding="utf-8", newline="\n") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
     return path
 
 

@@ -87,7 +87,12 @@ class Renderer:
         """
         has_system = bool(messages) and messages[0].role is Role.SYSTEM
         first = self._system_ids(messages[0]) if has_system else []
-        said = messages[has_system:]
+        unread = self._too_long_to_read(messages[has_system:], max_prompt_tokens)
+        said = messages[has_system + unread :]
+        if unread and not said:
+            raise PromptTooLong(
+                f"the last message has {len(messages[-1].content)} letters; {max_prompt_tokens} tokens are allowed"
+            )
         rest = [self._following(self._turn(message, self._behind_a_turn)) for message in said]
         opening = self._following(self._opened(self._behind_a_turn))
         fixed = len(first) + len(opening) + (0 if has_system else len(self._spelling.ids(Mark(self._marks.no_system))))
@@ -99,7 +104,7 @@ class Renderer:
         turns = [*rest[len(rest) - kept :], opening]
         if not has_system:
             turns[0] = self._turn(said[-kept], self._marks.no_system) if kept else self._opened(self._marks.no_system)
-        return Prompt((*first, *(token for ids in turns for token in ids)), len(rest) - kept)
+        return Prompt((*first, *(token for ids in turns for token in ids)), unread + len(rest) - kept)
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the ids that a student learns to say: the answer and the end-of-turn token."""
@@ -145,6 +150,16 @@ class Renderer:
             # As the student said it: the header of its own turn, then its words.
             return self._spelling.ids(opening) + self._spelling.continued(opening, message.content.strip(), close)
         return self._spelling.ids(opening, self._words(message), close)
+
+    def _too_long_to_read(self, said: Sequence[ChatMessage], max_prompt_tokens: int) -> int:
+        """Return how many of the oldest messages end with one whose length alone says that it cannot fit.
+
+        A customer can paste megabytes, and cutting those into tokens to drop them takes seconds and gigabytes.
+        """
+        for count in range(len(said), 0, -1):
+            if self._spelling.fewest_tokens(said[count - 1].content) > max_prompt_tokens:
+                return count
+        return 0
 
     def _words(self, message: ChatMessage) -> str:
         return message.content.strip() if self._marks.strips_text else message.content

@@ -18,6 +18,9 @@ _CONTROL = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
+_LETTERS_JOINED = 4
+
+
 @dataclass(frozen=True)
 class Mark:
     """Part of a chat format, with control tokens spelt out; never a customer's words."""
@@ -30,6 +33,7 @@ class Spelling:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._letters_per_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
         # A checkpoint can have been saved with its trainer's settings, which would cut what is encoded.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -67,6 +71,14 @@ class Spelling:
         """Return the ids of what follows an opening that has been encoded already, as the model goes on behind it."""
         before, whole = self.ids(opening), self.ids(opening, *pieces)
         return whole[len(before) :] if whole[: len(before)] == before else self.ids(*pieces)
+
+    def fewest_tokens(self, text: str) -> int:
+        """Return how many tokens a text has at the least, told by its length alone, without cutting it.
+
+        No token stands for more letters than it is spelt with. A tokenizer may compose letters before it cuts them: Unicode's
+        composed form (NFC) makes one of four at most. White space at the ends, which some drop, is not counted.
+        """
+        return len(text.strip()) // (_LETTERS_JOINED * self._letters_per_token)
 
     def token_bytes(self) -> dict[int, bytes]:
         """Return what each token spells, control tokens left out.

@@ -7,8 +7,11 @@ import hashlib
 from importlib import metadata
 from pathlib import Path
 
+from conversations.prompt import Renderer
 from conversations.serving import rope_factors_of
+from distill.rows import rows_gone
 from distill.run import file_digest
+from distill.training.decisions.reading import READING_VERSION
 from distill.training.fitting.checkpoint import Fingerprint
 from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
@@ -37,14 +40,17 @@ def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
     """Return, by name, everything that decides what a training ends with.
 
     How often a checkpoint is written is not among it. How many processes train is: their sums are added in another order.
+    Raises OperatorError where the base or a file of rows is not there.
     """
     teacher = request.settings.local_teacher
     told = request.settings.model_dump(exclude=PLACES)
     settings = {name: value for name, value in told.items() if name not in _WITHOUT_EFFECT}
     return {
         "base": digest_of_base(request.base_dir),
+        "chat template": Renderer.load(request.base_dir).digest,
+        "prompt rules": READING_VERSION,
         "tokenizer": file_digest(request.base_dir / "tokenizer.json"),
-        "train rows": file_digest(request.train_path),
+        "train rows": _digest(request.train_path),
         "validation rows": _digest(request.validation_path),
         "soft labels": _digest(request.beliefs_learnt),
         "local teacher": digest_of_base(teacher.path) if teacher else "none",
@@ -61,4 +67,9 @@ def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
 
 
 def _digest(path: Path | None) -> str:
-    return file_digest(path) if path else "none"
+    if path is None:
+        return "none"
+    try:
+        return file_digest(path)
+    except FileNotFoundError:
+        raise rows_gone(path) from None

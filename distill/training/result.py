@@ -7,6 +7,7 @@ stage's manifest.
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from conversations.serving import RopeFactors, Serving
@@ -153,7 +154,19 @@ def write_weights(
         out_dir = request.out_dir / MERGED
         agreement = merge_adapter(request.base_dir, folder, out_dir, rows, max_model_len=request.max_model_len, card=card)
         result = replace(result, merged=asdict(agreement))
-    return replace(result, weights_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+    return replace(result, weights_bytes=_bytes_of_weights(folder))
+
+
+def weights_gone(request: TrainRequest, result: TrainResult) -> Path | None:
+    """Return the folder of a finished training whose weights are not there, or not whole; None where nothing lacks."""
+    folder, merged = request.out_dir / result.weights, request.out_dir / MERGED
+    if _bytes_of_weights(folder) != result.weights_bytes:
+        return folder
+    return merged if result.merged is not None and not _bytes_of_weights(merged) else None
+
+
+def _bytes_of_weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _card(request: TrainRequest, result: TrainResult, fingerprint: Fingerprint, serving: Serving) -> str:

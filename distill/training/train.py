@@ -6,16 +6,18 @@ a CPU, ends with the same bits. Never reads the test set, the record or a custom
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from conversations.errors import OperatorError
 from conversations.messages import Json
-from distill.rows import SOFT_LABELS_FILE
+from distill.rows import SOFT_LABELS_FILE, first_problem
 from distill.run import Counts, Outcome, Run, Stage, write_whole
 from distill.settings import token_cache
 from distill.training.batches.forest import Forest
@@ -30,7 +32,7 @@ from distill.training.processes.group import Group
 from distill.training.processes.launch import process_count, threads_of_each, train_together
 from distill.training.replaying import replay_of, settle_replay, start_of
 from distill.training.request import TrainRequest
-from distill.training.result import TrainResult, result_of, write_weights
+from distill.training.result import TrainResult, result_of, weights_gone, write_weights
 from distill.training.starting import learn_on, started_from
 from distill.training.student.learning import LearningStudent, device_at_hand, open_student
 from distill.training.telling import telling
@@ -38,6 +40,8 @@ from distill.training.training_set import read_training_set
 
 RESULT_FILE = "training.json"
 CHECKPOINT_FILE = ".checkpoint.pt"
+
+log = logging.getLogger(__name__)
 
 
 def train_stage(run: Run) -> Outcome:
@@ -97,19 +101,21 @@ def train(
 ) -> TrainResult:
     """Fine-tune the student, write its weights, and say how it went.
 
-    `on_progress` is called after every step, `on_event` with every line of metrics. A finished training is returned as it is; a
-    begun one goes on. Several processes train where the settings, or several GPUs, say so.
+    `on_progress` is called after every step, `on_event` with every line of metrics. A finished training is returned as it is
+    while its weights are there; a begun one goes on. Several processes train where the settings, or several GPUs, say so.
     Raises OperatorError when there is nothing to learn, the base cannot be loaded, the loss is no number, or the
     training in `out_dir` was begun with another base, other rows or other settings; OutsideError when memory or disk run out or a
     process dies; KeyboardInterrupt after SIGTERM, with a checkpoint written.
     """
-    draw_replay(request)
+    request.out_dir.mkdir(parents=True, exist_ok=True)
+    with telling_of_a_full_disk(request.out_dir):
+        draw_replay(request)
     processes = process_count(request.settings)
     alone = Group(device_at_hand())
     if processes == 1:
         return train_in(alone, request, on_progress, on_event)
     fingerprint = fingerprint_of(request, replace(alone, size=processes))
-    finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
+    finished = _finished(request, fingerprint)
     if finished is not None:
         return finished
 
@@ -120,7 +126,7 @@ def train(
             on_event(event, figures)
 
     train_together(request, processes, heard)
-    finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
+    finished = _finished(request, fingerprint)
     assert finished is not None, "every process has ended well, and none has written a result"
     return finished
 
@@ -133,7 +139,7 @@ def train_in(
 ) -> TrainResult:
     """Train as one process of a group, of which the first writes; see `train`."""
     fingerprint = fingerprint_of(request, group)
-    finished = _finished(request.out_dir / RESULT_FILE, fingerprint)
+    finished = _finished(request, fingerprint)
     if finished is not None:
         return finished
     saved = load_checkpoint(request.out_dir / CHECKPOINT_FILE)
@@ -186,12 +192,35 @@ def _whole_student(fitting: Fitting, request: TrainRequest) -> LearningStudent:
     return student
 
 
-def _finished(path: Path, fingerprint: Fingerprint) -> TrainResult | None:
+@dataclass(frozen=True)
+class _Kept:
+    """What `training.json` holds."""
+
+    fingerprint: dict[str, str]
+    result: TrainResult
+
+
+def _finished(request: TrainRequest, fingerprint: Fingerprint) -> TrainResult | None:
+    """Return the result of a training that is over and whose weights are still there.
+
+    Raises OperatorError where it is another training's, or cannot be read.
+    """
+    path = request.out_dir / RESULT_FILE
     if not path.is_file():
         return None
-    held = json.loads(path.read_text(encoding="utf-8"))
-    refuse_other_training(path, held["fingerprint"], fingerprint)
-    return TrainResult(**held["result"])
+    try:
+        kept = TypeAdapter(_Kept).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise OperatorError(
+            f"{path}: damaged, or written by another version: {first_problem(error)}; expected a finished training's "
+            "fingerprint and result; remove it to begin again from the first step"
+        ) from None
+    refuse_other_training(path, kept.fingerprint, fingerprint)
+    gone = weights_gone(request, kept.result)
+    if gone:
+        log.warning("%s: this training is over, but %s is gone or cut: it is trained again", path, gone)
+        return None
+    return kept.result
 
 
 @contextmanager

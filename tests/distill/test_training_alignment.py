@@ -140,6 +140,45 @@ def test_beliefs_of_any_tokenizer_are_put_to_the_students_as_the_plain_reference
         assert sum(mine.values()) <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("teacher", KINDS)
+@pytest.mark.parametrize("student", KINDS)
+@given(text=st.lists(TEXTS, min_size=9, max_size=11).map("".join), seed=st.integers(0, 10**6))
+@settings(max_examples=3, deadline=None)
+def test_the_beliefs_at_the_end_of_a_long_answer_are_put_as_the_plain_reference_puts_them(student, teacher, text, seed):
+    text = text.strip() or "."
+    beliefs = told(TEACHERS[teacher], text, seed=seed)
+    answer_ids = RENDERERS[student].answer(text)
+    found = as_dicts(ALIGNMENTS[student].soft_labels(text, answer_ids, beliefs), len(answer_ids))
+    for mine, plain in zip(found, reference(RENDERERS[student], text, beliefs), strict=True):
+        assert mine == pytest.approx(plain, rel=1e-4)
+
+
+class CountingRenderer(Renderer):
+    """Counts the letters that it is asked to cut."""
+
+    letters = 0
+
+    def unfinished(self, text: str) -> tuple[int, ...]:
+        self.letters += len(text)
+        return super().unfinished(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_of_twice_the_length_is_twice_the_work(kind):
+    renderer = renderer_of(small_tokenizer(kind))
+    renderer.__class__ = CountingRenderer
+    alignment, letters = Alignment(renderer), []
+    for sentences in (40, 80):
+        text = " ".join(f"Please wait {number} minutes, then restart the box." for number in range(sentences))
+        renderer.letters = 0
+        # What no token says whole: the student must be asked how it would begin to say it.
+        told_ = [*((each, ((each, -0.1), (b" zebra" + each, -3.0))) for each in cut(renderer, text)), (b"", ((b"", -0.1),))]
+        beliefs = [TokenBelief(said=said, choices=choices) for said, choices in told_]
+        assert alignment.soft_labels(text, renderer.answer(text), beliefs) is not None
+        letters.append(renderer.letters)
+    assert letters[0] > 0 and letters[1] < 2.3 * letters[0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS, seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)

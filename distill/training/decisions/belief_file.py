@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conversations.errors import OperatorError
-from distill.rows import DatasetRow, SoftLabelRow
+from distill.rows import DatasetRow, SoftLabelRow, first_problem
 from distill.training.decisions.beliefs import Alignment, OtherWords
 from distill.training.decisions.training_row import SoftLabels
 
@@ -49,7 +49,7 @@ class BeliefFile:
         try:
             row = SoftLabelRow.model_validate_json(line)
         except ValidationError as error:
-            raise self._not_a_row(number, error.errors()[0]["msg"]) from None
+            raise self._not_a_row(number, first_problem(error)) from None
         try:
             return self._alignment.soft_labels(decision.messages[-1].content, answer_ids, row.tokens)
         except OtherWords:

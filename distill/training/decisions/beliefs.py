@@ -6,8 +6,10 @@ and exact. What no token of the student can say goes to the rest; a position wit
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -15,6 +17,13 @@ import numpy as np
 from conversations.prompt import Renderer
 from distill.rows import TokenBelief
 from distill.training.decisions.training_row import SoftLabels
+
+# How much of an answer is read before a place to see how its words are cut there, and how many tokens must come out as they stand
+# in the answer. A tokenizer that joins letters over a longer stretch than this is asked for the whole answer up to there.
+_WINDOW_BYTES = 160
+_SHARED_TOKENS = 8
+# Bytes of UTF-8 that begin no character.
+_WITHIN = frozenset(bytes([byte]) for byte in range(0x80, 0xC0))
 
 
 class OtherWords(Exception):
@@ -42,6 +51,14 @@ class _Told:
     beliefs: Sequence[TokenBelief]
     ends: tuple[int, ...]
     beginning_at: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What stands before a place of an answer, or enough of it, and its tokens."""
+
+    text: bytes
+    token_ids: tuple[int, ...]
 
 
 class Alignment:
@@ -84,18 +101,19 @@ class Alignment:
         if at is None or is_last != (not told.beliefs[at].said) or (place and answer.starts[place - 1] == start):
             return {}
         masses: dict[int, float] = {}
+        before = cache(lambda: self._before(answer, place))
         for spelt, log_probability in told.beliefs[at].choices:
             mass = math.exp(log_probability)
             if spelt == told.beliefs[at].said:
                 token_id: int | None = answer.token_ids[place]
                 mass = _until(told, at, answer.ends[place])
             else:
-                token_id = self._first_token(answer, place, spelt)
+                token_id = self._first_token(answer, place, spelt, before)
             if token_id is not None and mass > 0:
                 masses[token_id] = masses.get(token_id, 0.0) + mass
         return masses
 
-    def _first_token(self, answer: _Answer, place: int, spelt: bytes) -> int | None:
+    def _first_token(self, answer: _Answer, place: int, spelt: bytes, before: Callable[[], _Before]) -> int | None:
         """Return the token with which the student would begin to say this at a place; None where it would not begin there."""
         if not spelt:
             return answer.token_ids[-1]
@@ -107,13 +125,42 @@ class Alignment:
                 return self._ids[answer.lead + spelt]
         elif spelt in self._ids:
             return self._ids[spelt]
+        known = before()
         try:
-            text = (answer.text[: answer.starts[place]] + spelt).decode("utf-8")
+            text = (known.text + spelt).decode("utf-8")
         except UnicodeDecodeError:
             return None
-        token_ids = self._renderer.unfinished(text)
-        begins_here = token_ids[:place] == answer.token_ids[:place] and len(token_ids) > place
-        return token_ids[place] if begins_here else None
+        token_ids, here = self._renderer.unfinished(text), len(known.token_ids)
+        return token_ids[here] if token_ids[:here] == known.token_ids and len(token_ids) > here else None
+
+    def _before(self, answer: _Answer, place: int) -> _Before:
+        """Return the end of what stands before a place where it is cut as within the whole answer, else all of it.
+
+        So the work grows with the length of an answer and not with its square.
+        """
+        start, text = answer.starts[place], answer.text
+        whole = _Before(text[:start], answer.token_ids[:place])
+        first = _sound_place(answer, bisect_right(answer.starts, start - _WINDOW_BYTES) - 1, -1)
+        if place - first < _SHARED_TOKENS or first <= 0:
+            return whole
+        end = answer.starts[_sound_place(answer, min(place + _SHARED_TOKENS, len(answer.starts) - 1), 1)]
+        token_ids = self._renderer.unfinished(text[answer.starts[first] : end].decode("utf-8"))
+        # Counted from the end, because a tokenizer may put a space before a text or take one away.
+        behind, here = end - start, len(token_ids)
+        while behind > 0 and here:
+            here -= 1
+            behind -= len(self._bytes.get(token_ids[here], b""))
+        shared = answer.token_ids[place - _SHARED_TOKENS : place]
+        if behind or token_ids[max(0, here - _SHARED_TOKENS) : here] != shared:
+            return whole
+        return _Before(text[answer.starts[first] : start], token_ids[:here])
+
+
+def _sound_place(answer: _Answer, place: int, step: int) -> int:
+    """Return the nearest place in a direction at which no character is cut in two."""
+    while 0 < place < len(answer.starts) and answer.text[answer.starts[place] : answer.starts[place] + 1] in _WITHIN:
+        place += step
+    return place
 
 
 def _told(text: bytes, beliefs: Sequence[TokenBelief]) -> _Told:

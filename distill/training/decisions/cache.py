@@ -12,6 +12,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def kept_rows(folder: Path | None, decided_by: Mapping[str, str], make: Callable
     path = folder / f"{key}.tokens"
     found = _read(path)
     if found is not None:
-        os.utime(path)
+        # Used last; another training may have removed it since, or the folder may be one that is only read.
+        with suppress(OSError):
+            os.utime(path)
         return found
     rows, counts = make()
     arrays, about = _arrays(rows), _about(rows, counts)

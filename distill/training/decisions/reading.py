@@ -5,6 +5,7 @@ their soft labels, and the count of what was left out and why. Never cuts an ans
 chat's, leaves out no row silently.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from conversations.messages import Role
+from conversations.messages import ChatMessage, Role
 from conversations.prompt import PromptTooLong, Renderer, RoleUnknown
 from distill.rows import DatasetRow, read_rows
 from distill.training.decisions.belief_file import BeliefFile
@@ -20,7 +21,7 @@ from distill.training.decisions.beliefs import Alignment
 from distill.training.decisions.training_row import TrainingRow
 
 # Raised with every change in what becomes of a row, so that no kept token ids of before are taken for those of now.
-READING_VERSION = "2"
+READING_VERSION = "3"
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class LeftOut(StrEnum):
     NO_ANSWER = "no_answer"
     NO_WEIGHT = "no_weight"
     TOOL_CALL = "tool_call"
+    TOOL_CALL_IN_HISTORY = "tool_call_in_history"
     ROLE_UNKNOWN = "role_unknown"
     PROMPT_TOO_LONG = "prompt_too_long"
     OVER_LENGTH = "over_length"
@@ -103,6 +105,8 @@ def _render(
         return LeftOut.TOOL_CALL
     if not messages or messages[-1].role is not Role.ASSISTANT or not messages[-1].content.strip():
         return LeftOut.NO_ANSWER
+    if any(_belongs_to_a_call(message) for message in messages[:-1]):
+        return LeftOut.TOOL_CALL_IN_HISTORY
     if decision.weight <= 0:
         return LeftOut.NO_WEIGHT
     try:
@@ -119,3 +123,9 @@ def _render(
         weight=decision.weight,
     )
     return LeftOut.OVER_LENGTH if row.input_tokens + 1 > max_tokens else (row, prompt.dropped_messages)
+
+
+def _belongs_to_a_call(message: ChatMessage) -> bool:
+    """Return whether a message calls a tool, and would be rendered as an empty turn, or is the result of a call."""
+    keys = json.loads(message.extra_json) if message.extra_json else {}
+    return message.role is Role.TOOL or any(keys.get(name) for name in ("tool_calls", "function_call"))

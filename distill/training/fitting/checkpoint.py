@@ -1,16 +1,17 @@
 """Everything that a killed training needs to go on as if nothing had happened, in one file.
 
 In: weights, optimizer, random state and position after a step. Out: the same, after a restart. The file is replaced in one
-step, so that there is always a whole one. Never continues a training of another base, other rows or other settings.
+step, so that there is always a whole one, and ends with the digest of all that stands before, so that a single changed bit is
+seen. Never continues a training of another base, other rows or other settings.
 """
 
+import hashlib
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import BinaryIO
 
 import torch
 
@@ -18,6 +19,10 @@ from conversations.errors import OperatorError, OutsideError
 from distill.training.fitting.disk import disk_failure
 
 Fingerprint = Mapping[str, str]
+
+# The file's last bytes: a line end and the SHA-256 of the rest in hexadecimal. torch.load passes over what follows its archive.
+_DIGEST_BYTES = 65
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass
@@ -67,8 +72,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "position": dict(vars(checkpoint.position)),
     }
     try:
-        with half.open("wb") as file:
+        with half.open("w+b") as file:
             torch.save(held, file)
+            file.write(_digest_line(file, file.tell()))
             file.flush()
             os.fsync(file.fileno())
         half.replace(path)
@@ -77,11 +83,23 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         half.unlink(missing_ok=True)
         if failure is None:
             raise
+        before = "the checkpoint before it is whole: " if path.is_file() else ""
         raise OutsideError(
             f"{path}: the checkpoint after step {checkpoint.position.step} cannot be written: {failure.strerror}; it takes "
-            f"{_bytes_of(held)} bytes and {shutil.disk_usage(path.parent).free} are free; the checkpoint before it is whole: make "
-            "room and run the same again"
+            f"{_bytes_of(held)} bytes and {shutil.disk_usage(path.parent).free} are free; {before}make room and run the same again"
         ) from None
+
+
+def _digest_line(file: BinaryIO, size: int) -> bytes:
+    """Return what stands behind the first so many bytes of a checkpoint file; leaves the file there."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while file.tell() < size:
+        piece = file.read(min(_PIECE_BYTES, size - file.tell()))
+        if not piece:
+            break
+        digest.update(piece)
+    return b"\n" + digest.hexdigest().encode()
 
 
 def _bytes_of(held: object) -> int:
@@ -95,18 +113,26 @@ def _bytes_of(held: object) -> int:
 def load_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint, or None where there is none.
 
-    Raises OperatorError when the file cannot be read as one.
+    Raises OperatorError when the file is not bit for bit what a training of this version wrote.
     """
     if not path.is_file():
         return None
+    with path.open("rb") as file:
+        size = path.stat().st_size - _DIGEST_BYTES
+        if size <= 0 or _digest_line(file, size) != file.read():
+            raise _damaged(path)
+    held = torch.load(path, map_location="cpu", weights_only=True)
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
         return Checkpoint(**{**held, "position": Position(**held["position"])})
-    except (RuntimeError, pickle.UnpicklingError, BadZipFile, EOFError, KeyError, TypeError) as error:
-        raise OperatorError(
-            f"{path}: cannot be read as a training checkpoint: {error}; it was damaged or written by another version; "
-            f"remove it to train from the beginning"
-        ) from error
+    except (KeyError, TypeError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> OperatorError:
+    return OperatorError(
+        f"{path}: damaged, or written by another version; expected a training's state as it was saved; remove it to begin again "
+        "from the first step"
+    )
 
 
 def refuse_other_training(path: Path, was: Fingerprint, now: Fingerprint) -> None:

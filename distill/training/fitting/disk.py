@@ -38,6 +38,6 @@ def telling_of_a_full_disk(folder: Path) -> Iterator[None]:
 
 def _told(path: Path | str, folder: Path, why: str) -> str:
     return (
-        f"{path}: cannot be written: {why}; {shutil.disk_usage(folder).free} bytes are free there; expected room for the "
-        "student's weights; make room and run the same again: it goes on after its last checkpoint"
+        f"{path}: cannot be written: {why}; {shutil.disk_usage(folder).free} bytes are free there; expected room for "
+        "what a training writes; make room and run the same again: it goes on after its last checkpoint, where there is one"
     )
