@@ -229,7 +229,7 @@ def rendered(made: Made, turns: tuple[ChatMessage, ...]) -> str:
 
 
 def test_a_known_formats_tokens_do_not_hide_that_the_template_thinks_before_it_answers(tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match="opens later answers with .*<think>"):
+    with pytest.raises(OperatorError, match=r"opens later answers with .*<think>"):
         Renderer.load(replace(CHATML, template=THINKS).write(tmp_path))
 
 
