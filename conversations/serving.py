@@ -32,6 +32,7 @@ class Serving(BaseModel):
     """How trained weights are to be served.
 
     `rank` is the adapter's, None where there is none. `max_model_len` is the server's, as it was when they were trained.
+    `prompt_digest` is the renderer's, empty where the weights do not say it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,7 +41,7 @@ class Serving(BaseModel):
     base: str
     base_digest: str
     tokenizer_digest: str
-    prompt_digest: str
+    prompt_digest: str = ""
     max_model_len: int
     rope_factors: RopeFactors
     rank: int | None
@@ -54,6 +55,7 @@ class Served(BaseModel):
 
     base_digest: str
     tokenizer_digest: str
+    prompt_digest: str
     max_model_len: int
     rope_factors: RopeFactors
     max_lora_rank: int
@@ -65,6 +67,11 @@ def why_unfit(serving: Serving, served: Served) -> str:
         return f"it was made on weights with the digest {serving.base_digest}; this server's have {served.base_digest}"
     if serving.tokenizer_digest != served.tokenizer_digest:
         return f"it was taught with the tokenizer {serving.tokenizer_digest}; this server's is {served.tokenizer_digest}"
+    if serving.prompt_digest and serving.prompt_digest != served.prompt_digest:
+        return (
+            f"it was taught on prompts with the digest {serving.prompt_digest}; this chat writes its students' with the digest "
+            f"{served.prompt_digest}"
+        )
     if serving.rank is not None and serving.rank > served.max_lora_rank:
         return (
             f"its rank is {serving.rank}, above this server's [student] max_lora_rank = {served.max_lora_rank}; raise that"

@@ -17,6 +17,7 @@ import psutil
 from conversations import releases
 from conversations.errors import OperatorError
 from conversations.messages import Json
+from conversations.prompt import Renderer
 from conversations.serving import Served, digest_of_tokenizer, rope_factors_of
 from conversations.settings import StudentTable
 from conversations.store import Record
@@ -57,6 +58,7 @@ def look_after_students(
         served = Served(
             base_digest=digest,
             tokenizer_digest=digest_of_tokenizer(student.base),
+            prompt_digest=Renderer.load(student.base).digest,
             max_model_len=student.max_model_len,
             rope_factors=rope_factors_of(student.base, student.max_model_len),
             max_lora_rank=student.max_lora_rank,

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from conversations.errors import OperatorError, OutsideError
+from conversations.prompt import Renderer
 from conversations.serving import digest_of_tokenizer, read_serving, rope_factors_of
 from conversations.settings import StudentTable
 from support_bot.cpu_adapters import PLUGIN_NAME
@@ -25,6 +27,14 @@ from support_bot.cpu_adapters import PLUGIN_NAME
 CPU_LORAS_AT_LEAST = 8
 _OWN_ARGUMENTS = {
     "--model": "set [student] base",
+    "--config": "give its arguments one by one",
+    "--hf-config-path": "the configuration is the student's own",
+    "--served-model-name": "the server answers to the names of releases",
+    "--enable-lora": "releases are adapters",
+    "--no-enable-lora": "releases are adapters",
+    "--quantization": "set [student] base to a quantised checkpoint",
+    "-q": "set [student] base to a quantised checkpoint",
+    "--revision": "set [student] base to the folder of that revision",
     "--tokenizer": "the tokenizer is the student's own",
     "--max-model-len": "set [student] max_model_len",
     "--max-lora-rank": "set [student] max_lora_rank",
@@ -64,11 +74,11 @@ def check_serving(student: StudentTable) -> None:
     vLLM chooses LongRoPE's factors by `max_model_len` alone, and an argument that comes later on its command line wins.
     """
     for argument in student.extra_arguments:
-        name = argument.partition("=")[0].replace("_", "-")
-        if name in _OWN_ARGUMENTS:
+        own = _own_argument(argument)
+        if own:
             raise OperatorError(
-                f"[student] extra_arguments has {argument!r}, which the server is given from the settings; expected only arguments "
-                f"that have no key; {_OWN_ARGUMENTS[name]}"
+                f"[student] extra_arguments has {argument!r}, which vLLM can read as {own}; expected only arguments that the server "
+                f"is not given already; {_OWN_ARGUMENTS[own]}"
             )
     serving = read_serving(student.base)
     if serving is None:
@@ -83,6 +93,13 @@ def check_serving(student: StudentTable) -> None:
             f"{student.base / 'tokenizer.json'}: it is not the tokenizer that the student was taught with; expected the digest "
             f"{serving.tokenizer_digest}; copy it from the student's base, or merge again"
         )
+    prompt_digest = Renderer.load(student.base).digest
+    if serving.prompt_digest and serving.prompt_digest != prompt_digest:
+        raise OperatorError(
+            f"{student.base}: it was taught on prompts with the digest {serving.prompt_digest}, and the chat would write its prompts "
+            f"with the digest {prompt_digest}; expected the chat template and the version of this product that it was trained "
+            "with; merge or train anew"
+        )
     factors = rope_factors_of(student.base, student.max_model_len)
     if factors is not serving.rope_factors:
         raise OperatorError(
@@ -90,6 +107,22 @@ def check_serving(student: StudentTable) -> None:
             f"factors, and it was trained with the {serving.rope_factors} ones (max_model_len = {serving.max_model_len}); set that, "
             "or train anew"
         )
+
+
+def _own_argument(argument: str) -> str:
+    """Return the option of ours that vLLM could take an argument for, or an empty string.
+
+    Its parser takes every unambiguous beginning of a name, underscores for dashes, `--name.key` and `--name+`, and the value of a
+    short option in the same word.
+    """
+    if argument.startswith("-q"):
+        return "-q"
+    if not argument.startswith("--"):
+        return ""
+    name = re.split(r"[.+=]", argument, maxsplit=1)[0].replace("_", "-")
+    if name.startswith("--hf-overrides"):
+        return "--hf-overrides"
+    return next((own for own in _OWN_ARGUMENTS if own.startswith(name)), "")
 
 
 def server_command(student: StudentTable, base_release_id: str) -> list[str]:

@@ -1,22 +1,19 @@
 """The marks of a student whose chat format is none of the known ones, found out of its own chat template.
 
-In: a checkpoint's template. Out: marks, as the differences between renderings of texts that are known; and a check that the
+In: a checkpoint's template. Out: marks, as the differences between renderings of texts that are known; and whether the
 renderer writes the very ids of the template. What cannot be told apart safely is refused: a template that changes earlier text,
 that alters words, that opens an answer otherwise than it shows earlier ones, or that ends an answer without a token.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from conversations.errors import OperatorError
-from conversations.messages import ChatMessage, Json, Role
-from conversations.prompt.marks import Marks
+from conversations.messages import ChatMessage, Role
+from conversations.prompt.chat_template import ChatTemplate
+from conversations.prompt.marks import ChatFormat, Marks
 
 if TYPE_CHECKING:
     from conversations.prompt.renderer import Renderer
@@ -35,81 +32,8 @@ _ORDINARY = (
     ChatMessage(Role.USER, "\tund jetzt – „später“?"),
     ChatMessage(Role.ASSISTANT, "Yes."),
 )
+_CHATML_DEFAULT_SYSTEM = re.compile(r"\A<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
 _SPACED = " \n words with space around \n "
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A checkpoint's own chat template, and the names of tokens that it may use."""
-
-    path: Path
-    text: str
-    tokens: Mapping[str, str]
-
-    def render(self, messages: Sequence[ChatMessage], *, opens_answer: bool) -> str:
-        """Return the conversation as the template writes it.
-
-        Raises OperatorError where the template fails or jinja2 is not installed.
-        """
-        try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ModuleNotFoundError:
-            raise OperatorError(
-                f"{self.path}: this student's chat format is read from its template, and jinja2 is not installed; "
-                "run `pip install -e '.[chat]'`"
-            ) from None
-        # As transformers renders chat templates, so that the same text comes out.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = self._refuse
-        environment.globals["strftime_now"] = lambda form: "26 Jul 2024"
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        try:
-            return environment.from_string(self.text).render(
-                messages=[{"role": message.role.value, "content": message.content} for message in messages],
-                add_generation_prompt=opens_answer,
-                tools=None,
-                documents=None,
-                **self.tokens,
-            )
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise self.refusal(f"cannot be rendered: {error}") from None
-
-    def refusal(self, why: str) -> OperatorError:
-        """Return the error that says why this template cannot be followed."""
-        return OperatorError(
-            f"{self.path}: the chat template {why}; expected one whose turns stand behind each other unchanged, each answer with "
-            "an end-of-turn token; choose a student with another chat format"
-        )
-
-    def _refuse(self, why: str) -> None:
-        raise ValueError(why)
-
-
-def read_template(student_dir: Path) -> ChatTemplate:
-    """Return the chat template of a checkpoint folder.
-
-    Raises OperatorError where there is none.
-    """
-    config_path, template_path = student_dir / "tokenizer_config.json", student_dir / "chat_template.jinja"
-    config: dict[str, Json] = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    text: Json = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
-    if isinstance(text, list):
-        named = {str(each["name"]): each["template"] for each in text if isinstance(each, dict)}
-        text = named.get("default")
-    if not isinstance(text, str):
-        raise OperatorError(
-            f"{student_dir}: its control tokens are of no chat format that is known here, and it has no chat template; expected "
-            "chat_template.jinja, or 'chat_template' in tokenizer_config.json; choose a student that was made for chat"
-        )
-    tokens: dict[str, str] = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(name)
-        content = value.get("content") if isinstance(value, dict) else value
-        tokens[name] = content if isinstance(content, str) else ""
-    return ChatTemplate(template_path if template_path.is_file() else config_path, text, tokens)
 
 
 def marks_of_template(template: ChatTemplate, control: Sequence[str]) -> Marks:
@@ -156,31 +80,37 @@ def marks_of_template(template: ChatTemplate, control: Sequence[str]) -> Marks:
     )
 
 
-def check_against_template(renderer: "Renderer", template: ChatTemplate, tokenizer: Tokenizer) -> None:
-    """Raise OperatorError unless a renderer writes the ids of the template's own rendering of ordinary text.
+def difference(renderer: "Renderer", template: ChatTemplate, tokenizer: Tokenizer) -> str:
+    """Return how a renderer's ids of ordinary text differ from those of the template's own rendering, or an empty string.
 
-    tokenizer: the student's, as it reads a rendered template.
+    tokenizer: the student's, as it reads a rendered template. ChatML is written without the system message that some templates
+    put where there is none (SmolLM2's and Qwen2.5's name their makers).
+    Raises OperatorError where the template cannot be rendered.
     """
     for messages in (_SPOKEN, _ORDINARY, _ORDINARY[1:]):
         for count in range(1, len(messages) + 1):
             said = messages[:count]
-            if said[-1].role is Role.USER:
-                written = tokenizer.encode(template.render(said, opens_answer=True), add_special_tokens=False).ids
+            if said[-1].role is Role.SYSTEM:
+                continue
+            opens_answer = said[-1].role is Role.USER
+            text = template.render(said, opens_answer=opens_answer)
+            if renderer.chat_format is ChatFormat.CHATML and said[0].role is not Role.SYSTEM:
+                text = _CHATML_DEFAULT_SYSTEM.sub("", text)
+            written = tokenizer.encode(text, add_special_tokens=False).ids
+            if opens_answer:
                 ours = list(renderer.prompt(said, max_prompt_tokens=100_000).token_ids)
-            elif said[-1].role is Role.ASSISTANT:
-                written = tokenizer.encode(template.render(said, opens_answer=False), add_special_tokens=False).ids
+            else:
                 answer = renderer.answer(said[-1].content)
                 ours = [*renderer.prompt(said[:-1], max_prompt_tokens=100_000).token_ids, *answer]
-                written = written[: len(ours)]
                 if renderer.text(answer) != said[-1].content or answer[-1] not in renderer.stop_ids:
-                    raise template.refusal(f"does not give the answer {said[-1].content!r} back from its ids")
-            else:
-                continue
-            if ours != written:
-                raise template.refusal(
+                    return f"does not give the answer {said[-1].content!r} back from its ids"
+            # What a template writes behind the end of an answer (an end of the text, a line break) is never said.
+            if ours != (written if opens_answer else written[: len(ours)]):
+                return (
                     f"gives other ids for {said[-1].content!r} than its parts do: {renderer.text(written)!r} and "
                     f"{renderer.text(ours)!r}"
                 )
+    return ""
 
 
 def _between(template: ChatTemplate, messages: Sequence[ChatMessage]) -> list[str]:

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 
 from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Role
+from conversations.prompt.chat_template import read_template
 from conversations.prompt.marks import MARKS, ChatFormat, Marks, recognise
-from conversations.prompt.own_template import check_against_template, marks_of_template, read_template
+from conversations.prompt.own_template import difference, marks_of_template
 from conversations.prompt.spelling import Mark, Spelling
 
 PROMPT_VERSION = "2"
@@ -54,7 +55,8 @@ class Renderer:
     def load(cls, student_dir: Path) -> "Renderer":
         """Read the tokenizer of a checkpoint folder.
 
-        A student of no known chat format is rendered by the marks of its own template.
+        A student of no known chat format, or whose template writes otherwise than the known format that its control tokens are
+        of, is rendered by the marks of its own template.
         Raises OperatorError where there is no tokenizer, or no template whose turns can be told apart safely.
         """
         path = student_dir / "tokenizer.json"
@@ -72,11 +74,22 @@ class Renderer:
             ) from None
         spelling, digest = Spelling(tokenizer), hashlib.sha256(path.read_bytes()).hexdigest()
         chat_format = recognise(spelling.control, tokenizer.get_vocab_size())
+        template, as_published = read_template(student_dir), Tokenizer.from_file(str(path))
+        as_published.no_truncation()
+        as_published.no_padding()
         if chat_format is not None:
-            return cls(spelling, chat_format, MARKS[chat_format], digest)
-        template = read_template(student_dir)
+            known = cls(spelling, chat_format, MARKS[chat_format], digest)
+            if template is None or not difference(known, template, as_published):
+                return known
+        if template is None:
+            raise OperatorError(
+                f"{student_dir}: its control tokens are of no chat format that is known here, and it has no chat template; expected "
+                "chat_template.jinja, or 'chat_template' in tokenizer_config.json; choose a student that was made for chat"
+            )
         renderer = cls(spelling, ChatFormat.OWN_TEMPLATE, marks_of_template(template, tuple(spelling.control)), digest)
-        check_against_template(renderer, template, Tokenizer.from_file(str(path)))
+        why_otherwise = difference(renderer, template, as_published)
+        if why_otherwise:
+            raise template.refusal(why_otherwise)
         return renderer
 
     def prompt(self, messages: Sequence[ChatMessage], *, max_prompt_tokens: int) -> Prompt:

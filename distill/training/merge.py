@@ -49,7 +49,13 @@ def merge_run(settings: DistillSettings, run_folder: Path, out_dir: Path | None)
             f"run `distill train --run {run_folder.name}`"
         )
     rows = _rows(settings, run_folder, serving.max_model_len)
-    card = (adapter_dir / "README.md").read_text(encoding="utf-8")
+    card_path = adapter_dir / "README.md"
+    try:
+        card = card_path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OperatorError(
+            f"{card_path}: cannot be read ({error}); expected the adapter's model card, which tells what it was trained on; train anew"
+        ) from None
     agreement = merge_adapter(
         settings.student.base, adapter_dir, out_dir, rows, max_model_len=serving.max_model_len, card=card
     )
@@ -60,8 +66,14 @@ def _rows(settings: DistillSettings, run_folder: Path, max_model_len: int) -> li
     """Return the run's held-out decisions, or those it was trained on where none were held out."""
     renderer = Renderer.load(settings.student.base)
     for name in ("validation.jsonl", "train.jsonl"):
+        path = run_folder / Stage.ASSEMBLE / name
+        if not path.is_file():
+            raise OperatorError(
+                f"{path}: no such file; expected the run's dataset, on which the merged student is compared with the unmerged; bring "
+                "the folder back, or train in a new run"
+            )
         rows, _ = read_decisions(
-            run_folder / Stage.ASSEMBLE / name,
+            path,
             renderer,
             max_prompt_tokens=settings.prompt.max_prompt_tokens,
             max_tokens=min(settings.train.max_tokens, max_model_len),

@@ -20,7 +20,7 @@ from distill.training.request import StartingPoint, TrainRequest
 from distill.training.starting import started_from
 from distill.training.student.learning import LearningStudent, put_in_place
 from distill.training.training_set import TrainingSet
-from distill.training.weights.card import licence_of, model_card, teachers_of
+from distill.training.weights.card import base_model_of, licence_of, model_card, teachers_of
 from distill.training.weights.folder import complete_checkpoint, note_serving
 from distill.training.weights.merging import merge_adapter
 
@@ -173,6 +173,7 @@ def _card(request: TrainRequest, result: TrainResult, fingerprint: Fingerprint, 
     unsaid = ("kind", "weights", "weights_bytes", "rope_factors", "merged")
     return model_card(
         serving=serving,
+        base_model=base_model_of(request.base_dir),
         licence=licence_of(request.base_dir),
         digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
         teachers=teachers_of(*(path for path in (request.train_path, drawn_replay(request).path) if path)),

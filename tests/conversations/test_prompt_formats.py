@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from conversations.errors import OperatorError
 from conversations.messages import ChatMessage, Role
 from conversations.prompt import ChatFormat, Renderer
+from conversations.prompt.chat_template import read_template
 
 EVERY = (*FORMATS, GEMMA, ZEPHYR)
 SYSTEM = ChatMessage(Role.SYSTEM, "Be brief.\n\nSay\tyes or no.")
@@ -192,6 +193,90 @@ def test_a_template_whose_turns_cannot_be_told_apart_is_refused(why: str, tmp_pa
     assert was in made.template
     with pytest.raises(OperatorError, match=says):
         Renderer.load(replace(made, template=made.template.replace(was, now)).write(tmp_path))
+
+
+BOS_FIRST = replace(
+    CHATML,
+    name="internlm2-like",
+    template="{{ bos_token }}" + CHATML.template,
+    control=(AddedToken("<s>", special=True, normalized=False), *CHATML.control),
+    bos="<s>",
+)
+THINK = "{% if loop.last and message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + "
+THINKS = (
+    "{% for message in messages %}" + THINK + "message['content'] + '<|im_end|>\n' }}{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are made by nobody<|im_end|>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("turns", [(SYSTEM, *TURNS[:3]), TURNS[:3]], ids=["system", "no system"])
+def test_a_known_formats_tokens_do_not_hide_that_the_template_begins_otherwise(turns: tuple[ChatMessage, ...]) -> None:
+    renderer = renderer_of(BOS_FIRST)
+    assert renderer.chat_format is ChatFormat.OWN_TEMPLATE
+    ids = prompt_ids(BOS_FIRST, *turns)
+    assert ids[0] == BOS_FIRST.tokenizer().token_to_id("<s>")
+    assert ids == BOS_FIRST.tokenizer().encode(rendered(BOS_FIRST, turns), add_special_tokens=False).ids
+
+
+def rendered(made: Made, turns: tuple[ChatMessage, ...]) -> str:
+    template = read_template(folder_of(made))
+    assert template is not None
+    return template.render(turns, opens_answer=True)
+
+
+def test_a_known_formats_tokens_do_not_hide_that_the_template_thinks_before_it_answers(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=r"opens later answers with .*<think>"):
+        Renderer.load(replace(CHATML, template=THINKS).write(tmp_path))
+
+
+def test_a_default_system_message_of_the_template_leaves_the_format_a_known_one(tmp_path: Path) -> None:
+    folder = replace(CHATML, template=DEFAULT_SYSTEM + CHATML.template).write(tmp_path)
+    assert Renderer.load(folder).chat_format is ChatFormat.CHATML
+
+
+HOSTILE = {
+    "recursion": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "a missing key": "{{ {}.pop('x') }}",
+    "a missing place": "{{ [].pop() }}",
+    "memory": "{{ 'x' * 100000000000000000 }}",
+    "a wrong unpacking": "{% set a, b = 'x' %}",
+    "syntax": "{% for %}",
+    "an immense range": "{{ range(10 ** 30) | length }}",
+    "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "nested small ranges": "{% for a in range(900) %}{% for b in range(900) %}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("made", [CHATML, ZEPHYR], ids=lambda made: made.name)
+@pytest.mark.parametrize("what", HOSTILE)
+def test_whatever_a_template_raises_is_a_refusal_that_names_its_file(made: Made, what: str, tmp_path: Path) -> None:
+    folder = replace(made, template=HOSTILE[what]).write(tmp_path)
+    with pytest.raises(OperatorError, match=r"chat_template\.jinja: the chat template cannot be rendered"):
+        Renderer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        (b"{", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"[]", "no object"),
+        (b"\xff\xfe", "cannot be read"),
+        (b'{"chat_template": 3}', "chat_template is int"),
+        (b'{"chat_template": [{"name": "default"}]}', "without text"),
+    ],
+    ids=["cut off", "deep", "a list", "not UTF-8", "a number", "no text"],
+)
+def test_a_damaged_tokenizer_configuration_is_refused_by_its_name(held: bytes, says: str, tmp_path: Path) -> None:
+    folder = CHATML.write(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_bytes(held)
+    with pytest.raises(OperatorError, match=rf"tokenizer_config\.json: .*{says}"):
+        Renderer.load(folder)
 
 
 def test_a_student_without_a_template_and_of_no_known_format_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What `distill merge` promises: one checkpoint out of a finished run, with figures, and nothing written over."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from small_run import small_run
 from test_training_weights import SETTINGS
 from tiny_student import tiny_student, write_dataset
 
+from conversations.errors import OperatorError
 from conversations.serving import read_serving
 from distill.run import Stage, new_run
+from distill.training.merge import merge_run
 from distill.training.request import TrainRequest
 from distill.training.train import train
 
@@ -54,3 +57,12 @@ def test_a_runs_adapter_is_merged_once_with_its_figures_and_nothing_is_written_o
     assert serving is not None and serving.kind == "merged"
     again = merge(small.settings_file, "--run", run.run_id, "--out", str(out))
     assert again.returncode == 2 and "there is something already" in again.stderr
+    student = small.settings.student.model_copy(update={"base": base})
+    settings = small.settings.model_copy(update={"student": student})
+    with pytest.raises(OperatorError, match="no folder can be made there"):
+        merge_run(settings, run.folder, out / "config.json" / "merged")
+    for gone in (run.folder / "train" / "adapter" / "README.md", assembled / "validation.jsonl"):
+        gone.unlink()
+        with pytest.raises(OperatorError, match=re.escape(str(gone))):
+            merge_run(settings, run.folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -103,7 +103,7 @@ def test_weights_say_how_they_are_to_be_served_and_name_no_place(phi4: Path, tau
 def test_the_card_tells_base_teachers_digests_and_service_to_hubs_and_people(taught: tuple[TrainResult, Path]) -> None:
     adapter, merged = ((taught[1] / name / "README.md").read_text(encoding="utf-8") for name in ("adapter", "merged"))
     assert (
-        "library_name: peft\npipeline_tag: text-generation\nbase_model: tiny-phi4\nbase_model_relation: adapter" in adapter
+        'library_name: peft\npipeline_tag: text-generation\nbase_model: "tiny-phi4"\nbase_model_relation: adapter' in adapter
     )
     assert "library_name: transformers" in merged and "base_model_relation: finetune" in merged
     for told in (
@@ -115,6 +115,9 @@ def test_the_card_tells_base_teachers_digests_and_service_to_hubs_and_people(tau
     ):
         assert told in adapter and told in merged
     assert "max_logit_difference" in merged
+    assert "| kind | lora |\n| base |" in adapter and "| dtype | float32 |" in adapter
+    assert "| kind | merged |\n| base |" in merged and "| dtype | bfloat16 |" in merged
+    assert "| kind | lora |\n| base |" not in merged and "| dtype | float32 |" not in merged
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])

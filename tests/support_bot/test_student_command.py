@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from scripted_vllm import ScriptedVllm
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from conversations import releases
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import utc_now
+from conversations.prompt import Renderer
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
 from conversations.serving import RopeFactors, Serving, digest_of_tokenizer, write_serving
 from conversations.settings import StudentTable
@@ -30,7 +33,9 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "config.json").write_text("{}", encoding="utf-8")
-    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
 
@@ -98,7 +103,7 @@ def serve_only_short(folder: Path, **changes: object) -> None:
         base="tiny",
         base_digest="sha256:1",
         tokenizer_digest=digest_of_tokenizer(folder),
-        prompt_digest="sha256:2",
+        prompt_digest=Renderer.load(folder).digest,
         max_model_len=4096,
         rope_factors=RopeFactors.SHORT,
         rank=None,
@@ -116,14 +121,45 @@ def test_a_context_that_would_switch_the_factors_of_a_trained_student_is_refused
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"tokenizer_digest": "sha256:other"}, "not the tokenizer"), ({"kind": "lora"}, "an adapter and no whole student")],
+    [
+        ({"tokenizer_digest": "sha256:other"}, "not the tokenizer"),
+        ({"prompt_digest": "other"}, "prompts with the digest other.* with the digest [0-9a-f]{64};"),
+        ({"kind": "lora"}, "an adapter and no whole student"),
+    ],
 )
-def test_a_trained_student_with_another_tokenizer_or_an_adapter_alone_is_no_base(
+def test_a_trained_student_with_another_tokenizer_other_prompts_or_an_adapter_alone_is_no_base(
     checkpoint: Path, changes: dict[str, str], says: str
 ) -> None:
     serve_only_short(checkpoint, **changes)
     with pytest.raises(OperatorError, match=says):
         check_serving(StudentTable(base=checkpoint, profile="cpu"))
+
+
+def test_a_trained_student_that_does_not_say_its_prompts_is_served(checkpoint: Path) -> None:
+    serve_only_short(checkpoint)
+    path = checkpoint / "serving.json"
+    old = json.loads(path.read_text(encoding="utf-8"))
+    del old["prompt_digest"]
+    path.write_text(json.dumps(old), encoding="utf-8")
+    check_serving(StudentTable(base=checkpoint, profile="cpu", max_model_len=4096))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--hf-overrides.rope_theta=1", "--hf_overrides.rope+", "--hf-overrides-extra", "--max-model", "--max_model=9", "--mod",
+        "--config", "--config=x.yaml", "--hf-config-path", "--served-model-name", "--no-enable-lora", "--enable_lora", "--quant",
+        "--quantization=fp8", "-q", "-qfp8", "--revision",
+    ],
+)  # fmt: skip
+def test_whatever_vllm_can_read_as_an_argument_of_ours_is_refused(checkpoint: Path, argument: str) -> None:
+    with pytest.raises(OperatorError, match="extra_arguments has"):
+        check_serving(StudentTable(base=checkpoint, profile="cpu", extra_arguments=("--max-num-seqs", "8", argument)))
+
+
+def test_arguments_of_which_the_settings_know_nothing_are_passed_on(checkpoint: Path) -> None:
+    arguments = ("--max-num-seqs=8", "--enforce-eager", "--compilation-config.level", "0", "--tokenizer-mode", "auto", "-O1")
+    check_serving(StudentTable(base=checkpoint, profile="cpu", extra_arguments=arguments))
 
 
 @pytest.mark.parametrize("argument", ["--max-model-len=8192", "--max_model_len", "--hf-overrides", "--dtype"])

@@ -36,6 +36,7 @@ BASE = "tiny"
 SERVED = Served(
     base_digest="sha256:base",
     tokenizer_digest="sha256:tokenizer",
+    prompt_digest="prompts",
     max_model_len=4096,
     rope_factors=RopeFactors.SHORT,
     max_lora_rank=16,
@@ -313,6 +314,10 @@ MISFITS = {
         "trained with the long LongRoPE factors (max_model_len 8192)",
     ),
     "tokenizer": ({"tokenizer_digest": "sha256:other"}, "taught with the tokenizer sha256:other"),
+    "prompts": (
+        {"prompt_digest": "others"},
+        "prompts with the digest others; this chat writes its students' with the digest prompts",
+    ),
     "base": ({"base_digest": "sha256:other"}, "made on weights with the digest sha256:other"),
 }
 

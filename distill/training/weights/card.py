@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.serving import Serving
 from distill.rows import DatasetRow, read_rows
 
 _RELATION = {"lora": "adapter", "merged": "finetune", "full": "finetune"}
-_LICENCE_LINE = re.compile(r"^license: *([\w.-]+) *$", re.MULTILINE)
+_LICENCE_LINE = re.compile(r"""^license: *(["']?)([\w.-]+)\1 *$""", re.MULTILINE)
+_SERVED_TITLE = "## How it is served"
+_SERVED_PART = re.compile(rf"^{_SERVED_TITLE}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _LICENCE = {
     "yes": "its licence allows training",
     "unknown": "whether its licence allows training is UNKNOWN; the operator answers for it",
@@ -25,6 +28,7 @@ _LICENCE = {
 def model_card(
     *,
     serving: Serving,
+    base_model: str,
     licence: str,
     digests: Mapping[str, str],
     teachers: Mapping[str, str],
@@ -33,15 +37,15 @@ def model_card(
 ) -> str:
     """Return the card as Markdown with the front matter that model hubs read.
 
-    licence: the base's, empty where it is not known. digests: of everything that decided the training, by name.
+    base_model: the base's name on model hubs, or its folder's. licence: the base's, empty where it is not known. digests: of
+    everything that decided the training, by name.
     """
-    served: dict[str, Json] = serving.model_dump(mode="json")
     front = [
         f"library_name: {'peft' if serving.kind == 'lora' else 'transformers'}",
         "pipeline_tag: text-generation",
-        f"base_model: {serving.base}",
+        f"base_model: {_quoted(base_model)}",
         f"base_model_relation: {_RELATION[serving.kind]}",
-        *([f"license: {licence}"] if licence else []),
+        *([f"license: {_quoted(licence)}"] if licence else []),
         "tags: [customer-support, distillation]",
     ]
     return "\n".join(
@@ -50,7 +54,7 @@ def model_card(
             *front,
             "---",
             "",
-            f"# A student of {serving.base}",
+            f"# A student of {_in_a_line(serving.base)}",
             "",
             "Fine-tuned by `distill train` on verified answers to questions of one company's customers. It was taught",
             "the answers alone (and to stop after them), each on the conversation as the chat renders it.",
@@ -61,8 +65,8 @@ def model_card(
             "## Whose answers",
             *_table(teachers),
             "",
-            "## How it is served",
-            *_table(served),
+            _SERVED_TITLE,
+            *_table(_served(serving)),
             "",
             "## How it went",
             *_table(figures),
@@ -74,21 +78,39 @@ def model_card(
     )
 
 
-def card_of_merged(card: str, agreement: Mapping[str, Json]) -> str:
-    """Return the card of an adapter as that of the weights it was merged into."""
+def card_of_merged(card: str, serving: Serving, agreement: Mapping[str, Json]) -> str:
+    """Return the card of an adapter as that of the weights it was merged into. serving: the merged weights'."""
     whole = card.replace("library_name: peft", "library_name: transformers", 1)
     whole = whole.replace("base_model_relation: adapter", "base_model_relation: finetune", 1)
+    told = "\n".join((_SERVED_TITLE, *_table(_served(serving)), "", ""))
+    whole = _SERVED_PART.sub(lambda _: told, whole, count=1)
     return "\n".join((whole.rstrip(), "", "## Merged, beside the unmerged adapter", *_table(agreement), ""))
+
+
+def base_model_of(base_dir: Path) -> str:
+    """Return the base's name on model hubs where its folder says it, as the embedded student's does, or the folder's name."""
+    return str(_origin(base_dir).get("model") or base_dir.name)
 
 
 def licence_of(base_dir: Path) -> str:
     """Return the base's licence where its folder says it, as hubs and the embedded student do."""
-    origin = base_dir / "origin.json"
-    if origin.is_file():
-        return str(json.loads(origin.read_text(encoding="utf-8")).get("license", ""))
+    origin = _origin(base_dir)
+    if origin:
+        return str(origin.get("license", ""))
     card = base_dir / "README.md"
-    found = _LICENCE_LINE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
-    return found[1] if found else ""
+    found = _LICENCE_LINE.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    return found[2] if found else ""
+
+
+def _origin(base_dir: Path) -> dict[str, Json]:
+    path = base_dir / "origin.json"
+    try:
+        held: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise OperatorError(
+            f"{path}: it is no JSON ({error}); expected what `distill unpack-student` wrote; unpack again"
+        ) from None
+    return held if isinstance(held, dict) else {}
 
 
 def teachers_of(*paths: Path) -> dict[str, str]:
@@ -102,7 +124,26 @@ def teachers_of(*paths: Path) -> dict[str, str]:
 
 
 def _table(entries: Mapping[str, Json] | Mapping[str, str]) -> list[str]:
-    return ["", "| | |", "|---|---|", *(f"| {name} | {_shown(value)} |" for name, value in entries.items())]
+    return ["", "| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(_shown(value))} |" for name, value in entries.items())]
+
+
+def _served(serving: Serving) -> dict[str, Json]:
+    told: dict[str, Json] = serving.model_dump(mode="json")
+    return told
+
+
+def _cell(text: str) -> str:
+    """Return a text as one cell of a Markdown table."""
+    return _in_a_line(text).replace("|", "\\|")
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def _quoted(text: str) -> str:
+    """Return a text as YAML's double-quoted scalar, which JSON's strings are (YAML 1.2, 1.3)."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _shown(value: Json) -> str:

@@ -5,7 +5,7 @@ float32 and rounded to bfloat16 once; files are read and written one after the o
 """
 
 import json
-import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,17 +13,17 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from conversations.errors import OperatorError
+from conversations.errors import OperatorError, OutsideError
 from conversations.serving import digest_of_weights, read_serving, rope_factors_of
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student.learning import put_in_place
-from distill.training.weights.adapters import CONFIG_FILE, WEIGHTS_FILE
 from distill.training.weights.base import INDEX_FILE, check_base
 from distill.training.weights.card import card_of_merged
+from distill.training.weights.change import Change, check_fit, opened_weights, read_changes
 from distill.training.weights.folder import complete_checkpoint, note_serving
 from distill.training.weights.quiet import without_bars
 from distill.training.weights.rope import pin_rope
@@ -31,8 +31,6 @@ from distill.training.weights.rope import pin_rope
 # The same sums in another order; a wrong scale or a swapped layer is off by far more.
 MOST_LOGIT_DIFFERENCE = 1e-3
 PROMPTS = 8
-_NAME_IN_ADAPTER = "base_model.model."
-_UNSERVED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,6 @@ class Agreement:
     same_token: float
 
 
-@dataclass(frozen=True)
-class _Change:
-    """What an adapter adds to one weight: scale · B · A. A: (rank, in), B: (out, rank), float32."""
-
-    lora_a: torch.Tensor
-    lora_b: torch.Tensor
-    scale: float
-
-    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
-        return torch.addmm(weight.float(), self.lora_b, self.lora_a, alpha=self.scale)
-
-
 def merge_adapter(
     base_dir: Path, adapter_dir: Path, out_dir: Path, rows: Sequence[TrainingRow], *, max_model_len: int, card: str
 ) -> Agreement:
@@ -69,84 +55,113 @@ def merge_adapter(
 
     rows: decisions whose answers are compared; PROMPTS of them are taken. card: the adapter's README.md.
     Raises OperatorError where the adapter was made for another base or is none that can be merged, where the base is quantised,
-    or where merged and unmerged logits differ by more than rounding.
+    where merged and unmerged logits differ by more than rounding, or where another merge has filled `out_dir` meanwhile;
+    OutsideError where the disk did not keep what was computed.
     """
+    files = check_base(base_dir)
     serving = read_serving(adapter_dir)
     if serving is not None and serving.base_digest != digest_of_weights(base_dir):
         raise OperatorError(
             f"{adapter_dir}: it was made for the base {serving.base!r} with the digest {serving.base_digest}, and {base_dir} holds "
             "other weights; set [student] base to the folder that it was trained on"
         )
-    files = check_base(base_dir)
-    changes = _changes(adapter_dir)
+    changes = read_changes(adapter_dir)
+    check_fit(files, changes, base_dir)
     if not rows:
         raise OperatorError(
             f"{adapter_dir}: no row to compare the merged student on; expected at least one decision with an answer"
         )
-    half_done = out_dir.with_name(f".{out_dir.name}.half")
+    replaces = _is_taken(out_dir)
+    # Two merges that go on at once have two such folders.
+    half_done = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.half")
     shutil.rmtree(half_done, ignore_errors=True)
-    half_done.mkdir(parents=True)
-    _write_merged(files, changes, base_dir, half_done)
-    agreement = _agreement(base_dir, adapter_dir, half_done, changes, rows[:PROMPTS], max_model_len)
-    complete_checkpoint(base_dir, half_done)
-    note_serving(base_dir, half_done, kind="merged", max_model_len=max_model_len, rank=None, dtype="bfloat16")
-    (half_done / "README.md").write_text(card_of_merged(card, asdict(agreement)), encoding="utf-8")
-    put_in_place(half_done, out_dir)
+    try:
+        half_done.mkdir(parents=True)
+    except OSError as error:
+        raise OperatorError(
+            f"{out_dir}: no folder can be made there ({error}); expected a place in a folder that can be written; name another"
+        ) from None
+    try:
+        _write_merged(files, changes, base_dir, half_done)
+        check_written(files, changes, half_done)
+        agreement = _agreement(base_dir, adapter_dir, half_done, changes, rows[:PROMPTS], max_model_len)
+        complete_checkpoint(base_dir, half_done)
+        merged = note_serving(base_dir, half_done, kind="merged", max_model_len=max_model_len, rank=None, dtype="bfloat16")
+        (half_done / "README.md").write_text(card_of_merged(card, merged, asdict(agreement)), encoding="utf-8")
+        if not replaces and _is_taken(out_dir):
+            raise OperatorError(
+                f"{out_dir}: something has come there while the adapter was merged; expected an empty place; look whether another "
+                "merge wrote it, or name another place"
+            )
+        put_in_place(half_done, out_dir)
+    finally:
+        shutil.rmtree(half_done, ignore_errors=True)
     return agreement
 
 
-def _changes(adapter_dir: Path) -> dict[str, _Change]:
-    """Return what the adapter adds, by the name of the weight."""
-    path = adapter_dir / CONFIG_FILE
-    if not path.is_file() or not (adapter_dir / WEIGHTS_FILE).is_file():
-        raise OperatorError(
-            f"{adapter_dir}: no {CONFIG_FILE} and {WEIGHTS_FILE} there; expected the adapter of a run that trained with "
-            '[train] kind = "lora"; run `distill train` first (a full checkpoint needs no merging)'
-        )
-    config = json.loads(path.read_text(encoding="utf-8"))
-    strange = [name for name in _UNSERVED if config.get(name)]
-    if strange or config.get("bias", "none") != "none":
-        raise OperatorError(
-            f"{path}: it sets {', '.join(strange) or 'bias'}; expected a plain LoRA adapter, as `distill train` writes it; train anew"
-        )
-    rank = config["r"]
-    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    tensors = load_file(adapter_dir / WEIGHTS_FILE)
-    suffix = ".lora_A.weight"
-    return {
-        f"{name.removeprefix(_NAME_IN_ADAPTER).removesuffix(suffix)}.weight": _Change(
-            tensor.float(), tensors[name.replace("lora_A", "lora_B")].float(), scale
-        )
-        for name, tensor in tensors.items()
-        if name.endswith(suffix)
-    }
+def check_written(files: Sequence[Path], changes: Mapping[str, Change], folder: Path) -> None:
+    """Raise OutsideError unless the files in a folder hold, bit for bit, the base's weights with the changes, in bfloat16.
+
+    files: the base's, whose sums are done anew.
+    """
+    for path in files:
+        written_path = folder / path.name
+        try:
+            with safe_open(path, framework="pt") as held, safe_open(written_path, framework="pt") as written:
+                if set(held.keys()) != set(written.keys()):
+                    raise _not_as_computed(written_path, "its names")
+                for name in held.keys():  # noqa: SIM118  # the file is no mapping
+                    if not _same_bits(_merged(name, held.get_tensor(name), changes), written.get_tensor(name)):
+                        raise _not_as_computed(written_path, name)
+        except (OSError, SafetensorError) as error:
+            raise _not_as_computed(written_path, str(error)) from None
 
 
-def _write_merged(files: Sequence[Path], changes: Mapping[str, _Change], base_dir: Path, folder: Path) -> None:
+def _not_as_computed(path: Path, where: str) -> OutsideError:
+    return OutsideError(
+        f"{path}: what was written is not what was computed ({where}); expected the sums of base and adapter, rounded once; check "
+        "the disk and the memory of this machine, and merge again"
+    )
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype is not other.dtype or one.shape != other.shape:
+        return False
+    bits, others = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return bool(torch.equal(bits, others))
+
+
+def _merged(name: str, tensor: torch.Tensor, changes: Mapping[str, Change]) -> torch.Tensor:
+    """Return one of the base's tensors with its change, if it has one, in bfloat16; numbers of other kinds stay."""
+    if name in changes:
+        tensor = changes[name].added_to(tensor)
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+
+
+def _is_taken(place: Path) -> bool:
+    return place.exists() and (not place.is_dir() or any(place.iterdir()))
+
+
+def _write_merged(files: Sequence[Path], changes: Mapping[str, Change], base_dir: Path, folder: Path) -> None:
     """Write the base's files with the changes in them, one file at a time, in bfloat16."""
-    left = set(changes)
     sizes = 0
     for path in files:
         merged: dict[str, torch.Tensor] = {}
-        with safe_open(path, framework="pt") as held:
+        with opened_weights(path) as held:
             for name in held.keys():  # noqa: SIM118  # the file is no mapping
-                tensor = held.get_tensor(name)
-                if name in changes:
-                    left.discard(name)
-                    tensor = changes[name].added_to(tensor)
-                merged[name] = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+                merged[name] = _merged(name, held.get_tensor(name), changes)
                 if not bool(torch.isfinite(merged[name]).all()):
                     raise OperatorError(
                         f"{path}: {name} has values that are no numbers once it is merged; expected finite weights; train anew with a "
                         "lower [train] learning_rate"
                     )
                 sizes += merged[name].numel() * merged[name].element_size()
-        save_file(merged, folder / path.name, metadata={"format": "pt"})
-    if left:
-        raise OperatorError(
-            f"{base_dir}: it has no weight {min(left)!r}, which the adapter changes ({len(left)} such weights); expected the base "
-            "that the adapter was trained on; set [student] base to it"
-        )
+        try:
+            save_file(merged, folder / path.name, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise OutsideError(
+                f"{folder / path.name}: cannot be written ({error}); free disk space and merge again"
+            ) from None
     if (base_dir / INDEX_FILE).is_file():
         index = json.loads((base_dir / INDEX_FILE).read_text(encoding="utf-8"))
         index["metadata"] = {"total_size": sizes}
@@ -161,7 +176,7 @@ def _agreement(
     base_dir: Path,
     adapter_dir: Path,
     merged_dir: Path,
-    changes: Mapping[str, _Change],
+    changes: Mapping[str, Change],
     rows: Sequence[TrainingRow],
     max_model_len: int,
 ) -> Agreement:
