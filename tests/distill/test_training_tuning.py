@@ -218,7 +218,8 @@ def test_sigterm_interrupts_a_study_as_ctrl_c_does_and_the_same_command_goes_on(
             assert stopped.poll() is None and time.monotonic() < deadline, stopped.stderr and stopped.stderr.read()
             time.sleep(0.01)
         stopped.send_signal(signal.SIGTERM)
-    assert stopped.returncode == 130
+        _, said = stopped.communicate(timeout=100)
+    assert stopped.returncode == 130, said
     assert not trains(str(begun.parent / "train"))
     with Record(tmp_path / "record.db") as record:
         assert runs.run(record, run_id).state is runs.RunState.INTERRUPTED
