@@ -121,7 +121,14 @@ def tune(
 ) -> None:
     """Try other training settings on a run's data, and write the best ones as a settings file. Stop it and it goes on later."""
     read = read_settings(DistillSettings, settings)
-    with Record(read.record.path) as record, open_run(record, read, run) as opened, _progress() as tell:
+    from distill.training.fitting.interruption import ending_at_sigterm
+
+    with (
+        Record(read.record.path) as record,
+        open_run(record, read, run) as opened,
+        _progress() as tell,
+        ending_at_sigterm(),
+    ):
         from distill.training.tuning.tune import tune as tune_run
 
         tuned = tune_run(opened, trials or read.tune.trials, tell)
@@ -174,10 +181,16 @@ def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> 
         ]
         _print_json({"in_service": current, "releases": rows})
         return
-    table = Table("release", "state", "kind", "started from", "run", "made")
+    table = Table()
+    for title in ("release", "state", "kind", "started from", "run", "made"):
+        table.add_column(title, no_wrap=True)
     for each in every:
         table.add_row(each.release_id, each.state.value, each.kind.value, each.start, each.run_id or "", each.created_at_utc)
-    Console(emoji=False).print(table if every else "no release yet; `support-bot student` enters the base student")
+    if not every:
+        _say("no release yet; `support-bot student` enters the base student")
+        return
+    # Other commands need the names, which no terminal may cut.
+    _say_table(table)
 
 
 @app.command()
@@ -360,6 +373,13 @@ def _print_json(value: dict[str, Json]) -> None:
 
 def _say(text: str) -> None:
     Console(emoji=False, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _say_table(table: Table) -> None:
+    """Print a table as wide as it is: a terminal may break its lines, and nothing in it is cut."""
+    console = Console(emoji=False)
+    width = console.measure(table, options=console.options.update(width=10_000)).maximum
+    Console(emoji=False, width=max(console.width, width)).print(table)
 
 
 def _note(text: str) -> None:

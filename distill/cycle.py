@@ -46,8 +46,11 @@ class CycleResult:
 def perform_stage(run: Run, stage: Stage) -> Manifest:
     """Do one stage of a run, unless it is done; the stages before it must be.
 
-    Raises OperatorError when an earlier stage is missing.
+    Raises OperatorError when an earlier stage is missing, or [train] asks for what cannot be before a teacher is paid or a student
+    trained.
     """
+    if stage in (Stage.TEACH, Stage.TRAIN) and not run.is_complete(stage):
+        check_train(run.settings)
     for earlier in STAGES[: STAGES.index(stage)]:
         run.manifest(earlier)
     inputs = [run.folder / name for name in _INPUTS[stage]]
@@ -100,11 +103,7 @@ def check_before(settings: DistillSettings) -> None:
         raise OperatorError(
             f'{place} [train] kind = "full": only adapters can be served and measured yet; set kind = "lora"'
         )
-    if settings.train.rank > settings.student.max_lora_rank:
-        raise OperatorError(
-            f"{place} [train] rank = {settings.train.rank}: the student's server takes adapters up to [student] max_lora_rank "
-            f"= {settings.student.max_lora_rank}; lower the one or raise the other"
-        )
+    check_train(settings)
     if settings.evaluate.quality_metric not in set(Metric):
         raise OperatorError(
             f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
@@ -117,6 +116,24 @@ def check_before(settings: DistillSettings) -> None:
     check_teachers(settings)
     if settings.judge:
         judge_teacher(settings)
+
+
+def check_train(settings: DistillSettings) -> None:
+    """Look for what in [train] alone cannot be: a cycle asks before all else, a single stage before it pays or trains.
+
+    Raises OperatorError for an adapter that the student's server would not take, and for merging where there is no adapter.
+    """
+    place, table = settings.settings_file, settings.train
+    if table.kind == "lora" and table.rank > settings.student.max_lora_rank:
+        raise OperatorError(
+            f"{place} [train] rank = {table.rank}: the student's server takes adapters up to [student] max_lora_rank "
+            f"= {settings.student.max_lora_rank}; lower the one or raise the other"
+        )
+    if table.kind == "full" and table.merged:
+        raise OperatorError(
+            f'{place} [train] merged = true with kind = "full": only an adapter can be merged, and a full training writes a '
+            'checkpoint that is whole already; remove merged, or set kind = "lora"'
+        )
 
 
 def check_start(record: Record, settings: DistillSettings) -> None:

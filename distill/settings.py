@@ -283,7 +283,7 @@ class TuneTable(Table):
     @model_validator(mode="after")
     def _can_be_tried(self) -> "TuneTable":
         for name, limits, most in (
-            ("learning_rate_factors", self.learning_rate_factors, float("inf")),
+            ("learning_rate_factors", self.learning_rate_factors, 100.0),
             ("soft_weights", self.soft_weights, 1.0),
             ("replay_shares", self.replay_shares, 0.99),
         ):
@@ -291,6 +291,9 @@ class TuneTable(Table):
                 raise ValueError(f"{name} is {list(limits)}; expected the lowest and the highest, from 0 to {most:g}")
         if (self.learning_rate_factors and self.learning_rate_factors[0] == 0) or min((*self.epochs, *self.ranks, 1)) <= 0:
             raise ValueError("a learning rate, a rank and a number of epochs must be above 0")
+        too_many = [each for each in self.epochs if not each <= 100]
+        if too_many:
+            raise ValueError(f"epochs has {too_many[0]}; expected numbers of epochs up to 100")
         return self
 
 

@@ -28,11 +28,10 @@ from conversations.store import Record
 from distill.cycle import perform_stage
 from distill.run import Stage, new_run
 from distill.settings import DistillSettings, TrainTable
-from distill.training.decisions.reading import read_decisions
 from distill.training.request import TrainRequest
-from distill.training.train import train
 from support_bot.vllm import served_dtype
 from tests.bench import machine
+from tests.bench.arguments import at_least_one, folder_with
 from tests.bench.serving import BASE, answers, free_port, load_adapter, served
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +91,8 @@ def demo_rows(folder: Path) -> Path:
 
 def taught(rows: Path, folder: Path, base_dir: Path, steps: int) -> Path:
     """Train an adapter for some steps of 16 rows and merge it; return the folder of both."""
+    from distill.training.train import train
+
     lines = (rows / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[: steps * ROWS_A_STEP]), encoding="utf-8")
     train(
@@ -111,6 +112,8 @@ def taught(rows: Path, folder: Path, base_dir: Path, steps: int) -> Path:
 
 def questions(rows: Path, base_dir: Path, count: int) -> list[tuple[int, ...]]:
     """Return held-out prompts, of the test set first."""
+    from distill.training.decisions.reading import read_decisions
+
     renderer = Renderer.load(base_dir)
     held_out = []
     for name in ("test.jsonl", "validation.jsonl"):
@@ -190,12 +193,14 @@ def show(found: dict[str, object]) -> None:
 def main() -> None:
     """Measure, print tables, and write the figures."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--prompts", type=int, default=50)
-    options.add_argument("--tokens", type=int, default=32)
+    options.add_argument("--prompts", type=at_least_one, default=50)
+    options.add_argument("--tokens", type=at_least_one, default=32)
     options.add_argument("--dtype", choices=("auto", "float32"), default="auto", help="in which the servers compute")
-    options.add_argument("--steps", type=int, default=8)
-    options.add_argument("--rows", type=Path, help="a run's assemble folder (else the demo's is made)")
-    options.add_argument("--taught", type=Path, help="a run's train folder with adapter and merged (else one is trained)")
+    options.add_argument("--steps", type=at_least_one, default=8)
+    rows_files = folder_with("train.jsonl", "validation.jsonl", "test.jsonl")
+    options.add_argument("--rows", type=rows_files, help="a run's assemble folder (else the demo's is made)")
+    weights = folder_with("adapter", "merged")
+    options.add_argument("--taught", type=weights, help="a run's train folder with adapter and merged (else one is trained)")
     options.add_argument("--json", type=Path)
     chosen = options.parse_args()
     with TemporaryDirectory() as name:

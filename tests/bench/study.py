@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 from distill.evaluation.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
 from distill.run import write_whole
 from distill.training.tuning.noise import mean_over_seeds
+from tests.bench.arguments import at_least_one, folder_with
 from tests.bench.study_trial import RESULT_FILE, Trial, read_study
 
 ROOT = Path(__file__).parents[2]
@@ -167,18 +168,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", choices=["all", "prepare", "run", "show"], default="all")
     parser.add_argument("--data", "--out", type=Path, default=ROOT / "var" / "bench" / "study")
-    parser.add_argument("--base", type=Path, default=STUDENT)
-    parser.add_argument("--teacher", type=Path, help="a fully tuned student's checkpoint (else it is trained first)")
+    parser.add_argument("--base", type=folder_with("config.json"), default=STUDENT)
+    parser.add_argument(
+        "--teacher", type=folder_with("config.json"), help="a fully tuned student's checkpoint (else it is trained first)"
+    )
     parser.add_argument(
         "--full", action="store_true", help="train on all rows, not on those of a third of the conversations"
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=at_least_one, default=3)
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
-    parser.add_argument("--parallel", type=int, default=1, help="trainings at once")
-    parser.add_argument("--batch-size", type=int, default=44, help="prompts answered side by side")
+    parser.add_argument("--parallel", type=at_least_one, default=1, help="trainings at once")
+    parser.add_argument("--batch-size", type=at_least_one, default=44, help="prompts answered side by side")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    if asked.part in ("run", "show") and not (asked.data / "study.json").is_file():
+        parser.error(f"--data: there is no study.json in {str(asked.data)!r}; `study prepare --data {asked.data}` makes it")
     data, base = asked.data.absolute(), asked.base.absolute()
     if asked.part in ("all", "prepare"):
         from tests.bench.study_data import prepare

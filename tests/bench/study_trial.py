@@ -21,9 +21,7 @@ from distill.rows import SOFT_LABELS_FILE, DatasetRow, FactRow, read_rows
 from distill.run import write_whole
 from distill.settings import TrainTable
 from distill.training.request import TrainRequest
-from distill.training.train import train
 from distill.training.tuning.trial import end_with_the_watcher
-from tests.bench.answering import greedy_answers
 
 RESULT_FILE = "result.json"
 
@@ -71,6 +69,8 @@ def read_study(data: Path) -> Study:
 
 def perform(trial: Trial) -> dict[str, object]:
     """Train, answer and mark in this process, and return what is kept of it."""
+    from distill.training.train import train
+
     study = read_study(trial.data)
     settings = TrainTable.model_validate({**study.settings.model_dump(), **trial.changes, "seed": trial.seed})
     request = TrainRequest(
@@ -107,6 +107,8 @@ def _answers(trial: Trial, rows: Sequence[DatasetRow], study: Study) -> list[str
         renderer.prompt([each.message() for each in row.messages[:-1]], max_prompt_tokens=study.max_prompt_tokens).token_ids
         for row in rows
     ]
+    from tests.bench.answering import greedy_answers
+
     answers = greedy_answers(
         trial.base,
         trial.folder / "train" / "adapter",

@@ -15,14 +15,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from distill.training.student.learning import precision_of
+from tests.bench.arguments import at_least_one, folder_with
 from tests.bench.machine import hardware, told, written
-from tests.bench.train_ways import SHAPES, Work
+from tests.bench.train_work import SHAPES, Work
 
 ROOT = Path(__file__).parents[2]
 STUDENT = ROOT / "var" / "students" / "smollm2-135m-instruct"
+CASES = ("ours, tree", "ours, rows", "TRL, tuned", "TRL, defaults")
+# Saving memory is a question of GPUs.
+CUDA_CASES = (*CASES, "ours, tree, twice computed", "TRL, tuned, twice computed")
 # What is read back from JSON.
 Figures = dict[str, Any]
 
@@ -159,19 +160,30 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options, with what the device decides filled in."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", default=str(STUDENT), help=f"a checkpoint folder, or random weights: {', '.join(SHAPES)}")
-    parser.add_argument("--conversations", type=int, nargs=2, help="of 5 and of 10 turns")
-    parser.add_argument("--cases", nargs="+", help="names of the table's columns; all, where none is given")
-    parser.add_argument("--rank", type=int)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument(
+        "--model", type=_model, default=str(STUDENT), help=f"a checkpoint folder, or random weights: {', '.join(SHAPES)}"
+    )
+    parser.add_argument("--conversations", type=at_least_one, nargs=2, help="of 5 and of 10 turns")
+    parser.add_argument(
+        "--cases", nargs="+", choices=CUDA_CASES, help="all, where none is given; the last two on a GPU alone"
+    )
+    parser.add_argument("--rank", type=at_least_one)
+    parser.add_argument("--rounds", type=at_least_one)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of our frozen weights")
     parser.add_argument("--trl-dtype", choices=["float32", "bfloat16"])
-    parser.add_argument("--trl-batch", type=int, help="rows at once")
+    parser.add_argument("--trl-batch", type=at_least_one, help="rows at once")
     parser.add_argument("--exactness", action="store_true", help="also compare trees with rows one by one; always on a GPU")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one case")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     cuda = options.device == "cuda"
+    elsewhere = set(options.cases or ()) - set(CUDA_CASES if cuda else CASES)
+    if elsewhere:
+        parser.error(f"--cases: {', '.join(map(repr, sorted(elsewhere)))} is measured on a GPU alone; add --device cuda")
+    import torch
+
+    from distill.training.student.learning import precision_of
+
     best = "bfloat16" if cuda or precision_of(torch.device("cpu")) == "bfloat16" else "float32"
     options.exactness = options.exactness or cuda
     options.dtype = options.dtype or best
@@ -181,6 +193,11 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.trl_batch = options.trl_batch or (16 if cuda else 4)
     options.conversations = options.conversations or ([48, 32] if cuda else [6, 4])
     return options
+
+
+def _model(text: str) -> str:
+    """Return a name of random weights as it is, or the folder of a checkpoint that is there."""
+    return text if text in SHAPES else str(folder_with("config.json", "tokenizer.json")(text))
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from distill.training.batches.layout import Layout
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student.learning import LearningStudent, student_of
 from tests.bench.train_rows import rows_of
-from tests.bench.train_ways import Work, loaded
+from tests.bench.train_ways import loaded
+from tests.bench.train_work import Work
 
 DTYPES = ("float32", "bfloat16")
 ADAPTERS = TrainTable(rank=8, alpha=16, gradient_checkpointing=False)

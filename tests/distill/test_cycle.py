@@ -40,6 +40,22 @@ def test_what_would_stop_a_cycle_late_stops_it_before_anybody_is_asked(
         assert teacher.seen == [] and runs.runs(small.record) == []
 
 
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ("rank = 64", r"takes adapters up to \[student\] max_lora_rank = 16"),
+        ('kind = "full"\nmerged = true', "only an adapter can be merged"),
+    ],
+)
+def test_stage_that_teaches_asks_nobody_for_a_training_that_cannot_be(tmp_path: Path, train: str, told: str) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        text = small.settings_file.read_text(encoding="utf-8")
+        small.settings_file.write_text(text.replace("[evaluate]", f"[train]\n{train}\n[evaluate]"), encoding="utf-8")
+        with pytest.raises(OperatorError, match=told):
+            small.perform(Stage.CHOOSE, Stage.TEACH)
+        assert teacher.seen == []
+
+
 @pytest.mark.slow
 def test_a_cycle_that_its_data_refused_is_over_and_the_next_one_sees_new_conversations(tmp_path: Path) -> None:
     with (

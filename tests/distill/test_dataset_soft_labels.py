@@ -192,3 +192,20 @@ def test_a_log_probability_that_is_none_is_no_choice(number: str) -> None:
     content = f'[{{"token": "a", "logprob": {number}, "bytes": [97], "top_logprobs": [{{"token": "b", "logprob": -1.0}}]}}]'
     (belief,) = beliefs_in('{"choices": [{"logprobs": {"content": ' + content + "}}]}")
     assert (belief.said, belief.choices) == (b"a", ((b"b", -1.0),))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"logprob": None, "top_logprobs": [{"token": "a", "logprob": -0.1}]},
+        {"logprob": -0.1, "top_logprobs": None},
+        {"logprob": 0.5, "top_logprobs": [{"token": "a", "logprob": -0.1}]},
+        {"logprob": -0.1, "top_logprobs": [{"token": "b", "logprob": 2.0}]},
+        {"logprob": -0.1, "top_logprobs": [{"token": "b", "logprob": None}]},
+    ],
+)
+def test_a_token_without_log_probabilities_that_can_be_ones_believes_nothing_and_the_others_stay(damaged: Any) -> None:
+    sound = {"token": "a", "logprob": 1e-6, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0}]}
+    first, second, third = beliefs_in(reply_with([sound, {"token": "a", "bytes": [97], **damaged}, sound]))
+    assert (second.said, second.choices) == (b"a", ())
+    assert first.choices == third.choices == ((b"a", 1e-6), (b"b", -1.0))

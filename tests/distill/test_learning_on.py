@@ -71,6 +71,9 @@ def test_three_cycles_learn_on_replay_what_was_and_whoever_is_erased_is_named_al
         shown = CliRunner().invoke(app, ["releases", "--settings", str(small.settings_file), "--json"])
         listed = {row["release_id"]: row["started_from"] for row in json.loads(shown.stdout)["releases"]}
         assert listed == dict(zip(names, ["base", *names[:2]], strict=True))
+        # Other commands need the names, and a pipe has no more than 80 columns.
+        told = CliRunner().invoke(app, ["releases", "--settings", str(small.settings_file)]).stdout
+        assert all(name in told for run, name, _ in cycles for name in (run.run_id, name))
         assert f"<code>{names[1]}</code>" in show_releases(small.record)
 
         # Replayed rows count as learnt by the run, those that were not drawn do not.

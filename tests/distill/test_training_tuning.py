@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from tiny_student import tiny_student, write_dataset
 
+from conversations import runs
 from conversations.errors import OperatorError
 from conversations.settings import read_settings
 from conversations.store import Record
@@ -171,13 +173,13 @@ def test_study_leaves_a_picture_and_numbers_and_no_weights(finished):
 
 @pytest.mark.slow
 def test_trial_that_crashes_is_recorded_with_its_reason_and_the_study_goes_on(tmp_path):
-    # So high a rate, and no limit to a gradient, end in a loss that is no number; the present rate does not.
-    settings = settings_with(learning_rate_factors="[1e30, 1e33]", clip_norm="1e30")
-    run_id = assembled_run(tmp_path, settings)
+    run_id = assembled_run(tmp_path)
     with opened(tmp_path, run_id) as run:
+        # The second trial cannot write what it measures.
+        (run.folder / "tune" / "trials" / "0001" / "metrics.jsonl").mkdir(parents=True)
         tuned = tune(run, 2, ignore)
     failed = [each for each in trials_of(tmp_path) if each["state"] == "failed"]
-    assert failed and "expected numbers" in failed[0]["reason"]
+    assert [each["trial"] for each in failed] == [1] and "Is a directory" in failed[0]["reason"]
     assert tuned.best.trial == 0 and tuned.better_by is None
     assert tuned.as_json()["trials"]["failed"] == len(failed)
 
@@ -203,6 +205,46 @@ def test_killed_study_goes_on_with_the_trial_it_was_at_and_tries_what_an_undistu
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run_id"] == run_id
     assert trials_of(tmp_path) == trials_of(finished.folder)
+
+
+@pytest.mark.slow
+def test_sigterm_interrupts_a_study_as_ctrl_c_does_and_the_same_command_goes_on(tmp_path):
+    run_id = assembled_run(tmp_path, settings_with(learning_rate_factors="[]", ranks="[]", repeats="0"))
+    command = [*COMMAND, "--run", run_id, "--trials", "2", "--settings", str(tmp_path / "settings.toml"), "--json"]
+    begun = tmp_path / "runs" / run_id / "tune" / "trials" / "0000" / "trial.log"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as stopped:
+        deadline = time.monotonic() + 200
+        while not begun.is_file():
+            assert stopped.poll() is None and time.monotonic() < deadline, stopped.stderr and stopped.stderr.read()
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGTERM)
+        _, said = stopped.communicate(timeout=100)
+    assert stopped.returncode == 130, said
+    assert not trains(str(begun.parent / "train"))
+    with Record(tmp_path / "record.db") as record:
+        assert runs.run(record, run_id).state is runs.RunState.INTERRUPTED
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [each["trial"] for each in trials_of(tmp_path)] == [0, 1]
+
+
+def test_trial_is_watched_before_the_libraries_of_training_are_loaded():
+    code = "import sys; import distill.training.tuning.trial; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_settings_are_trained_once_and_a_study_that_has_tried_all_of_them_ends_and_says_so(tmp_path):
+    run_id = assembled_run(tmp_path, settings_with(learning_rate_factors="[]", ranks="[]", epochs="0.5", repeats="0"))
+    path = tmp_path / "settings.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace("epochs = [1.0, 2.0]", "epochs = [1.0]"), encoding="utf-8")
+    begun: list[str] = []
+    with opened(tmp_path, run_id) as run:
+        tuned = tune(run, 9, lambda name, share, _note: begun.append(name) if share == 0.0 else None)
+    assert sorted(each.changes.get("epochs", 0.5) for each in tuned.trials) == [0.5, 1.0]
+    assert len(begun) == 2
+    assert tuned.notes == ("every combination that [tune] allows has been tried",)
+    assert tuned.notes[0] in tuned.sentences()
 
 
 def trains(out_dir: str) -> bool:
@@ -285,6 +327,32 @@ def test_soft_labels_replay_and_ranks_are_tried_only_where_they_can_be():
     assert ranks == (8, 16, 32)
 
 
+def test_rank_stays_where_a_release_learns_on_and_it_is_said():
+    def space(tune_table: TuneTable):
+        return space_of(tune_table, TRAIN, has_beliefs=False, has_replay=False, max_lora_rank=64, learns_on="release_7")
+
+    assert "rank" not in space(TuneTable()).distributions
+    assert (
+        space(TuneTable()).left_out == "other ranks were not tried: the release 'release_7' learns on and keeps its rank 16"
+    )
+    assert space(TuneTable(ranks=())).left_out == ""
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"learning_rate_factors": (1.0, float("inf"))},
+        {"learning_rate_factors": (float("nan"), 1.0)},
+        {"epochs": (float("inf"),)},
+        {"epochs": (1.0, float("nan"))},
+        {"epochs": (101.0,)},
+    ],
+)
+def test_what_no_training_can_have_is_refused_when_the_settings_are_read(refused):
+    with pytest.raises(ValueError, match=f"{next(iter(refused))} (is|has) .*expected"):
+        TuneTable(**refused)
+
+
 def test_alpha_grows_with_the_rank_and_the_learning_rate_is_a_multiple_of_the_present_one():
     space = space_of(TuneTable(), TRAIN, has_beliefs=False, has_replay=False, max_lora_rank=64)
     changes = space.changes({"rank": 64, "learning_rate_factor": 0.4567, "epochs": 2.0}, 1e-3)
@@ -318,5 +386,45 @@ def test_settings_file_that_cannot_be_edited_line_by_line_is_refused_and_the_key
     assert table
     inline = "train = { rank = 4, epochs = 1.0 }\n" + SETTINGS.replace(table[0], "")
     (tmp_path / "settings.toml").write_text(inline, encoding="utf-8")
-    with pytest.raises(OperatorError, match=r"cannot be edited line by line.*by hand: rank = 8"):
+    with pytest.raises(
+        OperatorError, match=r"cannot be written into a copy of it line by line.*in the way of \[train\] rank\)"
+    ):
         changed_settings(settings_in(tmp_path), {"rank": 8}, tmp_path / "a")
+
+
+def test_settings_file_that_cannot_hold_the_best_settings_is_refused_before_anything_is_trained(tmp_path):
+    table = re.search(r"(?s)\[train\]\n(.*?)(?=\[tune\])", SETTINGS)
+    assert table
+    dotted = "".join(f"train.{line}\n" for line in table[1].splitlines())
+    run_id = assembled_run(tmp_path, SETTINGS.replace(table[0], "").replace("[record]", f"{dotted}[record]"))
+    begun: list[str] = []
+    with opened(tmp_path, run_id) as run, pytest.raises(OperatorError, match="line by line"):
+        tune(run, 2, lambda name, _share, _note: begun.append(name))
+    assert not begun
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# as small as it goes", "# as small \x85 as \u2028 it goes"),
+        ('system = "You help."', 'system = "You\u2028help."'),
+        ("rank = 4", '"rank" = 4'),
+        ("rank = 4", "'rank' = 4"),
+        ("[train]", '["train"]'),
+        ("[train]", "[ 'train' ]  # how"),
+    ],
+)
+def test_settings_file_is_edited_however_toml_may_write_it(tmp_path, old, new):
+    assert old in SETTINGS
+    written = SETTINGS.replace(old, new)
+    (tmp_path / "settings.toml").write_text(written, encoding="utf-8")
+    text = changed_settings(settings_in(tmp_path), {"rank": 8, "soft_weight": 0.25}, tmp_path)
+    (tmp_path / "settings.toml").write_text(text, encoding="utf-8")
+    assert (settings_in(tmp_path).train.rank, settings_in(tmp_path).train.soft_weight) == (8, 0.25)
+    assert "= 8  # as small" in text
+
+
+def test_ends_of_lines_of_a_settings_file_stay(tmp_path):
+    (tmp_path / "settings.toml").write_bytes(SETTINGS.replace("\n", "\r\n").encode())
+    text = changed_settings(settings_in(tmp_path), {"rank": 8, "soft_weight": 0.25}, tmp_path)
+    assert text.count("\n") == text.count("\r\n") == SETTINGS.count("\n") + 1

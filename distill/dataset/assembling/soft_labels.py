@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from conversations.decisions import AnswerAuthor
 from conversations.messages import Json
@@ -30,12 +30,14 @@ _CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>")
 _NUMBER = re.compile(r"token_id:\d+")
 # What the schema says of a token that was not among the likeliest.
 _NO_LOG_PROBABILITY = -9999.0
+# A certain token may be a little more than certain by rounding; what is above this is no log-probability.
+_ROUNDING = 1e-3
 
 
 class _Choice(BaseModel):
     model_config = ConfigDict(extra="ignore")
     token: str
-    logprob: float = _NO_LOG_PROBABILITY
+    logprob: Annotated[float, BeforeValidator(lambda told: math.inf if told is None else told)] = _NO_LOG_PROBABILITY
     bytes_: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(default=None, alias="bytes")
 
     def spelt(self) -> bytes | None:
@@ -52,7 +54,11 @@ class _Choice(BaseModel):
 
 
 class _Token(_Choice):
-    top_logprobs: list[_Choice] = []
+    top_logprobs: list[_Choice] | None = []
+
+    def is_sound(self) -> bool:
+        """Tell whether every log-probability is told here, and can be one."""
+        return self.top_logprobs is not None and all(not each.logprob > _ROUNDING for each in (self, *self.top_logprobs))
 
 
 class _Content(BaseModel):
@@ -119,7 +125,7 @@ def beliefs_in(reply_json: str) -> tuple[TokenBelief, ...]:
     except (ValueError, RecursionError, ValidationError):
         return ()
     tokens = (content.content if content else None) or []
-    if any(_NUMBER.fullmatch(choice.token) for token in tokens for choice in (token, *token.top_logprobs)):
+    if any(_NUMBER.fullmatch(choice.token) for token in tokens for choice in (token, *(token.top_logprobs or ()))):
         return ()
     beliefs: list[TokenBelief] = []
     begun: list[_Token] = []
@@ -139,9 +145,14 @@ def beliefs_in(reply_json: str) -> tuple[TokenBelief, ...]:
 
 
 def _belief(said: bytes, tokens: Sequence[_Token]) -> TokenBelief:
-    """Return the belief at the first of the tokens that together said this; as likely as all of them together."""
+    """Return the belief at the first of the tokens that together said this; as likely as all of them together.
+
+    It has no choices where one of the tokens has no log-probability, or one that cannot be.
+    """
+    if not all(token.is_sound() for token in tokens):
+        return TokenBelief(said=said, choices=())
     choices: dict[bytes, float] = {}
-    for choice in tokens[0].top_logprobs:
+    for choice in tokens[0].top_logprobs or ():
         spelt = choice.spelt()
         if spelt is not None and math.isfinite(choice.logprob) and choice.logprob > _NO_LOG_PROBABILITY:
             choices[spelt] = _sum(choices.get(spelt), choice.logprob)

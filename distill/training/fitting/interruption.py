@@ -1,6 +1,7 @@
-"""A request to stop that waits for the end of a step.
+"""A request to stop: one that waits for the end of a step, and one that ends what waits for others.
 
-In: SIGTERM, as service managers send it. Out: a flag. Only the main thread of a process can hear signals; elsewhere nobody asks.
+In: SIGTERM, as service managers send it. Out: a flag, or KeyboardInterrupt. Only the main thread of a process can hear signals;
+elsewhere nobody asks.
 """
 
 import signal
@@ -36,3 +37,18 @@ def hearing_sigterm() -> Iterator[StopRequest]:
         signal.signal(signal.SIGTERM, before)
     if request.asked:
         raise KeyboardInterrupt("stopped by SIGTERM")
+
+
+@contextmanager
+def ending_at_sigterm() -> Iterator[None]:
+    """End at SIGTERM as at Ctrl-C, with KeyboardInterrupt at once; a second one is ignored, so that what was begun ends well."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

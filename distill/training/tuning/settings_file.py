@@ -16,9 +16,9 @@ from conversations.errors import OperatorError
 from conversations.messages import Json
 from distill.settings import DistillSettings
 
-_HEADER = re.compile(r"\s*\[\s*([\w.\"-]+)\s*\]\s*(?:#.*)?$")
+_HEADER = re.compile(r"""\s*\[([\w\s.'"-]+)\]\s*(?:#.*)?$""")
 _ASSIGNMENT = re.compile(
-    r"""(?P<before>\s*(?P<key>[\w-]+)\s*=\s*)(?P<value>"[^"]*"|'[^']*'|[^#\s][^#]*?)(?P<after>\s*(?:#.*)?)$"""
+    r"""(?P<before>\s*(?P<quote>["']?)(?P<key>[\w-]+)(?P=quote)\s*=\s*)(?P<value>"[^"]*"|'[^']*'|[^#\s][^#]*?)(?P<after>\s*(?:#.*)?)$"""
 )
 Tables = Mapping[str, object]
 
@@ -28,17 +28,18 @@ def changed_settings(settings: DistillSettings, changes: Mapping[str, float | in
 
     Raises OperatorError where the file cannot be edited so.
     """
-    text = settings.settings_file.read_text(encoding="utf-8")
+    # Read without translating the ends of lines, which stay as they are.
+    text = settings.settings_file.read_bytes().decode("utf-8")
     before = tomllib.loads(text)
     edits: dict[tuple[str, str], Json] = {("train", key): value for key, value in changes.items()}
     edits |= _moved_paths("", before, settings.model_dump(), folder)
     edited = _edited(text, edits)
     expected = {**_flat("", before), **{f"{table}.{key}".lstrip("."): value for (table, key), value in edits.items()}}
     if _read_back(edited) != expected:
-        wanted = ", ".join(f"{key} = {value}" for key, value in changes.items())
         raise OperatorError(
-            f"{settings.settings_file}: cannot be edited line by line (an inline table, a dotted key or a text of several lines "
-            f"is in the way); expected tables with one key a line; set these in [train] by hand: {wanted}"
+            f"{settings.settings_file}: the best settings cannot be written into a copy of it line by line (an inline table, a "
+            f"dotted key or a text of several lines is in the way of {', '.join(f'[train] {key}' for key in changes)}); expected "
+            "tables with one key a line; write it so, and run the same command again"
         )
     return edited
 
@@ -63,21 +64,24 @@ def _moved_paths(table: str, written: Tables, read: Tables, folder: Path) -> dic
 
 def _edited(text: str, edits: Mapping[tuple[str, str], Json]) -> str:
     """Return a text with values replaced where they stand, and keys that are missing put below the header of their table."""
+    carriage = "\r" if "\r\n" in text else ""
     lines: list[str] = []
     table, below, left = "", dict[str, int](), dict(edits)
-    for line in text.splitlines():
+    # TOML knows no other ends of lines; `splitlines` would break texts that hold U+0085 or U+2028.
+    for written in text.removesuffix("\n").split("\n"):
+        line = written.removesuffix("\r")
         header, assignment = _HEADER.match(line), _ASSIGNMENT.match(line)
         if header:
-            table = header[1]
+            table = ".".join(name.strip().strip("\"'") for name in header[1].split("."))
             below[table] = len(lines) + 1
         elif assignment and (table, assignment["key"]) in left:
             line = f"{assignment['before']}{json.dumps(left.pop((table, assignment['key'])), ensure_ascii=False)}{assignment['after']}"
-        lines.append(line)
+        lines.append(line + written[len(written.removesuffix("\r")) :])
     for (name, key), value in reversed(left.items()):
         if name not in below:
             below[name] = len(lines) + 2
-            lines += ["", f"[{name}]"]
-        lines.insert(below[name], f"{key} = {json.dumps(value, ensure_ascii=False)}")
+            lines += [carriage, f"[{name}]{carriage}"]
+        lines.insert(below[name], f"{key} = {json.dumps(value, ensure_ascii=False)}{carriage}")
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ In: the [tune] table, the present settings and what the run has. Out: for each p
 stands for. Knows no trial's result. The present settings are always inside, so that the first trial can be they.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,11 +17,36 @@ Parameter = float | int
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters of a trial with what they may be, by name, and their present values."""
+    """The parameters of a trial with what they may be, by name, and their present values.
+
+    `left_out` says what [tune] names and this run cannot try, in a sentence, or is empty.
+    """
 
     train: TrainTable
     distributions: Mapping[str, BaseDistribution]
     present: Mapping[str, Parameter]
+    left_out: str = ""
+
+    @property
+    def combinations(self) -> float:
+        """Return how many trials can differ; infinite where a parameter is a number between two others."""
+        counts = [
+            len(each.choices) if isinstance(each, CategoricalDistribution) else math.inf
+            for each in self.distributions.values()
+        ]
+        return math.prod(counts)
+
+    def others(self) -> dict[str, Parameter]:
+        """Return parameters that all differ from the present ones."""
+        found: dict[str, Parameter] = {}
+        for name, distribution in self.distributions.items():
+            if isinstance(distribution, CategoricalDistribution):
+                values = [value for value in distribution.choices if isinstance(value, int | float)]
+            else:
+                assert isinstance(distribution, FloatDistribution)
+                values = [distribution.low, distribution.high]
+            found[name] = next(value for value in values if value != self.present[name])
+        return found
 
     def changes(self, parameters: Mapping[str, Parameter], learning_rate: float) -> dict[str, Parameter]:
         """Return the [train] keys that a trial changes, with their values.
@@ -41,8 +67,19 @@ class Space:
         return changed
 
 
-def space_of(tune: TuneTable, train: TrainTable, *, has_beliefs: bool, has_replay: bool, max_lora_rank: int) -> Space:
-    """Return what may be tried: soft labels and replay only where there are any, ranks only of adapters that vLLM takes."""
+def space_of(
+    tune: TuneTable,
+    train: TrainTable,
+    *,
+    has_beliefs: bool,
+    has_replay: bool,
+    max_lora_rank: int,
+    learns_on: str | None = None,
+) -> Space:
+    """Return what may be tried: soft labels and replay only where there are any, ranks only of adapters that vLLM takes.
+
+    `learns_on` names the release that the student starts from, whose rank stays.
+    """
     distributions: dict[str, BaseDistribution] = {}
     present: dict[str, Parameter] = {}
 
@@ -58,11 +95,12 @@ def space_of(tune: TuneTable, train: TrainTable, *, has_beliefs: bool, has_repla
             present[name] = value
 
     between("learning_rate_factor", tune.learning_rate_factors, 1.0, log=True)
-    if train.kind == "lora":
+    if train.kind == "lora" and learns_on is None:
         one_of("rank", tuple(rank for rank in tune.ranks if rank <= max_lora_rank), train.rank)
     one_of("epochs", tune.epochs, train.epochs)
     if has_beliefs:
         between("soft_weight", tune.soft_weights, train.soft_weight)
     if has_replay:
         between("replay_share", tune.replay_shares, train.replay_share)
-    return Space(train, distributions, present)
+    left_out = f"other ranks were not tried: the release {learns_on!r} learns on and keeps its rank {train.rank}"
+    return Space(train, distributions, present, left_out if learns_on and set(tune.ranks) - {train.rank} else "")

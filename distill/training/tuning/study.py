@@ -37,6 +37,10 @@ JOURNAL_FILE = "journal.log"
 TRIALS_FILE = "trials.jsonl"
 # So many trials are drawn by chance before the estimator has anything to go by.
 _DRAWN_BY_CHANCE = 5
+# So many draws in a row of settings that were tried already end a study whose numbers lie too close together to differ.
+_DRAWN_IN_VAIN = 100
+# What a trial is marked with that was not trained: the number of the one that had its settings.
+_SAME_AS = "same_as"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 # Hears which trial is at work, how far it is (0 to 1), and what to say of it.
@@ -86,20 +90,23 @@ class RunStudy:
             has_beliefs=_has_rows(self.request.soft_labels_path),
             has_replay=_has_rows(self.request.replay_path),
             max_lora_rank=run.settings.student.max_lora_rank,
+            learns_on=self.request.start.release_id if self.request.start else None,
         )
         if not self.space.distributions:
             raise OperatorError(
                 f"{run.settings.settings_file} [tune]: nothing is left to try; give one of its lists two values"
+                + (f" ({self.space.left_out})" if self.space.left_out else "")
             )
         self._study = self._open()
 
     def trials(self) -> list[Tried]:
-        """Return the finished trials in their order."""
-        return [_tried(each) for each in self._study.get_trials(deepcopy=False, states=_FINISHED)]
+        """Return the finished trials in their order, each with settings of its own."""
+        return [_tried(each) for each in self._finished() if _SAME_AS not in each.user_attrs]
 
     def best(self) -> Tried:
         """Return the complete trial with the least held-out loss, which may be the first one: the present settings."""
-        return _tried(self._study.best_trial)
+        complete = [each for each in self.trials() if each.state == "complete" and each.validation_nll is not None]
+        return min(complete, key=lambda each: float(each.validation_nll or 0))
 
     def importances(self) -> dict[str, float]:
         """Return the share of the trials' differences that each parameter explains, or nothing before enough trials are done."""
@@ -110,15 +117,26 @@ class RunStudy:
             optuna.importance.get_param_importances(self._study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
         )
 
-    def search(self, trials: int, tell: Tell) -> None:
-        """Make trials until so many are finished.
+    def search(self, trials: int, tell: Tell) -> bool:
+        """Make trials until so many are finished, and return whether there were so many different ones to make.
 
+        Settings that were drawn and had been tried already are not trained again: the estimator is told what they gave.
         Raises OperatorError when the present settings themselves cannot be trained.
         """
+        in_vain = 0
         while len(self.trials()) < trials:
+            if len(self.trials()) >= self.space.combinations or in_vain == _DRAWN_IN_VAIN:
+                return False
             trial = self._next()
+            known = self._same_settings(trial)
+            if known is not None:
+                in_vain += 1
+                self._tell_again(trial, known)
+                continue
+            in_vain = 0
             self._make(trial, tell)
             write_whole(self.folder / TRIALS_FILE, "".join(json.dumps(asdict(each)) + "\n" for each in self.trials()))
+        return True
 
     def loss_with_seed(self, tried: Tried, more: int, tell: Tell) -> float | None:
         """Return the held-out loss of a trial's settings with the seed so much further on, or None where that fails."""
@@ -166,10 +184,15 @@ class RunStudy:
     def _next(self) -> optuna.Trial:
         """Return the trial that a killed process was at, or the next one."""
         begun = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        number = begun[0].number if begun else len(self.trials())
+        finished = self._finished()
+        number = begun[0].number if begun else len(finished)
+        # The estimator likes what it knows; after settings that had been tried already it is chance that finds others.
+        by_chance = bool(finished) and _SAME_AS in finished[-1].user_attrs
         # Chance is bound to the trial's number, so that a study that was killed tries the same settings as one that was not.
         self._study.sampler = optuna.samplers.TPESampler(
-            multivariate=True, n_startup_trials=_DRAWN_BY_CHANCE, seed=self.request.settings.seed + number
+            multivariate=True,
+            n_startup_trials=number + 1 if by_chance else _DRAWN_BY_CHANCE,
+            seed=self.request.settings.seed + number,
         )
         if "tokens_planned" in self._study.user_attrs:
             self._study.pruner = self._pruner(self._study.user_attrs["tokens_planned"])
@@ -181,6 +204,27 @@ class RunStudy:
                 trial.suggest_categorical(name, distribution.choices)
         return trial
 
+    def _finished(self) -> list[FrozenTrial]:
+        return list(self._study.get_trials(deepcopy=False, states=_FINISHED))
+
+    def _changes(self, trial: optuna.Trial) -> dict[str, Parameter]:
+        return {} if trial.number == 0 else self.space.changes(trial.params, self.learning_rate)
+
+    def _same_settings(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """Return the finished trial that had the settings of this one, if there is one."""
+        changes = self._changes(trial)
+        return next((each for each in self._finished() if each.user_attrs["changes"] == changes), None)
+
+    def _tell_again(self, trial: optuna.Trial, known: FrozenTrial) -> None:
+        """End a trial as the one before it that had the same settings."""
+        trial.set_user_attr("changes", known.user_attrs["changes"])
+        trial.set_user_attr(_SAME_AS, known.number)
+        for tokens, validation_nll in known.intermediate_values.items():
+            if tokens not in self._study.trials[trial.number].intermediate_values:
+                trial.report(validation_nll, tokens)
+        value = known.value if known.state is TrialState.COMPLETE else None
+        self._study.tell(trial, value, state=known.state)
+
     def _pruner(self, tokens_planned: int) -> optuna.pruners.BasePruner:
         """Return what gives trials up, by the tokens that they have learnt: epochs are of different worth."""
         return optuna.pruners.SuccessiveHalvingPruner(
@@ -190,7 +234,7 @@ class RunStudy:
     def _make(self, trial: optuna.Trial, tell: Tell) -> None:
         """Make one trial and enter into the study how it ended."""
         is_first = trial.number == 0
-        changes = {} if is_first else self.space.changes(trial.params, self.learning_rate)
+        changes = self._changes(trial)
         trial.set_user_attr("changes", changes)
         known = set(self._study.trials[trial.number].intermediate_values)
 

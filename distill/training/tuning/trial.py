@@ -3,6 +3,8 @@
 In: what is to be trained. Out: how it ended, whatever happened to the process. A trial that crashes or is killed for memory
 takes nobody with it, leaves the device's memory as it was, and says why in its log. The process ends with the one that
 started it, and a training that was begun goes on from its checkpoint. Knows nothing of why a trial is made.
+
+Loads no library of training before the process is watched: loading them takes seconds, in which it would outlive its watcher.
 """
 
 import json
@@ -16,21 +18,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from conversations.errors import run_command
 from conversations.messages import Json
 from distill.run import write_whole
-from distill.training.fitting.loop import TrainProgress
 from distill.training.request import TrainRequest
-from distill.training.result import TrainResult
-from distill.training.train import train
+
+if TYPE_CHECKING:
+    from distill.training.fitting.loop import TrainProgress
+    from distill.training.result import TrainResult
 
 LOG_FILE = "trial.log"
 _SECONDS_TO_END = 60
 _REQUEST = TypeAdapter(TrainRequest)
-_RESULT = TypeAdapter(TrainResult)
 
 
 class TrialState(StrEnum):
@@ -62,7 +65,7 @@ class TrialEnd:
     state: TrialState
     tokens: int
     tokens_planned: int
-    result: TrainResult | None = None
+    result: "TrainResult | None" = None
     reason: str = ""
 
 
@@ -72,6 +75,8 @@ def run_trial(request: TrainRequest, folder: Path, stops: Callable[[TrialNews], 
     `stops` hears all news and ends the trial by returning True. The request, and the log with what the process said on its
     standard error, are kept in `folder`.
     """
+    from distill.training.result import TrainResult
+
     write_whole(folder / "request.json", _REQUEST.dump_json(request, indent=1).decode() + "\n")
     tokens = tokens_planned = 0
     result: TrainResult | None = None
@@ -80,7 +85,7 @@ def run_trial(request: TrainRequest, folder: Path, stops: Callable[[TrialNews], 
         for line in process.stdout:
             told = json.loads(line)
             if "result" in told:
-                result = _RESULT.validate_python(told["result"])
+                result = TypeAdapter(TrainResult).validate_python(told["result"])
                 continue
             news = TrialNews(**told)
             tokens, tokens_planned = news.tokens, news.tokens_planned
@@ -141,11 +146,13 @@ def end_with_the_watcher() -> None:
 
 
 def _train() -> None:
-    request = _REQUEST.validate_json(Path(sys.argv[1]).read_bytes())
     end_with_the_watcher()
+    from distill.training.train import train
+
+    request = _REQUEST.validate_json(Path(sys.argv[1]).read_bytes())
     last: dict[str, Json] = {}
 
-    def on_progress(progress: TrainProgress) -> None:
+    def on_progress(progress: "TrainProgress") -> None:
         last.update(
             tokens=progress.tokens_done,
             tokens_planned=progress.tokens_total,

@@ -24,7 +24,7 @@ class Tuned:
 
     `better_by` is the present settings' loss minus the best one's, over the seeds that both were trained with; `better_by_anew`
     over those seeds alone that the best was not chosen by, where luck has no part in it. Both are None where the present settings
-    are the best.
+    are the best. `notes` say what was not tried and why.
     """
 
     present: Tried
@@ -32,6 +32,7 @@ class Tuned:
     better_by: OverSeeds | None
     better_by_anew: OverSeeds | None
     trials: tuple[Tried, ...]
+    notes: tuple[str, ...]
     settings_path: Path
     plot_path: Path
     trials_path: Path
@@ -50,6 +51,7 @@ class Tuned:
             "tokens_trained": sum(each.tokens for each in self.trials),
             "tokens_saved_share": round(tokens_saved_share(self.trials), 4),
             "settings_file": str(self.settings_path),
+            "notes": [*self.notes],
             "plot": str(self.plot_path),
             "trials_file": str(self.trials_path),
         }
@@ -70,7 +72,7 @@ class Tuned:
             told.append(
                 f"over all seeds it is better by {self.better_by}; over those it was not chosen by, by {self.better_by_anew}"
             )
-        return [*told, f"the settings: {self.settings_path}", f"the picture: {self.plot_path}"]
+        return [*told, *self.notes, f"the settings: {self.settings_path}", f"the picture: {self.plot_path}"]
 
 
 def tune(run: Run, trials: int, tell: Tell) -> Tuned:
@@ -79,7 +81,9 @@ def tune(run: Run, trials: int, tell: Tell) -> Tuned:
     Raises OperatorError when there is nothing to try, or the present settings cannot be trained.
     """
     study = RunStudy(run)
-    study.search(trials, tell)
+    # A file that the best settings cannot be written into is refused before anything is trained.
+    changed_settings(run.settings, study.space.changes(study.space.others(), learning_rate=1.0), study.folder)
+    has_more = study.search(trials, tell)
     tried = tuple(study.trials())
     present, best = tried[0], study.best()
     differences = _differences(study, present, best, tell) if best.trial != present.trial else {}
@@ -92,6 +96,11 @@ def tune(run: Run, trials: int, tell: Tell) -> Tuned:
         better_by=mean_over_seeds(list(differences.values())) if differences else None,
         better_by_anew=mean_over_seeds([value for more, value in differences.items() if more]) if differences else None,
         trials=tried,
+        notes=tuple(
+            note
+            for note in (study.space.left_out, "" if has_more else "every combination that [tune] allows has been tried")
+            if note
+        ),
         settings_path=settings_path,
         plot_path=plot_path,
         trials_path=study.folder / TRIALS_FILE,
