@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from distill.training.tuning.study import Tried
 
@@ -35,6 +36,9 @@ def draw_study(trials: Sequence[Tried], present: Mapping[str, float], importance
         history.set(xlabel=f"trial{f' (failed: {len(failed)})' if failed else ''}", ylabel="held-out loss, nats a token")
         if len({each.validation_nll for each in measured}) > 1:
             history.set_yscale("log")
+            history.yaxis.set_minor_formatter(StrMethodFormatter("{x:.3g}"))
+            history.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+        history.xaxis.set_major_locator(MaxNLocator(integer=True))
         history.legend()
         for axes, (key, value) in zip(slices, present.items(), strict=True):
             tried = [float(each.changes.get(key, value)) for each in measured]
@@ -45,6 +49,9 @@ def draw_study(trials: Sequence[Tried], present: Mapping[str, float], importance
             # A logarithmic axis needs two ends.
             if key in _LOGARITHMIC and len({value, *tried}) > 1:
                 axes.set_xscale("log", base=_LOGARITHMIC[key])
+                axes.set_xticks(sorted({min(tried), value, max(tried)}), minor=False)
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
