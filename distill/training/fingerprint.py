@@ -3,12 +3,11 @@
 In: what is asked for. Out: digests, versions and settings as text. Loads no weights.
 """
 
-import hashlib
 from importlib import metadata
 from pathlib import Path
 
 from conversations.prompt import Renderer
-from conversations.serving import rope_factors_of
+from conversations.serving import digest_of_tokenizer, digest_of_weights, rope_factors_of
 from distill.rows import rows_gone
 from distill.run import file_digest
 from distill.training.decisions.reading import READING_VERSION
@@ -16,10 +15,12 @@ from distill.training.fitting.checkpoint import Fingerprint
 from distill.training.processes.group import Group
 from distill.training.request import TrainRequest
 from distill.training.student.learning import precision_of
-from distill.training.weights.base import check_base
+from distill.training.weights.base_student import check_base
 
 # Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
 _WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
+# The entry of the base student's weights, which others name too.
+BASE = "base"
 # A teacher is known by its digest, wherever its folder stands.
 PLACES = {"local_teacher": {"path"}}
 
@@ -29,11 +30,8 @@ def digest_of_base(base_dir: Path) -> str:
 
     Raises OperatorError where the folder holds no causal language model that can be trained.
     """
-    weights = check_base(base_dir)
-    digest = hashlib.sha256()
-    for path in [*weights, base_dir / "config.json"]:
-        digest.update(f"{path.name} {file_digest(path)}\n".encode())
-    return "sha256:" + digest.hexdigest()
+    check_base(base_dir)
+    return digest_of_weights(base_dir)
 
 
 def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
@@ -46,10 +44,10 @@ def fingerprint_of(request: TrainRequest, group: Group) -> Fingerprint:
     told = request.settings.model_dump(exclude=PLACES)
     settings = {name: value for name, value in told.items() if name not in _WITHOUT_EFFECT}
     return {
-        "base": digest_of_base(request.base_dir),
+        BASE: digest_of_base(request.base_dir),
         "chat template": Renderer.load(request.base_dir).digest,
         "prompt rules": READING_VERSION,
-        "tokenizer": file_digest(request.base_dir / "tokenizer.json"),
+        "tokenizer": digest_of_tokenizer(request.base_dir),
         "train rows": _digest(request.train_path),
         "validation rows": _digest(request.validation_path),
         "soft labels": _digest(request.beliefs_learnt),

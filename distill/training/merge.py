@@ -16,7 +16,7 @@ from distill.settings import DistillSettings
 from distill.training.decisions.reading import read_decisions
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.result import FOLDERS, MERGED
-from distill.training.weights.merging import Agreement, merge_adapter
+from distill.training.weights.merging import Agreement, is_taken, merge_adapter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def merge_run(settings: DistillSettings, run_folder: Path, out_dir: Path | None)
     """
     adapter_dir = run_folder / Stage.TRAIN / FOLDERS["lora"]
     out_dir = (out_dir or run_folder / Stage.TRAIN / MERGED).absolute()
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    if is_taken(out_dir):
         raise OperatorError(
             f"{out_dir}: there is something already; expected an empty place; remove it, or name another with --out"
         )

@@ -13,15 +13,15 @@ from typing import Literal
 from conversations.serving import RopeFactors, Serving
 from distill.training.decisions.replay import drawn_replay
 from distill.training.decisions.training_row import TrainingRow
-from distill.training.fingerprint import PLACES
+from distill.training.fingerprint import BASE, PLACES
 from distill.training.fitting.checkpoint import Fingerprint
 from distill.training.fitting.loop import Fitting
 from distill.training.request import StartingPoint, TrainRequest
 from distill.training.starting import started_from
-from distill.training.student.learning import LearningStudent, put_in_place
+from distill.training.student.learning import LearningStudent
 from distill.training.training_set import TrainingSet
 from distill.training.weights.card import base_model_of, licence_of, model_card, teachers_of
-from distill.training.weights.folder import complete_checkpoint, note_serving
+from distill.training.weights.folder import complete_checkpoint, note_serving, put_in_place
 from distill.training.weights.merging import merge_adapter
 
 FOLDERS: Mapping[str, str] = {"lora": "adapter", "full": "checkpoint"}
@@ -145,6 +145,7 @@ def write_weights(
         max_model_len=request.max_model_len,
         rank=request.settings.rank if result.kind == "lora" else None,
         dtype="float32" if result.kind == "lora" else "bfloat16",
+        base_digest=fingerprint[BASE],
     )
     result = replace(result, rope_factors=serving.rope_factors.value)
     card = _card(request, result, fingerprint, serving)

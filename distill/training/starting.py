@@ -84,7 +84,7 @@ def _check_there(known: Release, folder: Path) -> None:
 
 
 def _check_fits(known: Release, folder: Path, settings: DistillSettings) -> None:
-    from distill.training.fingerprint import digest_of_base
+    from distill.training.fingerprint import BASE, digest_of_base
 
     config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
     trained = json.loads((folder.parent / "training.json").read_text(encoding="utf-8"))["fingerprint"]
@@ -92,7 +92,7 @@ def _check_fits(known: Release, folder: Path, settings: DistillSettings) -> None
         "rank": (config["r"], settings.train.rank),
         "alpha": (config["lora_alpha"], settings.train.alpha),
         "rank_stabilised": (bool(config.get("use_rslora")), settings.train.rank_stabilised),
-        "base student": (trained["base"], digest_of_base(settings.student.base)),
+        "base student": (trained[BASE], digest_of_base(settings.student.base)),
     }
     differences = [f"its {name} is {there} and would be {here}" for name, (there, here) in pairs.items() if there != here]
     if differences:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Json
 from conversations.prompt import Renderer
-from conversations.serving import RopeFactors, Serving
+from conversations.serving import RopeFactors, Serving, digest_of_weights
 from distill.training.decisions.reading import read_decisions
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.weights.adapters import adapt, adapted_layers, save_adapters
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layer in adapted_layers(model).values():
         torch.nn.init.normal_(layer.lora_b, std=0.1)
     save_adapters(model, adapter, base_name="base", first_layer=0, layer_count=2)
-    note_serving(base, adapter, kind="lora", max_model_len=512, rank=4, dtype="float32")
+    note_serving(base, adapter, kind="lora", max_model_len=512, rank=4, dtype="float32", base_digest=digest_of_weights(base))
     return folder
 
 
@@ -95,7 +95,7 @@ def set_config(path: Path, **values: Json) -> None:
 
 
 def renew_digest(base: Path, adapter: Path) -> None:
-    note_serving(base, adapter, kind="lora", max_model_len=512, rank=4, dtype="float32")
+    note_serving(base, adapter, kind="lora", max_model_len=512, rank=4, dtype="float32", base_digest=digest_of_weights(base))
 
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -5,8 +5,6 @@ last layers learn, what the layers before them make of each token is computed on
 never writes the place of a folder into what it saves.
 """
 
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -289,18 +287,3 @@ def precision_of(device: torch.device) -> Precision:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     able = torch.cpu.get_capabilities()
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
-
-
-def put_in_place(half_done: Path, folder: Path) -> None:
-    """Make a finished folder appear under its name in one step; an earlier one of that name goes."""
-    for path in [*half_done.rglob("*"), half_done]:
-        if path.is_file():
-            # safetensors writes for the owner alone, but vLLM may run as another user.
-            path.chmod(0o644)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    shutil.rmtree(folder, ignore_errors=True)
-    half_done.rename(folder)

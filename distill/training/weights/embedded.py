@@ -12,13 +12,13 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conversations.errors import OperatorError
+from distill.training.weights.folder import settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -150,15 +150,7 @@ def _write_origin(gguf_path: Path, folder: Path) -> None:
         "license": "apache-2.0",
     }
     (folder / _ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-    for path in [*folder.iterdir(), folder]:
-        if path.is_file():
-            # safetensors writes for the owner alone, but the chat and vLLM may run as other users.
-            path.chmod(0o644)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    settle(folder)
 
 
 def _is_complete(folder: Path) -> bool:

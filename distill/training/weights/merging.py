@@ -20,11 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conversations.errors import OperatorError, OutsideError
 from conversations.serving import digest_of_weights, read_serving, rope_factors_of
 from distill.training.decisions.training_row import TrainingRow
-from distill.training.student.learning import put_in_place
-from distill.training.weights.base import INDEX_FILE, check_base
+from distill.training.weights.base_student import INDEX_FILE, check_base
 from distill.training.weights.card import card_of_merged
 from distill.training.weights.change import Change, check_fit, opened_weights, read_changes
-from distill.training.weights.folder import complete_checkpoint, note_serving
+from distill.training.weights.folder import complete_checkpoint, note_serving, put_in_place
 from distill.training.weights.quiet import without_bars
 from distill.training.weights.rope import pin_rope
 
@@ -59,8 +58,8 @@ def merge_adapter(
     OutsideError where the disk did not keep what was computed.
     """
     files = check_base(base_dir)
-    serving = read_serving(adapter_dir)
-    if serving is not None and serving.base_digest != digest_of_weights(base_dir):
+    serving, base_digest = read_serving(adapter_dir), digest_of_weights(base_dir)
+    if serving is not None and serving.base_digest != base_digest:
         raise OperatorError(
             f"{adapter_dir}: it was made for the base {serving.base!r} with the digest {serving.base_digest}, and {base_dir} holds "
             "other weights; set [student] base to the folder that it was trained on"
@@ -71,7 +70,7 @@ def merge_adapter(
         raise OperatorError(
             f"{adapter_dir}: no row to compare the merged student on; expected at least one decision with an answer"
         )
-    replaces = _is_taken(out_dir)
+    replaces = is_taken(out_dir)
     # Two merges that go on at once have two such folders.
     half_done = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.half")
     shutil.rmtree(half_done, ignore_errors=True)
@@ -86,9 +85,17 @@ def merge_adapter(
         check_written(files, changes, half_done)
         agreement = _agreement(base_dir, adapter_dir, half_done, changes, rows[:PROMPTS], max_model_len)
         complete_checkpoint(base_dir, half_done)
-        merged = note_serving(base_dir, half_done, kind="merged", max_model_len=max_model_len, rank=None, dtype="bfloat16")
+        merged = note_serving(
+            base_dir,
+            half_done,
+            kind="merged",
+            max_model_len=max_model_len,
+            rank=None,
+            dtype="bfloat16",
+            base_digest=base_digest,
+        )
         (half_done / "README.md").write_text(card_of_merged(card, merged, asdict(agreement)), encoding="utf-8")
-        if not replaces and _is_taken(out_dir):
+        if not replaces and is_taken(out_dir):
             raise OperatorError(
                 f"{out_dir}: something has come there while the adapter was merged; expected an empty place; look whether another "
                 "merge wrote it, or name another place"
@@ -138,7 +145,8 @@ def _merged(name: str, tensor: torch.Tensor, changes: Mapping[str, Change]) -> t
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
-def _is_taken(place: Path) -> bool:
+def is_taken(place: Path) -> bool:
+    """Tell whether something stands where a folder is to appear; an empty folder is nothing."""
     return place.exists() and (not place.is_dir() or any(place.iterdir()))
 
 
