@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from conversations.serving import RopeFactors, Serving
-from distill.training.decisions.replay import drawn_replay
+from distill.training.decisions.replay import replayed_file
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.fingerprint import BASE, PLACES
 from distill.training.fitting.checkpoint import Fingerprint
@@ -177,7 +177,7 @@ def _card(request: TrainRequest, result: TrainResult, fingerprint: Fingerprint, 
         base_model=base_model_of(request.base_dir),
         licence=licence_of(request.base_dir),
         digests={name: value for name, value in fingerprint.items() if not name.startswith("[train]")},
-        teachers=teachers_of(*(path for path in (request.train_path, drawn_replay(request).path) if path)),
+        teachers=teachers_of(*(path for path in (request.train_path, replayed_file(request)) if path)),
         settings=request.settings.model_dump(mode="json", exclude=PLACES),
         figures={name: value for name, value in asdict(result).items() if name not in unsaid},
     )

@@ -6,22 +6,17 @@ learns on as what it is: with another base, rank or set of layers its numbers wo
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from conversations.errors import OperatorError
 from conversations.releases import STARTED_FROM_BASE, Release, ReleaseKind, release
 from conversations.store import Record
 from distill.run import file_digest
 from distill.settings import DistillSettings
+from distill.training.fingerprint import BASE, digest_of_base
 from distill.training.request import StartingPoint
+from distill.training.student.learning import LearningStudent
+from distill.training.weights.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapters
 
-if TYPE_CHECKING:
-    import torch
-
-    from distill.training.student.learning import LearningStudent
-
-_WEIGHTS_FILE = "adapter_model.safetensors"
-_CONFIG_FILE = "adapter_config.json"
 _OTHERWISE = 'or set [train] start_from = "base"'
 
 
@@ -49,12 +44,12 @@ def started_from(start: StartingPoint | None) -> str:
     return start.release_id if start else STARTED_FROM_BASE
 
 
-def learn_on(student: "LearningStudent", start: StartingPoint) -> None:
+def learn_on(student: LearningStudent, start: StartingPoint) -> None:
     """Put the weights of a release into a student that has learned nothing yet.
 
     Raises OperatorError where the release adapts other layers, or layers of another size.
     """
-    learned = _read(start.weights_path / _WEIGHTS_FILE)
+    learned = load_adapters(start.weights_path / WEIGHTS_FILE)
     wanted = {name: tuple(parameter.shape) for name, parameter in student.trainable.items()}
     found = {name: tuple(tensor.shape) for name, tensor in learned.items()}
     other = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
@@ -68,25 +63,23 @@ def learn_on(student: "LearningStudent", start: StartingPoint) -> None:
 
 
 def _check_there(known: Release, folder: Path) -> None:
-    missing = [name for name in (_WEIGHTS_FILE, _CONFIG_FILE) if not (folder / name).is_file()]
+    missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
     missing += [] if (folder.parent / "training.json").is_file() else ["../training.json"]
     if missing:
         raise OperatorError(
             f"{folder}: the weights of the release {known.release_id!r} cannot learn on: {', '.join(missing)} is gone; restore "
             f"the folder of the run {known.run_id}, roll back to another release, {_OTHERWISE}"
         )
-    digest = file_digest(folder / _WEIGHTS_FILE)
+    digest = file_digest(folder / WEIGHTS_FILE)
     if digest != known.weights_digest:
         raise OperatorError(
-            f"{folder / _WEIGHTS_FILE}: its digest is {digest}, and the release {known.release_id!r} was registered with "
+            f"{folder / WEIGHTS_FILE}: its digest is {digest}, and the release {known.release_id!r} was registered with "
             f"{known.weights_digest}; expected the released weights; restore them, {_OTHERWISE}"
         )
 
 
 def _check_fits(known: Release, folder: Path, settings: DistillSettings) -> None:
-    from distill.training.fingerprint import BASE, digest_of_base
-
-    config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     trained = json.loads((folder.parent / "training.json").read_text(encoding="utf-8"))["fingerprint"]
     pairs = {
         "rank": (config["r"], settings.train.rank),
@@ -100,14 +93,3 @@ def _check_fits(known: Release, folder: Path, settings: DistillSettings) -> None
             f"the release {known.release_id!r} cannot learn on: {'; '.join(differences)}; an adapter keeps its base and its form: "
             f"restore them in [train] and [student], {_OTHERWISE}"
         )
-
-
-def _read(path: Path) -> "dict[str, torch.Tensor]":
-    """Return an adapter's weights by the names that they have in a student which learns."""
-    from safetensors.torch import load_file
-
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(path).items():
-        layer, _, pair = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        found[f"{layer}.{pair.lower()}"] = tensor
-    return found

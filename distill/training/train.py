@@ -2,7 +2,8 @@
 
 In: the student's checkpoint folder, `train.jsonl`, `validation.jsonl`. Out: `adapter/` (or `checkpoint/`) with its model
 card, `training.json`, and one line a step in the run's `metrics.jsonl`. A killed training goes on where it was and, on
-a CPU, ends with the same bits. Never reads the test set, the record or a customer's name.
+a CPU, ends with the same bits. The record says where to start, and is told how it went. Never reads the test set or a
+customer's name.
 """
 
 import json

@@ -5,7 +5,7 @@ others find them kept.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class TrainingSet:
     @cached_property
     def forest(self) -> Forest:
         """Return everything that is learnt as one forest."""
-        return Forest([*self.own, *(replace(row, is_replayed=True) for row in self.replayed)])
+        return Forest([*self.own, *self.replayed])
 
 
 def read_training_set(request: TrainRequest, group: Group) -> TrainingSet:

@@ -20,8 +20,8 @@ from distill.evaluation.metrics import Metric, Yardstick, score
 from distill.rows import SOFT_LABELS_FILE, DatasetRow, FactRow, read_rows
 from distill.run import write_whole
 from distill.settings import TrainTable
+from distill.training.fitting.interruption import end_with_the_watcher
 from distill.training.request import TrainRequest
-from distill.training.tuning.trial import end_with_the_watcher
 
 RESULT_FILE = "result.json"
 

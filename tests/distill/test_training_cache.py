@@ -65,7 +65,7 @@ def soft_labels(choices: int) -> SoftLabels:
 
 
 def test_rows_are_made_once_and_then_read_as_they_were(tmp_path: Path) -> None:
-    rows = [row(0), row(1, soft_labels(3)), row(2, soft_labels(1), is_replayed=True, prompt_ids=(1,), weight=2.5)]
+    rows = [row(0), row(1, soft_labels(3)), row(2, soft_labels(1), prompt_ids=(1,), weight=2.5)]
     maker = Maker(rows)
     for _ in range(2):
         found, counts = kept_rows(tmp_path, {"rows": "a"}, maker)

@@ -23,7 +23,7 @@ from distill.training.decisions.training_row import SoftLabels, TrainingRow
 
 # The newest that are kept in a folder: a training reads two, and a study reads the same ones in each of its trials.
 MOST_ENTRIES = 16
-_LAYOUT = "1"
+_LAYOUT = "2"
 # What is half written for longer was left by a training that was killed.
 _SECONDS_TO_WRITE = 3600
 _ALIGNMENT = 64
@@ -65,7 +65,7 @@ def kept_rows(folder: Path | None, decided_by: Mapping[str, str], make: Callable
 
 
 def _about(rows: Sequence[TrainingRow], counts: RowCounts) -> dict[str, object]:
-    named = [[row.decision_id, row.conversation_id, row.is_replayed] for row in rows]
+    named = [[row.decision_id, row.conversation_id] for row in rows]
     return {"counts": asdict(counts), "rows": named}
 
 
@@ -108,9 +108,8 @@ def _rows(arrays: Arrays, about: Mapping[str, object]) -> list[TrainingRow]:
             answer_ids=tuple(token_ids[answers[number] : starts[number + 1]].tolist()),
             weight=weights[number],
             soft=_soft(arrays, softs[number], softs[number + 1]),
-            is_replayed=is_replayed,
         )
-        for number, (decision_id, conversation_id, is_replayed) in enumerate(named)
+        for number, (decision_id, conversation_id) in enumerate(named)
     ]
 
 

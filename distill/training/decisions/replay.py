@@ -44,7 +44,12 @@ def drawn_replay(request: TrainRequest) -> Drawn:
     """Return what `draw_replay` wrote; every process of a training reads it."""
     if request.replay_path is None:
         return Drawn(None, 0)
-    return Drawn(request.out_dir / FILE, sum(1 for _ in read_rows(request.replay_path, DatasetRow)))
+    return Drawn(replayed_file(request), sum(1 for _ in read_rows(request.replay_path, DatasetRow)))
+
+
+def replayed_file(request: TrainRequest) -> Path | None:
+    """Return the file that `draw_replay` writes, None where a run has no replay."""
+    return None if request.replay_path is None else request.out_dir / FILE
 
 
 def wanted_rows(own: int, share: float) -> int:

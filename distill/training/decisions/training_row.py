@@ -36,10 +36,7 @@ class SoftLabels:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRow:
-    """One decision as token ids: the prompt up to the opening of the answer; the answer with its end-of-turn token.
-
-    `is_replayed` rows come from earlier runs, against forgetting.
-    """
+    """One decision as token ids: the prompt up to the opening of the answer; the answer with its end-of-turn token."""
 
     decision_id: str
     conversation_id: str
@@ -47,7 +44,6 @@ class TrainingRow:
     answer_ids: tuple[int, ...]
     weight: float = 1.0
     soft: SoftLabels | None = None
-    is_replayed: bool = False
 
     @property
     def input_tokens(self) -> int:

@@ -1,10 +1,12 @@
-"""A request to stop: one that waits for the end of a step, and one that ends what waits for others.
+"""A request to stop: one that waits for the end of a step, one that ends what waits for others, and the end of whoever started this.
 
-In: SIGTERM, as service managers send it. Out: a flag, or KeyboardInterrupt. Only the main thread of a process can hear signals;
-elsewhere nobody asks.
+In: SIGTERM, as service managers send it; the end of standard input. Out: a flag, KeyboardInterrupt, or the end of this process.
+Only the main thread of a process can hear signals; elsewhere nobody asks.
 """
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,3 +54,15 @@ def ending_at_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_with_the_watcher() -> None:
+    """End this process as soon as its standard input ends, which its watcher holds open: nobody is left to hear a result."""
+
+    def watch() -> None:
+        # Read past Python's buffer, whose lock a thread that waits for ever would hold when this process ends.
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

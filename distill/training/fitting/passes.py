@@ -44,12 +44,13 @@ class Passes:
         scored_weight = sum(tree.scored_weight for tree in trees)
 
         def learn() -> float:
-            summed = 0.0
+            # Asked for once at the end: a GPU goes on with one micro-batch while the next is laid out.
+            summed = torch.zeros((), dtype=torch.float64, device=self._student.device)
             for batch, share in self._own_batches(trees, layout):
                 loss = self._student.loss_sum(batch, frozen) * (share / scored_weight)
                 loss.backward()
-                summed += float(loss.detach())
-            return summed
+                summed += loss.detach()
+            return float(summed)
 
         loss = self._of_all(learn)
         if self._sharding is None:

@@ -6,16 +6,15 @@ output, for every progress, event and end; logs on standard error. Started by `l
 
 import json
 import logging
-import os
 import pickle
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from conversations.errors import Failure
 from conversations.messages import Json
+from distill.training.fitting.interruption import end_with_the_watcher
 from distill.training.fitting.loop import TrainProgress
 from distill.training.processes.group import join
 from distill.training.request import TrainRequest
@@ -24,7 +23,7 @@ from distill.training.train import train_in
 
 def main(folder: Path, rank: int, size: int) -> int:
     """Train this process's share and return its exit code."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_the_watcher()
     request: TrainRequest = pickle.loads((folder / "request.pickle").read_bytes())
     group = join(rank, size, folder / "meeting")
     try:
@@ -50,12 +49,6 @@ def _say(event: str, figures: Mapping[str, Json]) -> None:
 def _print(message: Mapping[str, Json]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: then nobody holds the other end of its standard input."""
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ Loads no library of training before the process is watched: loading them takes s
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from pydantic import TypeAdapter
 from conversations.errors import run_command
 from conversations.messages import Json
 from distill.run import write_whole
+from distill.training.fitting.interruption import end_with_the_watcher
 from distill.training.request import TrainRequest
 
 if TYPE_CHECKING:
@@ -131,18 +130,6 @@ def _reason(status: int, log_path: Path) -> str:
 
 def _tell(news: dict[str, Json]) -> None:
     print(json.dumps(news), flush=True)  # noqa: T201 — the pipe to the process that watches
-
-
-def end_with_the_watcher() -> None:
-    """End this process as soon as its standard input ends, which its watcher holds open: nobody is left to hear a result."""
-
-    def watch() -> None:
-        # Read past Python's buffer, whose lock a thread that waits for ever would hold when this process ends.
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train() -> None:

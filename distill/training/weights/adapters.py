@@ -13,13 +13,13 @@ from typing import cast
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-_NAME_IN_FILE = "base_model.model."
+NAME_IN_FILE = "base_model.model."
 
 
 class AdaptedLinear(nn.Module):  # type: ignore[misc]  # torch is read untyped
@@ -106,9 +106,18 @@ def save_adapters(model: nn.Module, folder: Path, *, base_name: str, first_layer
     _put_in_order(folder / CONFIG_FILE)
     tensors = {}
     for name, layer in adapted.items():
-        tensors[f"{_NAME_IN_FILE}{name}.lora_A.weight"] = layer.lora_a.detach().cpu().contiguous()
-        tensors[f"{_NAME_IN_FILE}{name}.lora_B.weight"] = layer.lora_b.detach().cpu().contiguous()
+        tensors[f"{NAME_IN_FILE}{name}.lora_A.weight"] = layer.lora_a.detach().cpu().contiguous()
+        tensors[f"{NAME_IN_FILE}{name}.lora_B.weight"] = layer.lora_b.detach().cpu().contiguous()
     save_file(dict(sorted(tensors.items())), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_adapters(path: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that `save_adapters` wrote into a file, by the names that they have in a student which learns."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(path).items():
+        layer, _, pair = name.removeprefix(NAME_IN_FILE).removesuffix(".weight").rpartition(".")
+        found[f"{layer}.{pair.lower()}"] = tensor
+    return found
 
 
 def _put_in_order(path: Path) -> None:

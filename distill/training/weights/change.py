@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 
 from conversations.errors import OperatorError
 from conversations.messages import Json
-from distill.training.weights.adapters import CONFIG_FILE, WEIGHTS_FILE
+from distill.training.weights.adapters import CONFIG_FILE, NAME_IN_FILE, WEIGHTS_FILE
 
-_NAME_IN_ADAPTER = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _UNSERVED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
 
@@ -72,7 +71,7 @@ def read_changes(adapter_dir: Path) -> dict[str, Change]:
                 weights_path,
                 f"{pair} has A {tuple(lora_a.shape)} and B {tuple(lora_b.shape)}, and {CONFIG_FILE} says r = {rank}",
             )
-        changes[f"{pair.removeprefix(_NAME_IN_ADAPTER)}.weight"] = Change(lora_a.float(), lora_b.float(), scale)
+        changes[f"{pair.removeprefix(NAME_IN_FILE)}.weight"] = Change(lora_a.float(), lora_b.float(), scale)
     if not changes:
         raise _damaged(weights_path, "it holds no pair of A and B")
     return changes
