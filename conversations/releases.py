@@ -125,7 +125,7 @@ def register_base(record: Record, *, base: str, weights_path: str, weights_diges
             _enter(transaction, student, actor, "the base student as it came")
         if not transaction.query("SELECT 1 FROM release_events WHERE event IN ('promoted', 'restored')"):
             _event(transaction, release_id, "promoted", actor, "nothing else is in service")
-        _want(transaction, release_id, actor)
+        want_in(transaction, release_id, actor)
     return release_id
 
 
@@ -138,18 +138,16 @@ def in_service(record: Record) -> str | None:
     return str(row["release_id"]) if row else None
 
 
-def release_for(record: Record, held_release_id: str | None) -> str | None:
-    """Return the release that answers a conversation: the one it holds, unless that was rolled back."""
-    if held_release_id is not None and _last_event(record, held_release_id) not in (None, "rolled_back", "refused"):
-        return held_release_id
-    return in_service(record)
+def may_go_on(record: Record, release_id: str) -> bool:
+    """Tell whether a release may go on with the conversations that hold it: not once it was rolled back or refused."""
+    return _last_event(record, release_id) not in (None, "rolled_back", "refused")
 
 
 def promote(record: Record, release_id: str, *, actor: str, reason: str) -> None:
     """Put a release into service for new conversations."""
     _known(record, release_id)
     with record.write() as transaction:
-        _want(transaction, release_id, actor)
+        want_in(transaction, release_id, actor)
         _event(transaction, release_id, "promoted", actor, reason)
 
 
@@ -189,7 +187,7 @@ def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str)
         if target not in {row["release_id"] for row in served}:
             raise OperatorError(f"the release {target!r} was never in service; only the gate puts a release there first")
         _event(transaction, current, "rolled_back", actor, reason)
-        _want(transaction, target, actor)
+        want_in(transaction, target, actor)
         _event(transaction, target, "restored", actor, reason)
     return target
 
@@ -228,7 +226,7 @@ def events(record: Record, limit: int = 100) -> list[ReleaseEvent]:
 def want(record: Record, release_id: str, *, wanted_by: str) -> None:
     """Ask the servers to load a release."""
     with record.write() as transaction:
-        _want(transaction, release_id, wanted_by)
+        want_in(transaction, release_id, wanted_by)
 
 
 def wanted(record: Record) -> list[Release]:
@@ -346,7 +344,8 @@ def _event(transaction: Transaction, release_id: str, event: str, actor: str, re
     audit.note(transaction, actor, f"release {event}", release_id, {"reason": reason})
 
 
-def _want(transaction: Transaction, release_id: str, wanted_by: str) -> None:
+def want_in(transaction: Transaction, release_id: str, wanted_by: str) -> None:
+    """Ask the servers to load a release, inside an open transaction."""
     transaction.execute("INSERT OR IGNORE INTO wanted_loads VALUES (?, ?, ?)", [release_id, wanted_by, utc_now()])
 
 

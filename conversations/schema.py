@@ -77,6 +77,12 @@ def m004_lineage_of_releases(db: Database) -> None:
     _run_script(db, "004_lineage_of_releases.sql")
 
 
+@record_migrations()
+def m005_on_trial_and_scheduled(db: Database) -> None:
+    """Try releases on some customers, vote blindly, serve whole releases, and let one scheduler act at a time."""
+    _run_script(db, "005_on_trial_and_scheduled.sql")
+
+
 def _run_script(db: Database, name: str) -> None:
     for statement in statements(files("conversations").joinpath("migrations", name).read_text(encoding="utf-8")):
         db.conn.execute(statement)

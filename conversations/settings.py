@@ -28,7 +28,7 @@ from conversations.redaction import KIND, RedactionRules
 # Every table of the file, so that a misspelt one is noticed by each command, whichever tables it reads itself.
 TABLES = (
     "record", "student", "prompt", "redaction", "serve", "runs", "handbook", "teachers", "judge", "datasets", "choose",
-    "teach", "verify", "assemble", "train", "tune", "evaluate", "promote", "schedule",
+    "teach", "verify", "assemble", "train", "tune", "evaluate", "promote", "canary", "schedule",
 )  # fmt: skip
 SETTINGS_VARIABLE = "SUPPORT_BOT_SETTINGS"
 DEFAULT_SETTINGS = Path("settings.toml")

@@ -88,7 +88,7 @@ def check_before(settings: DistillSettings) -> None:
     from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teaching.budget import check_teachers
-    from distill.evaluation.metrics import Metric
+    from distill.evaluation.scoring.metric import Metric
     from distill.training.decisions.vocabulary import check_vocabulary
 
     place, base = settings.settings_file, settings.student.base

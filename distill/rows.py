@@ -227,6 +227,8 @@ class EvaluationRow(RowModel):
     decision_id: str
     conversation_id: str
     topic: str
+    task: Task = Task.CONVERSATION
+    turn_depth: int = 1
     model: Literal["base", "candidate", "released", "teacher"]
     release_id: str
     text: str

@@ -306,6 +306,13 @@ class EvaluateTable(Table):
     max_answer_tokens: int = Field(default=96, ge=8)
     bootstrap_samples: int = Field(default=2000, ge=100)
     load_timeout_seconds: float = Field(default=180, gt=0)
+    judged_decisions: int = Field(
+        default=200, ge=0, description="at most so many are graded and compared by the judge of [judge]; 0: none"
+    )
+    load_levels: tuple[int, ...] = Field(
+        default=(1, 4, 16, 64), description="requests at once, for `distill evaluate --load`"
+    )
+    load_seconds: float = Field(default=60, gt=0, description="at each level, for `distill evaluate --load`")
     server_usd_per_hour: float = Field(ge=0, description="what an hour of the student's machine costs")
 
 
@@ -318,7 +325,27 @@ class PromoteTable(Table):
         ge=0, description="how much worse than the release in service it may be, lower bound"
     )
     min_decisions: int = Field(default=50, ge=1)
+    max_topic_loss: float = Field(
+        default=0.2, ge=0, description="how much worse than the release in service no topic may surely be"
+    )
+    min_topic_decisions: int = Field(default=5, ge=2, description="a topic with fewer is not looked at alone")
+    max_leak_rate: float = Field(default=0.0, ge=0, le=1)
+    max_format_fault_rate: float = Field(default=0.05, ge=0, le=1)
+    max_declined_rate: float = Field(default=0.25, ge=0, le=1, description="of questions that the handbook answers")
     max_latency_p95_ms: float | None = Field(default=None, gt=0)
+    max_memory_gb: float | None = Field(default=None, gt=0, description="of the process that serves it, 1 GB = 10^9 bytes")
+    canary_share: float = Field(
+        default=0.0, ge=0, le=1, description="of new conversations, before a release that passed gets all; 0: all at once"
+    )
+
+
+class CanaryTable(Table):
+    """When a canary is taken back by itself, and when it has passed."""
+
+    max_error_rate: float = Field(default=0.05, ge=0, le=1)
+    max_thumbs_down_rate: float = Field(default=0.5, ge=0, le=1)
+    min_turns: int = Field(default=20, ge=1)
+    hours: float = Field(default=24.0, gt=0)
 
 
 class ScheduleTable(Table):
@@ -349,6 +376,7 @@ class DistillSettings(RoomSettings):
     tune: TuneTable = TuneTable()
     evaluate: EvaluateTable
     promote: PromoteTable
+    canary: CanaryTable = CanaryTable()
     schedule: ScheduleTable = ScheduleTable()
 
 

@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from conversations import releases, turns
+from conversations import releases, rollouts, turns
 from conversations.async_record import AsyncRecord
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Author, Consent, Role, TurnStatus, Vote
@@ -346,7 +346,7 @@ class Session:
     def _begin(self, record: Record, growing: _Growing) -> str:
         """Write the pending turn, and return the release that answers."""
         conversation = turns.conversation(record, growing.conversation_id)
-        release_id = releases.release_for(record, conversation.release_id)
+        release_id = rollouts.release_for(record, growing.conversation_id, conversation.release_id)
         if release_id is None:
             raise AnswerFailed(FailureCode.NO_SERVER)
         if release_id != conversation.release_id:

@@ -22,8 +22,8 @@ from conversations.messages import Json, Role, utc_now
 from conversations.prompt import Renderer
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.changes import without_retired
-from distill.evaluation.generation import Generated, Question, Student, answer_together, wait_until_loaded
-from distill.evaluation.metrics import Yardstick, score
+from distill.evaluation.answering.generation import Generated, Question, Student, answer_together, wait_until_loaded
+from distill.evaluation.scoring.facts import Yardstick, score
 from distill.rows import AnswerRow, DatasetRow, EvaluationRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage, file_digest, read_json, write_whole
 

@@ -9,9 +9,9 @@ from enum import StrEnum
 
 from conversations import releases
 from conversations.messages import Json
-from distill.evaluation.intervals import Estimate
-from distill.evaluation.metrics import Metric
+from distill.evaluation.figures.intervals import Estimate
 from distill.evaluation.report import Report, build_report, estimate_difference, write_report
+from distill.evaluation.scoring.metric import Metric
 from distill.run import Counts, Outcome, Run
 from distill.settings import PromoteTable
 

@@ -18,8 +18,8 @@ from conversations.errors import OperatorError
 from conversations.messages import Json, Role
 from conversations.releases import STARTED_FROM_BASE
 from distill.evaluation.evaluate import ROWS, TAKEN
-from distill.evaluation.intervals import Estimate, Score, difference_of_means, mean, percentile, ratio_of_means
-from distill.evaluation.metrics import Metric
+from distill.evaluation.figures.intervals import Estimate, Score, difference_of_means, mean, percentile, ratio_of_means
+from distill.evaluation.scoring.metric import Metric
 from distill.rows import DatasetRow, EvaluationRow, read_rows
 from distill.run import STAGES, Run, Stage, read_json, write_whole
 
@@ -262,7 +262,7 @@ def _dollars(value: Json) -> str:
 def _page(run: Run, report: Report) -> str:
     """Return the report as one page that needs nothing else."""
     template = jinja2.Environment(
-        loader=jinja2.PackageLoader("distill.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("distill.evaluation.page", "."), autoescape=True, undefined=jinja2.StrictUndefined
     ).get_template("report.html.jinja")
     models = _mapping(report["models"])
     return template.render(

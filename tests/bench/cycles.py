@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from conversations.prompt import Renderer
-from distill.evaluation.intervals import Score, mean
-from distill.evaluation.metrics import Yardstick
+from distill.evaluation.figures.intervals import Score, mean
+from distill.evaluation.scoring.facts import Yardstick
 from distill.rows import DatasetRow, FactRow, read_rows
 from distill.run import file_digest, read_json, write_whole
 from distill.settings import TrainTable

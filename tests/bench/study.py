@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from distill.evaluation.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
+from distill.evaluation.figures.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
 from distill.run import write_whole
 from distill.training.tuning.noise import mean_over_seeds
 from tests.bench.arguments import at_least_one, folder_with

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter
 
 from conversations.messages import Role
 from conversations.prompt import Renderer
-from distill.evaluation.metrics import Metric, Yardstick, score
+from distill.evaluation.scoring.facts import Yardstick, score
+from distill.evaluation.scoring.metric import Metric
 from distill.rows import SOFT_LABELS_FILE, DatasetRow, FactRow, read_rows
 from distill.run import write_whole
 from distill.settings import TrainTable

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conversations import audit, checks, erasure, releases, runs, search, spending, turns
+from conversations import audit, checks, erasure, releases, rollouts, runs, search, spending, turns
 from conversations.errors import OperatorError, OutsideError
 from conversations.exchange import exports, imports
 from conversations.messages import Author, Role, TurnStatus, Vote
@@ -129,10 +129,10 @@ def test_a_promotion_changes_new_conversations_only_and_a_rollback_moves_open_on
     base = based(record)
     better = candidate(record, "student-1")
     releases.promote(record, better, actor="gate", reason="better")
-    assert releases.release_for(record, None) == better
-    assert releases.release_for(record, base) == base
+    assert rollouts.release_for(record, "a conversation", None) == better
+    assert rollouts.release_for(record, "a conversation", base) == base
     assert releases.roll_back(record, actor="operator", reason="complaints") == base
-    assert releases.release_for(record, better) == base
+    assert rollouts.release_for(record, "a conversation", better) == base
     assert releases.release(record, better).state is ReleaseState.ROLLED_BACK
     with pytest.raises(OperatorError, match="no earlier release"):
         releases.roll_back(record, actor="operator", reason="again")

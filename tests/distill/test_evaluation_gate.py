@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conversations.messages import Json
-from distill.evaluation.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
+from distill.evaluation.figures.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
 from distill.evaluation.promote import GateOutcome, judge
 from distill.settings import PromoteTable
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.dataset.handbook.articles import Handbook
-from distill.evaluation.metrics import Metric, Yardstick, concrete_values, score
+from distill.evaluation.scoring.facts import Yardstick, concrete_values, score
+from distill.evaluation.scoring.metric import Metric
 from distill.rows import FactRow, LabelsRow
 
 HANDBOOK = Path("deploy/demo/handbook")

@@ -13,22 +13,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
+from distill.evaluation.scoring.metric import Metric
 from distill.rows import FactRow, LabelsRow
-
-
-class Metric(StrEnum):
-    """The names of the metrics, as they stand in rows, reports and settings."""
-
-    FACT_ACCURACY = "fact_accuracy"
-    WRONG_FACT_RATE = "wrong_fact_rate"
-    DECLINED_RATE = "declined_rate"
-    UNANSWERABLE_DECLINED_RATE = "unanswerable_declined_rate"
-    UNANSWERABLE_WRONG_FACT_RATE = "unanswerable_wrong_fact_rate"
-    TEACHER_LIKENESS = "teacher_likeness"
-    ANSWER_WORDS = "answer_words"
-
 
 # A number with what belongs to it (4.5, 1,200, 10:30), or a code such as LT-38. Not the "1." of a list.
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,:]\d+)*(?![\w])")

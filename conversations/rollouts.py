@@ -1,0 +1,190 @@
+"""Rollouts: a release on trial beside the one in service, and which of the two answers a conversation.
+
+In: what the gate or an operator starts and ends. Out: one answer to "which student answers this conversation". A canary answers a
+share of new conversations and stays with each; a shadow answers beside the student, and no customer sees it.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from conversations import audit, releases
+from conversations.errors import OperatorError
+from conversations.messages import new_name, utc_now
+from conversations.store import Record, Row
+
+
+class RolloutKind(StrEnum):
+    """How a release is tried."""
+
+    CANARY = "canary"
+    SHADOW = "shadow"
+
+
+class RolloutState(StrEnum):
+    """How a rollout stands, or how it ended."""
+
+    RUNNING = "running"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a canary is taken back by itself, and when it has passed.
+
+    It is taken back where the lower end of the 95 % interval of its error or thumbs-down rate lies above the maximum, after
+    `min_turns` of its turns (or `min_turns` votes). It has passed after `hours` with at least `min_turns` turns.
+    """
+
+    max_error_rate: float = 0.05
+    max_thumbs_down_rate: float = 0.5
+    min_turns: int = 20
+    hours: float = 24.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A release on trial. `share` is that of new conversations (canary) or of turns (shadow)."""
+
+    rollout_id: str
+    kind: RolloutKind
+    release_id: str
+    share: float
+    rules: Rules
+    state: RolloutState
+    started_by: str
+    started_at_utc: str
+    ended_by: str | None
+    ended_because: str | None
+    ended_at_utc: str | None
+
+
+def start(
+    record: Record,
+    kind: RolloutKind,
+    release_id: str,
+    *,
+    share: float,
+    rules: Rules | None = None,
+    actor: str,
+    reason: str,
+) -> Rollout:
+    """Begin to try a release, and ask the servers to load it.
+
+    Raises OperatorError for an unknown or refused release, the one that is in service, a share that is none, and while another
+    rollout of the kind is going on.
+    """
+    if not 0 < share <= 1:
+        raise OperatorError(f"a share of {share!r}; expected more than 0 and at most 1, such as 0.1; mend it")
+    known = releases.release(record, release_id)
+    if known.state in (releases.ReleaseState.IN_SERVICE, releases.ReleaseState.REFUSED):
+        raise OperatorError(
+            f"the release {release_id!r} is {known.state.value.replace('_', ' ')}; expected a candidate or an earlier release; "
+            "`distill releases` lists them"
+        )
+    rollout_id = new_name("rollout")
+    with record.write() as transaction:
+        going = transaction.query("SELECT release_id FROM rollouts WHERE kind = ? AND state = 'running'", [kind])
+        if going:
+            raise OperatorError(
+                f"a {kind} of {going[0]['release_id']!r} is going on; stop it first with `distill {kind} --stop`"
+            )
+        transaction.insert(
+            "rollouts",
+            {
+                "rollout_id": rollout_id,
+                "kind": kind,
+                "release_id": release_id,
+                "share": share,
+                "rules_json": json.dumps(asdict(rules or Rules()), sort_keys=True),
+                "state": RolloutState.RUNNING,
+                "started_by": actor,
+                "started_at_utc": utc_now(),
+            },
+        )
+        releases.want_in(transaction, release_id, actor)
+        audit.note(transaction, actor, f"{kind} started", release_id, {"share": share, "reason": reason})
+    return rollout(record, rollout_id)
+
+
+def end(record: Record, rollout_id: str, state: RolloutState, *, actor: str, reason: str) -> bool:
+    """End a rollout once; False where somebody ended it before. What happens to the release is the caller's word."""
+    with record.write() as transaction:
+        going = transaction.query("SELECT * FROM rollouts WHERE rollout_id = ? AND state = 'running'", [rollout_id])
+        if not going:
+            return False
+        transaction.execute(
+            "UPDATE rollouts SET state = ?, ended_by = ?, ended_because = ?, ended_at_utc = ? WHERE rollout_id = ?",
+            [state, actor, reason, utc_now(), rollout_id],
+        )
+        audit.note(
+            transaction,
+            actor,
+            f"{going[0]['kind']} {state.value.replace('_', ' ')}",
+            str(going[0]["release_id"]),
+            {"reason": reason},
+        )
+    return True
+
+
+def running(record: Record, kind: RolloutKind) -> Rollout | None:
+    """Return the rollout of a kind that is going on, or None."""
+    row = record.one("SELECT * FROM rollouts WHERE kind = ? AND state = 'running'", [kind])
+    return _rollout_of(row) if row else None
+
+
+def rollout(record: Record, rollout_id: str) -> Rollout:
+    """Return one rollout.
+
+    Raises OperatorError when there is none of that name.
+    """
+    row = record.one("SELECT * FROM rollouts WHERE rollout_id = ?", [rollout_id])
+    if row is None:
+        raise OperatorError(f"no rollout {rollout_id!r} in {record.path}")
+    return _rollout_of(row)
+
+
+def rollouts(record: Record, limit: int = 20) -> list[Rollout]:
+    """Return rollouts, the newest first."""
+    rows = record.query("SELECT * FROM rollouts ORDER BY started_at_utc DESC, rollout_id DESC LIMIT ?", [limit])
+    return [_rollout_of(row) for row in rows]
+
+
+def release_for(record: Record, conversation_id: str, held_release_id: str | None, *, rested: bool = False) -> str | None:
+    """Return the release that answers a conversation next, or None before the first student.
+
+    It is the one that the conversation holds, unless that was rolled back or refused, or the conversation has `rested` so long that
+    it counts as a new one. A new conversation gets the canary's release where it falls into its share, else the one in service.
+    """
+    if held_release_id is not None and not rested and releases.may_go_on(record, held_release_id):
+        return held_release_id
+    is_new = held_release_id is None or rested
+    canary = running(record, RolloutKind.CANARY) if is_new else None
+    if canary is not None and falls_into(canary, conversation_id):
+        return canary.release_id
+    return releases.in_service(record)
+
+
+def falls_into(rollout: Rollout, name: str) -> bool:
+    """Tell whether a conversation (canary) or a turn (shadow) falls into a rollout's share: by a hash, the same at every asking."""
+    drawn = int.from_bytes(hashlib.sha256(f"{rollout.rollout_id}:{name}".encode()).digest()[:8], "big")
+    return drawn < rollout.share * 2**64
+
+
+def _rollout_of(row: Row) -> Rollout:
+    return Rollout(
+        rollout_id=str(row["rollout_id"]),
+        kind=RolloutKind(str(row["kind"])),
+        release_id=str(row["release_id"]),
+        share=float(row["share"] or 0),
+        rules=Rules(**json.loads(str(row["rules_json"]))),
+        state=RolloutState(str(row["state"])),
+        started_by=str(row["started_by"]),
+        started_at_utc=str(row["started_at_utc"]),
+        ended_by=None if row["ended_by"] is None else str(row["ended_by"]),
+        ended_because=None if row["ended_because"] is None else str(row["ended_because"]),
+        ended_at_utc=None if row["ended_at_utc"] is None else str(row["ended_at_utc"]),
+    )

@@ -1,0 +1,1 @@
+"""How students are asked, and what serving them takes."""
