@@ -83,7 +83,11 @@ class ReleaseEvent:
 
 @dataclass(frozen=True)
 class StudentServer:
-    """A vLLM server as its supervisor last saw it. `is_fresh` is false when the supervisor has fallen silent."""
+    """A vLLM server as its supervisor last saw it. `is_fresh` is false when the supervisor has fallen silent.
+
+    `release_id` is the one whole release that it serves, None where it serves the base with adapters. Memory is that of the
+    server's processes, where its supervisor can see them.
+    """
 
     server_id: str
     base_url: str
@@ -93,6 +97,9 @@ class StudentServer:
     detail: str
     heartbeat_at_utc: str
     is_fresh: bool
+    release_id: str | None = None
+    memory_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -244,14 +251,20 @@ def announce_server(
     state: ServerState,
     process_id: int | None = None,
     detail: str = "",
+    release_id: str | None = None,
+    memory_bytes: int | None = None,
+    gpu_memory_bytes: int | None = None,
 ) -> None:
     """Write what a supervisor knows of its server now; a server that is not ready has nothing loaded."""
     with record.write() as transaction:
         transaction.execute(
-            "INSERT INTO student_servers VALUES (:server_id, :base_url, :base, :state, :process_id, :detail, :now) "
+            "INSERT INTO student_servers (server_id, base_url, base, state, process_id, detail, heartbeat_at_utc, release_id, "
+            "memory_bytes, gpu_memory_bytes) VALUES (:server_id, :base_url, :base, :state, :process_id, :detail, :now, "
+            ":release_id, :memory_bytes, :gpu_memory_bytes) "
             "ON CONFLICT (server_id) DO UPDATE SET base_url = excluded.base_url, base = excluded.base, "
             "state = excluded.state, process_id = excluded.process_id, detail = excluded.detail, "
-            "heartbeat_at_utc = excluded.heartbeat_at_utc",
+            "heartbeat_at_utc = excluded.heartbeat_at_utc, release_id = excluded.release_id, "
+            "memory_bytes = excluded.memory_bytes, gpu_memory_bytes = excluded.gpu_memory_bytes",
             {
                 "server_id": server_id,
                 "base_url": base_url,
@@ -260,6 +273,9 @@ def announce_server(
                 "process_id": process_id,
                 "detail": detail,
                 "now": utc_now(),
+                "release_id": release_id,
+                "memory_bytes": memory_bytes,
+                "gpu_memory_bytes": gpu_memory_bytes,
             },
         )
         if state is not ServerState.READY:
@@ -279,6 +295,9 @@ def servers(record: Record) -> list[StudentServer]:
             detail=str(row["detail"]),
             heartbeat_at_utc=str(row["heartbeat_at_utc"]),
             is_fresh=str(row["heartbeat_at_utc"]) >= oldest,
+            release_id=None if row["release_id"] is None else str(row["release_id"]),
+            memory_bytes=None if row["memory_bytes"] is None else int(row["memory_bytes"]),
+            gpu_memory_bytes=None if row["gpu_memory_bytes"] is None else int(row["gpu_memory_bytes"]),
         )
         for row in record.query("SELECT * FROM student_servers ORDER BY server_id")
     ]

@@ -195,7 +195,7 @@ from conversations.messages import Author, Role
 from conversations.store import Record
 record = Record(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))
 for number in range(1000):
     try:
         turns.append_message(record, sys.argv[2], Role.USER, Author.CUSTOMER, "x" * 20_000)
