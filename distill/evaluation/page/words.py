@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conversations.messages import Json
-from distill.evaluation.figures.targets import TargetOutcome
 from distill.evaluation.scoring.metric import Metric
 
 MISSING = "not measured"
@@ -149,6 +148,15 @@ def target_lines(report: Mapping[str, Json]) -> list[TargetLine]:
     return [_target_line(row) for row in items(report.get("targets"))]
 
 
+def target_reasons(report: Mapping[str, Json]) -> list[str]:
+    """Return why aims are missing, with the names of those."""
+    of_reason: dict[str, list[str]] = {}
+    for line in target_lines(report):
+        if line.reason:
+            of_reason.setdefault(line.reason, []).append(line.title)
+    return [f"{', '.join(titles)}: {reason}" for reason, titles in of_reason.items()]
+
+
 def share(value: Json) -> str:
     """Return an estimate of a share in per cent, with its interval and count."""
     return estimate(value, as_share=True)
@@ -175,10 +183,12 @@ def spread(value: Json) -> str:
 
 
 def size(value: Json) -> str:
-    """Return bytes as megabytes or gigabytes, of 10^6 and 10^9 bytes."""
+    """Return bytes as MB, GB or TB, of 10^6, 10^9 and 10^12 bytes."""
     found = number(value)
     if found is None:
         return MISSING
+    if found >= 1e12:
+        return f"{found / 1e12:,.1f} TB"
     return f"{found / 1e9:,.1f} GB" if found >= 1e9 else f"{found / 1e6:,.0f} MB"
 
 
@@ -238,7 +248,7 @@ def _target_line(row: Mapping[str, Json]) -> TargetLine:
 def _change(ratio: float | None, *, kept: bool, at_most: bool) -> str:
     """Return student / teacher as the case study says it: kept, less by so much, or so many times."""
     if ratio is None:
-        return TargetOutcome.MISSING.value
+        return "–"
     if kept:
         return f"{ratio:.1%}" if ratio != round(ratio, 2) else f"{ratio:.0%}"
     return f"{ratio - 1:+.0%}" if at_most else f"{ratio:,.3g} times"
