@@ -104,10 +104,14 @@ def read_report(folder: Path) -> Report:
 
 
 def renew_report(run: Run) -> Report:
-    """Compute the report of a finished run anew, write it and return it. The gate's word stays: it was given on what was known."""
+    """Compute the report of a finished run anew, write it and return it. The gate's word stays: it was given on what was known.
+
+    The record, out of which the console reads, gets it too.
+    """
     before = read_report(run.folder)
     report = {**build_report(run), "gate": before.get("gate")}
     write_report(run, report)
+    runs.note_report(run.record, run.run_id, report)
     return report
 
 

@@ -95,16 +95,13 @@ def _row(aim: _Aim, teacher: float | None, student: float | None, *, comparable:
 def _of_retained(aim: _Aim, retained: Json) -> dict[str, Json]:
     """Return the share kept as the report holds it: paired, over the decisions that both have, and also of the handbook teacher."""
     kept = _part(retained)
-    ratio = _number(kept.get("value"))
-    return {
-        "ratio": ratio,
-        "low": kept.get("low"),
-        "high": kept.get("high"),
-        "outcome": _outcome(aim, ratio),
-        "reason": ""
-        if ratio is not None
-        else "student and teacher have no scored decision in common, or the teacher scored nothing",
-    }
+    ratio, low, high = (_number(kept.get(key)) for key in ("value", "low", "high"))
+    reason = ""
+    if ratio is None:
+        reason = "student and teacher have no scored decision in common, or the teacher scored nothing"
+    elif ratio >= aim.ratio and (low is None or low < aim.ratio):
+        reason = "the measured value reaches the aim, the lower end of its interval does not"
+    return {"ratio": ratio, "low": low, "high": high, "outcome": _outcome(aim, ratio), "reason": reason}
 
 
 def _outcome(aim: _Aim, ratio: float | None) -> str:

@@ -35,7 +35,7 @@ def printed(report: Mapping[str, Json]) -> RenderableType:
         table.add_section()
         table.add_row(Text(section.title, style="bold"))
         for line in section.lines:
-            table.add_row(line.title, *line.cells)
+            table.add_row(line.title, *map(str, line.cells))
     lines: list[RenderableType] = [table]
     lines += _targets(report)
     lines += _load(report)
@@ -58,7 +58,7 @@ def _targets(report: Mapping[str, Json]) -> list[RenderableType]:
         table.add_column(title, justify="left" if not title else "right")
     for each in aims:
         table.add_row(each.title, each.aim, each.teacher, each.student, each.change, each.outcome, each.on_gpu)
-    return [table, *(Text(f"  missing: {reason}", style="dim") for reason in target_reasons(report))]
+    return [table, *(Text(f"  {reason}", style="dim") for reason in target_reasons(report))]
 
 
 def _load(report: Mapping[str, Json]) -> list[RenderableType]:
