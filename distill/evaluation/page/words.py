@@ -51,13 +51,6 @@ METRIC_GROUPS: Mapping[str, Mapping[str, str]] = {
     },
 }
 _NO_SHARES = frozenset({"answer_words"})
-TARGET_TITLES = {
-    "quality_kept": "kept of the teacher's quality",
-    "latency_p50": "whole answer, p50",
-    "memory": "memory of the server",
-    "cost_per_1000_turns": "cost of 1,000 turns",
-    "requests_per_hour": "requests an hour",
-}
 
 
 @dataclass(frozen=True)
@@ -254,7 +247,7 @@ def _target_line(row: Mapping[str, Json]) -> TargetLine:
         change += f" ({low:.1%} to {high:.1%})" if low is not None and high is not None else ""
     on_gpu = part(row["on_gpu"])
     return TargetLine(
-        title=TARGET_TITLES[str(row["name"])],
+        title=str(row["title"]),
         aim=case + _change(bound, kept=kept, at_most=at_most),
         teacher=written(row["teacher"]),
         student=written(row["student"]),
