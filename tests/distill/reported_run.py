@@ -58,7 +58,7 @@ def rows(asked: Sequence[DatasetRow], seed: int = 5) -> list[EvaluationRow]:
     for place, row in enumerate(asked):
         for model in MODELS:
             answerable, failed = row.labels.answerable, model == "candidate" and place == 17
-            hit = float(drawn.random() < right[model])
+            hit = 1.0 if drawn.random() < right[model] else 0.0 if model == "base" else drawn.choice((0.0, 0.5))
             scores: dict[str, float | None] = {
                 "fact_accuracy": hit if answerable else None,
                 "wrong_fact_rate": float(drawn.random() < 0.1) if answerable else None,
