@@ -36,7 +36,7 @@ def questions(count: int = 45, conversations: int = 16) -> list[DatasetRow]:
                 answerable=place % 5 != 0,
                 articles=("coral",),
                 facts=(FactRow(fact_id="coral.wait", says="wait 12 minutes", match=(r"\b12 minutes\b",)),),
-                replies=("Please wait 12 minutes.", "Wait a while, please.")[: 1 + place % 2] if place % 4 == 0 else (),
+                replies=("Please wait 12 minutes.", "Please wait 30 minutes, number 9.")[: max(0, 2 - place % 4)],
             ),
             messages=(
                 MessageRow(role=Role.SYSTEM, content="You help."),
