@@ -66,29 +66,11 @@ def math_accuracy(answer: str, references: Sequence[str]) -> float | None:
 def bleu(answer: str, references: Sequence[str]) -> float:
     """Return BLEU of one sentence with effective order (Papineni et al. 2002, as sacrebleu computes it), 0 to 1.
 
-    For reading rows; a report gives the BLEU of the whole test set, which is not the mean of these (see `corpus_bleu`).
+    For reading rows; a report gives the BLEU of the whole test set too, which is not the mean of these.
     """
     from sacrebleu.metrics import BLEU
 
     return float(BLEU(effective_order=True).sentence_score(answer, list(references)).score) / 100
-
-
-def corpus_bleu(pairs: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[float, str] | None:
-    """Return BLEU of a whole test set, 0 to 100, with sacrebleu's signature (Post 2018); None without any pair.
-
-    pairs: each answer with its right answers. Where answers have several, sacrebleu takes all of them, and its signature says so.
-    """
-    from sacrebleu.metrics import BLEU
-
-    known = [(answer, references) for answer, references in pairs if references]
-    if not known:
-        return None
-    measure = BLEU()
-    most = max(len(references) for _, references in known)
-    # One stream for each place of a right answer; an answer with fewer has none there.
-    streams = [[each[place] if place < len(each) else None for _, each in known] for place in range(most)]
-    score = measure.corpus_score([answer for answer, _ in known], streams)
-    return float(score.score), str(measure.get_signature())
 
 
 def rouge(answer: str, references: Sequence[str]) -> tuple[float, float]:
