@@ -198,15 +198,27 @@ def report(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="The run (else the newest complete one).")] = None,
     settings: SettingsFile = None,
     as_json: AsJson = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compute every figure again from the stored rows, and compare; nothing is written."),
+    ] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Compute the report anew from the stored rows, and write it.")
+    ] = False,
 ) -> None:
     """Show a run's report; the page beside it is report.html in the run's folder."""
     read = read_settings(DistillSettings, settings)
     from conversations import runs
-    from distill.evaluation.report import read_report
+    from distill.evaluation.report import check_report, finished_run, read_report, renew_report
 
     with open_existing(read.record.path) as record:
         known = runs.run(record, run) if run else newest_complete_run(record)
+        if renew:
+            renew_report(finished_run(record, read, known))
+        compared = check_report(finished_run(record, read, known)) if check else None
     _print_report(read_report(Path(known.path)), as_json)
+    if compared is not None:
+        _note(f"{compared} figures and names computed again from the stored rows: they are the report's")
 
 
 @app.command("schedule")
@@ -346,7 +358,7 @@ def _print_report(found: dict[str, Json], as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    from distill.evaluation.report import printed
+    from distill.evaluation.page.terminal import printed
 
     Console(emoji=False, width=max(Console(emoji=False).width, 100)).print(printed(found))
 
