@@ -135,7 +135,7 @@ def check_report(run: Run) -> int:
         more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
         raise OperatorError(
             f"{run.folder / REPORT_FILE}: {differing[0]}{more}; a report holds what its stored rows say: "
-            "they or it were changed since, by hand, by an erasure or by a later measurement; `distill report --renew` computes it anew"
+            "they or it were changed since, by hand, by an erasure or by a later measurement; `distill report --renew` writes it anew"
         )
     return sum(1 for _ in _leaves(again))
 

@@ -7,7 +7,7 @@ kept at once, so that an evaluation that was killed asks nothing twice.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ async def ask_all(run: Run, rows: Sequence[DatasetRow], contestants: Sequence[Co
     answers = Answers.resumed(run.stage_folder(Stage.EVALUATE) / _JOURNAL)
     have = answers.have
     questions = questions_of(rows)
-    drawn = drawn_by_hash([question.decision_id for question in questions], settings.evaluate.timed_decisions)
+    drawn = {*drawn_by_hash((question.decision_id for question in questions), settings.evaluate.timed_decisions)}
     students = {each.model: student_of(settings, each.server.base_url, each.release_id, renderer) for each in contestants}
     total = len(questions) * len(contestants)
 
@@ -138,6 +138,6 @@ async def ask_all(run: Run, rows: Sequence[DatasetRow], contestants: Sequence[Co
     return answers
 
 
-def drawn_by_hash(decision_ids: Sequence[str], count: int) -> set[str]:
-    """Return so many of the decisions, the same ones each time and whatever their order."""
-    return set(sorted(decision_ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:count])
+def drawn_by_hash(decision_ids: Iterable[str], count: int) -> list[str]:
+    """Return so many of the decisions in an order of their own, the same ones each time and whatever their order was."""
+    return sorted(decision_ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:count]

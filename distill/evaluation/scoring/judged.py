@@ -81,10 +81,8 @@ async def judged(
 
     Raises OperatorError for a judge that the settings name wrongly or that will not serve us.
     """
-    drawn = drawn_by_hash(
-        [row.decision_id for row in edition.values() if Metric.JUDGE_GRADE in metrics_of(row.task)],
-        run.settings.evaluate.judged_decisions,
-    )
+    judgeable = (row.decision_id for row in edition.values() if Metric.JUDGE_GRADE in metrics_of(row.task))
+    drawn = {*drawn_by_hash(judgeable, run.settings.evaluate.judged_decisions)}
     by_model = {(row.decision_id, row.model): row for row in rows if row.decision_id in drawn and not row.failure}
     async with open_judge(run) as judge:
         asked = [

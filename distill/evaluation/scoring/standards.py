@@ -45,7 +45,7 @@ def standards_of(run: Run, handbook: Handbook | None, answers: Iterable[str]) ->
     learned = (read_rows(folder / name, DatasetRow) for name in _LEARNED if (folder / name).is_file())
     printed = (*(allowed.texts if allowed else ()), *_whole_articles(handbook), own_words)
     return Standards(
-        yardstick=yardstick_of(settings, handbook),
+        yardstick=_yardstick(settings, handbook),
         allowed=allowed,
         table=settings.verify,
         rules=settings.redaction.rules,
@@ -55,8 +55,12 @@ def standards_of(run: Run, handbook: Handbook | None, answers: Iterable[str]) ->
     )
 
 
-def yardstick_of(settings: DistillSettings, handbook: Handbook | None) -> Yardstick:
-    """Return what facts are held against: the handbook's facts and texts, and the words that decline."""
+def yardstick_of(run: Run) -> Yardstick:
+    """Return what facts are held against: the handbook's facts and texts as they are now, and the words that decline."""
+    return _yardstick(run.settings, Handbook.load(run.settings.handbook.path) if run.settings.handbook else None)
+
+
+def _yardstick(settings: DistillSettings, handbook: Handbook | None) -> Yardstick:
     if handbook is None:
         return Yardstick({}, {}, settings.verify.declining_phrases)
     texts = {article.article_id: text for article, text in zip(handbook.articles, _whole_articles(handbook), strict=True)}
