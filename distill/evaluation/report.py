@@ -16,13 +16,15 @@ from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record
-from distill.evaluation.evaluate import ROWS, TAKEN
+from distill.evaluation.answering.load import LOAD
+from distill.evaluation.evaluate import JUDGE, ROWS, TAKEN
 from distill.evaluation.figures.corpus_bleu import corpus_bleu, references_of
 from distill.evaluation.figures.curves import training_curves
 from distill.evaluation.figures.intervals import Estimate
-from distill.evaluation.figures.quality import MODELS, by_depth, by_topic, difference_to_released, qualities, retained
+from distill.evaluation.figures.quality import by_depth, by_topic, difference_to_released, qualities, retained
 from distill.evaluation.figures.speed import latency_histogram, speed, taking
 from distill.evaluation.figures.targets import targets
+from distill.evaluation.scoring.row import MODELS
 from distill.rows import DatasetRow, EvaluationRow, read_rows
 from distill.run import STAGES, Run, Stage, read_json, write_whole
 from distill.settings import DistillSettings
@@ -30,7 +32,6 @@ from distill.training.weights.card import with_measured
 
 Report: TypeAlias = dict[str, Json]
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
-LOAD, JUDGE = "load.json", "judge.json"
 HANDBOOK_NOTE = (
     "The handbook teacher is a search over the handbook, no large model: "
     "its latency, memory and cost are not comparable with a model's."

@@ -9,9 +9,9 @@ from typing import TypeAlias
 from conversations.messages import Json
 from distill.evaluation.figures.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
 from distill.evaluation.scoring.metric import Metric
+from distill.evaluation.scoring.row import MODELS
 from distill.rows import EvaluationRow
 
-MODELS = ("base", "candidate", "released", "teacher")
 # Questions this deep or deeper are counted together: there are few of them.
 DEEPEST = 6
 Groups: TypeAlias = dict[str, Json]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from conversations.messages import Role
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.changes import without_retired
-from distill.evaluation.evaluate import ROWS, yardstick_of
+from distill.evaluation.evaluate import ROWS
 from distill.evaluation.page.words import MODEL_TITLES
 from distill.evaluation.scoring.facts import Yardstick, wrong_statements
+from distill.evaluation.scoring.standards import yardstick_of
 from distill.rows import DatasetRow, EvaluationRow, LabelsRow, MessageRow, read_rows
 from distill.run import Run, Stage
 
