@@ -55,6 +55,26 @@ def test_what_was_seen_never_or_always_is_not_called_certain() -> None:
     assert (always.n, always.conversations) == (60, 30)
 
 
+def test_a_student_that_was_like_its_teacher_everywhere_keeps_all_of_it_but_not_for_certain() -> None:
+    teacher = drawn(np.random.default_rng(3), 60, 0.9)
+    kept = ratio_of_means(teacher, teacher, 500)
+    assert kept is not None
+    assert (kept.value, kept.low, kept.high) == (1.0, pytest.approx(0.9398, abs=1e-4), pytest.approx(1.0602, abs=1e-4))
+
+
+@pytest.mark.parametrize("conversations", [15, 40])
+def test_the_interval_of_the_share_kept_holds_the_truth_also_where_students_hardly_differ(conversations: int) -> None:
+    rng = np.random.default_rng(conversations)
+    held = 0
+    for _ in range(300):
+        teacher = drawn(rng, conversations, 0.8)
+        student = [Score(each.decision_id, each.conversation_id, each.value * (rng.random() < 0.93)) for each in teacher]
+        found = ratio_of_means(student, teacher, 400)
+        assert found is not None and found.low is not None and found.high is not None
+        held += found.low <= 0.93 <= found.high
+    assert held >= 270
+
+
 def test_one_conversation_has_no_interval_however_many_questions() -> None:
     one = [Score(f"d{n}", "c", float(n % 2)) for n in range(50)]
     for found in (mean(one, 500), ratio_of_means(one, one, 500), difference_of_means(one, one, 500)):

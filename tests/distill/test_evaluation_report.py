@@ -22,6 +22,7 @@ from distill.evaluation.report import build_report, check_report, read_report, r
 from distill.evaluation.scoring.metric import Metric
 from distill.rows import EvaluationRow, read_rows
 from distill.run import Run, Stage, file_digest
+from support_bot.console.reports import show_report
 
 
 @pytest.fixture
@@ -225,3 +226,18 @@ def test_the_record_knows_the_card_as_it_is_after_the_figures_were_put_on_it(run
         known = transaction.query("SELECT digest FROM artefacts WHERE path = ?", [str(card_path(run))])
     assert [row["digest"] for row in known] == [artefacts.file_digest(card_path(run))]
     assert [problem for problem in checks.verify(run.record).problems if "README" in str(problem)] == []
+
+
+def test_the_console_shows_the_aims_the_topics_the_load_and_what_is_not_there_as_a_dash(run: Run) -> None:
+    row = {"model": "candidate", "release_id": "student-2", "concurrency": 32, "requests": 90, "failed": 1, "requests_per_hour": 4321.0,
+           "tokens_per_second": 77.0, "first_token_ms": {"p50": 9.0, "p95": 11.0}, "latency_ms": {"p50": 8.0, "p95": 9.0}}  # fmt: skip
+    (run.folder / "evaluate" / "load.json").write_text(json.dumps({"rows": [row]}), encoding="utf-8")
+    (run.folder / "evaluate" / "judge.json").write_text(
+        '{"agreement": {"value": 0.8, "kappa": 0.61, "n": 20}}', encoding="utf-8"
+    )
+    report = renew_report(run)
+    shown = show_report(run.record, run.run_id)
+    for words in ("Against the published targets", "kept of the teacher&#x27;s quality", "not measured", "4,321", "1 of 90", "0.61",
+                  "By topic", "moving &lt;b&gt;house&lt;/b&gt;", f"{report['retained']['value']:.1%}", "4.0 GB"):  # fmt: skip
+        assert words in shown, words
+    assert '<span class="none">–</span>' in shown and "<b>house" not in shown
