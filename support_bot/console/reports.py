@@ -235,7 +235,10 @@ def _count(value: Json) -> markup.Cell:
 
 
 def _ratio(value: Json) -> markup.Cell:
-    return f"{value:.1%}" if isinstance(value, int | float) else None
+    """Return a share in per cent; what is more than twice as much in times."""
+    if not isinstance(value, int | float):
+        return None
+    return f"{value:.3g} times" if value > 2 else f"{value:.1%}"
 
 
 def _in_unit(value: Json, unit: str) -> markup.Cell:

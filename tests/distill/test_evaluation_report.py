@@ -229,8 +229,10 @@ def test_the_record_knows_the_card_as_it_is_after_the_figures_were_put_on_it(run
 
 
 def test_the_console_shows_the_aims_the_topics_the_load_and_what_is_not_there_as_a_dash(run: Run) -> None:
-    row = {"model": "candidate", "release_id": "student-2", "concurrency": 32, "requests": 90, "failed": 1,
-           "requests_per_hour": 4321.0, "tokens_per_second": 77.0, "first_token_ms": {"p50": 9.0, "p95": 11.0}, "latency_ms": {"p50": 8.0, "p95": 9.0}}  # fmt: skip
+    row = {
+        "model": "candidate", "release_id": "student-2", "concurrency": 32, "requests": 90, "failed": 1, "requests_per_hour": 4321.0,
+        "tokens_per_second": 77.0, "first_token_ms": {"p50": 9.0, "p95": 11.0}, "latency_ms": {"p50": 8.0, "p95": 9.0},
+    }  # fmt: skip
     (run.folder / "evaluate" / "load.json").write_text(json.dumps({"rows": [row]}), encoding="utf-8")
     (run.folder / "evaluate" / "judge.json").write_text(
         '{"agreement": {"value": 0.8, "kappa": 0.61, "n": 20}}', encoding="utf-8"
