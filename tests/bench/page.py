@@ -11,6 +11,13 @@ from playwright.sync_api import sync_playwright
 CHROMIUM = "/usr/bin/chromium"
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
+_OVERLAPPING = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
+  const words = [...svg.querySelectorAll('text')].map(each => [each.textContent, each.getBoundingClientRect()]);
+  return words.flatMap(([one, a], place) => words.slice(place + 1)
+    .filter(([, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+                    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
+    .map(([other]) => `${one} | ${other}`));
+})"""
 
 
 def pictures(page_file: Path, folder: Path) -> dict[str, int]:
@@ -29,6 +36,17 @@ def pictures(page_file: Path, folder: Path) -> dict[str, int]:
                 page.close()
         browser.close()
     return too_wide
+
+
+def overlapping(page_file: Path) -> list[str]:
+    """Return the pairs of words in one picture of a page that lie on each other, on a phone."""
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTHS[-1], "height": 900})
+        page.goto(page_file.absolute().as_uri())
+        found: list[str] = page.evaluate(_OVERLAPPING)
+        browser.close()
+    return found
 
 
 def main() -> None:

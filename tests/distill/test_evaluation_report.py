@@ -3,6 +3,7 @@
 import html.parser
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from distill.evaluation.scoring.metric import Metric
 from distill.rows import EvaluationRow, read_rows
 from distill.run import Run, Stage, file_digest
 from support_bot.console.reports import show_report
+from tests.bench import page as pictured
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
         yield made
 
 
-def page_of(run: Run) -> str:
+def page_text(run: Run) -> str:
     return (run.folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -114,9 +116,9 @@ def test_what_was_not_measured_is_missing_and_never_nought(tmp_path: Path) -> No
         told = {row["name"]: (row["outcome"], row["ratio"], row["on_gpu"]) for row in report["targets"]}
         assert told.pop("quality_kept")[0] in ("met", "missed")
         assert set(told.values()) == {("missing", None, None)}
-        for text in (page_of(run), as_text(run)):
+        for text in (page_text(run), as_text(run)):
             assert text.count("not measured") > 20
-        assert "How long an answer takes" not in page_of(run)
+        assert "How long an answer takes" not in page_text(run)
 
 
 def test_the_gpu_column_is_filled_where_the_server_of_the_run_had_one(run: Run) -> None:
@@ -141,7 +143,7 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(run: Run) -> None:
-    page = page_of(run)
+    page = page_text(run)
     tags = Tags(page).tags
     assert not {"script", "link", "img", "iframe", "object", "form"} & {tag for tag, _ in tags}
     for _, attributes in tags:
@@ -159,7 +161,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(run: Run) -> None:
 
 
 def test_the_worst_cases_stand_side_by_side_with_what_was_said_before_and_what_is_wrong(run: Run) -> None:
-    page = page_of(run)
+    page = page_text(run)
     cases = re.findall(r'data-decision="(decision_\w+)"><summary>([+-]\d\.\d\d)', page)
     gaps = [float(gap) for _, gap in cases]
     assert gaps == sorted(gaps) and gaps[0] == -1.0 and gaps[-1] > -1.0 and 0 < len(cases) <= 20
@@ -170,13 +172,13 @@ def test_the_worst_cases_stand_side_by_side_with_what_was_said_before_and_what_i
 
 
 def test_the_same_run_gives_the_same_page_and_the_page_shows_the_report_alone(run: Run) -> None:
-    before = page_of(run)
+    before = page_text(run)
     report = read_report(run.folder)
     write_report(run, report)
-    assert page_of(run) == before
+    assert page_text(run) == before
     told = {**report, "retained": {"value": 0.4242, "low": 0.1, "high": 0.9, "n": 7}}
     write_report(run, told)
-    assert "42.4% (10.0% to 90.0%) n=7" in page_of(run)
+    assert "42.4% (10.0% to 90.0%) n=7" in page_text(run)
 
 
 def test_the_report_and_the_card_name_no_decision_and_no_customer_so_that_an_erasure_leaves_them_whole(run: Run) -> None:
@@ -188,7 +190,7 @@ def test_the_gate_stands_on_top_with_its_reasons_and_checks(run: Run) -> None:
     check = {"name": "wrong_facts", "outcome": "failed", "told": "states 30 %", "value": 0.3, "bound": 0.1}
     overridden = {"by": "olga", "reason": "the handbook was wrong", "at": "2026-01-01"}
     write_report(run, {**read_report(run.folder), "gate": {**GATE, "checks": [check], "overridden": overridden}})
-    page = page_of(run)
+    page = page_text(run)
     top = page[: page.index("In pictures")]
     for words in ("refuse", "keeps 70.0%", "wrong facts", "states 30 %", "overridden by olga: the handbook was wrong"):
         assert words in top
@@ -199,7 +201,7 @@ def test_every_metric_has_a_name_in_print_and_one_that_has_none_is_printed_all_t
     report = read_report(run.folder)
     report["models"]["candidate"]["quality"]["made_up_rate"] = {"value": 0.5, "low": None, "high": None, "n": 4}
     write_report(run, report)
-    assert "made up rate" in page_of(run) and "50.0% n=4" in as_text(run)
+    assert "made up rate" in page_text(run) and "50.0% n=4" in as_text(run)
 
 
 def test_the_card_gets_the_figures_once_and_the_weights_stay_as_they_were(run: Run) -> None:
@@ -243,3 +245,13 @@ def test_the_console_shows_the_aims_the_topics_the_load_and_what_is_not_there_as
                   "By topic", "moving &lt;b&gt;house&lt;/b&gt;", f"{report['retained']['value']:.1%}", "4.0 GB"):  # fmt: skip
         assert words in shown, words
     assert '<span class="none">–</span>' in shown and "<b>house" not in shown
+
+
+def test_the_page_is_as_wide_as_its_window_and_no_text_of_a_picture_lies_on_another(run: Run, tmp_path: Path) -> None:
+    if not Path(pictured.CHROMIUM).exists():
+        reason = f"{pictured.CHROMIUM} is not there; `apt-get install chromium` brings it"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    found = pictured.pictures(run.folder / "report.html", tmp_path / "pictures")
+    assert set(found) == {f"report-{width}-{scheme}" for width in (1280, 390) for scheme in ("light", "dark")}
+    assert set(found.values()) == {0}
+    assert pictured.overlapping(run.folder / "report.html") == []
