@@ -211,7 +211,9 @@ def test_the_estimate_counts_the_judge_and_the_log_and_tells_of_caps(tmp_path: P
     )
     with small_run(tmp_path, "http://127.0.0.1:9/v1", teach='fallback = ["log"]', more=more) as small:
         found = estimate(small.record, small.settings)
-        held_out = sum(row.split is Split.TEST for row in plan_decisions(small.record, small.settings, with_topics=False).rows)
+        held_out = sum(
+            row.split is Split.TEST for row in plan_decisions(small.record, small.settings, with_topics=False).rows
+        )
         # Both orders of each comparison with the log, and in `evaluate` four grades and two comparisons of each held-out decision.
         assert held_out and found["judge as judge"].decisions == 2 * (len(QUESTIONS) - held_out) + 8 * held_out
         assert found["judge as judge"].cost_usd_estimate > 0

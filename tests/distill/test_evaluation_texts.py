@@ -11,7 +11,8 @@ from distill.evaluation.scoring.meaning import similarities
 from distill.evaluation.scoring.metric import Metric, metrics_of, quality_metrics_of
 from distill.rows import Task
 
-PHRASES = st.lists(st.sampled_from("the a cat cats sat on mat, Mat. Denver Broncos 24 it's".split()), max_size=8).map(" ".join)
+WORDS = ("the", "a", "cat", "cats", "sat", "on", "mat,", "Mat.", "Denver", "Broncos", "24", "it's")
+PHRASES = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +52,12 @@ def test_bleu_of_a_sentence_is_the_papers_and_sacrebleus() -> None:
     by_hand = (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
     answer, right = "the cat sat on the mat", "the cat sat on a mat"
     assert texts.bleu(answer, (right,)) == pytest.approx(by_hand)
-    assert texts.bleu(answer, (right, answer)) == pytest.approx(1)
+    assert texts.bleu(answer, (right, answer)) == 1
     library = BLEU(effective_order=True)
     for said in ("the cat", "a dog ran away from the mat", "The cat sat on a mat."):
-        assert texts.bleu(said, (right, "a mat")) == library.sentence_score(said, [right, "a mat"]).score / 100
+        assert texts.bleu(said, (right, "a mat")) == pytest.approx(
+            library.sentence_score(said, [right, "a mat"]).score / 100
+        )
         assert texts.likeness(said, right) == CHRF().sentence_score(said, [right]).score / 100
 
 
