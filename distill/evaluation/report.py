@@ -16,13 +16,15 @@ from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record
-from distill.evaluation.evaluate import ROWS, TAKEN
+from distill.evaluation.answering.load import LOAD
+from distill.evaluation.evaluate import JUDGE, ROWS, TAKEN
 from distill.evaluation.figures.corpus_bleu import corpus_bleu, references_of
 from distill.evaluation.figures.curves import training_curves
 from distill.evaluation.figures.intervals import Estimate
-from distill.evaluation.figures.quality import MODELS, by_depth, by_topic, difference_to_released, qualities, retained
+from distill.evaluation.figures.quality import by_depth, by_topic, difference_to_released, qualities, retained
 from distill.evaluation.figures.speed import latency_histogram, speed, taking
 from distill.evaluation.figures.targets import targets
+from distill.evaluation.scoring.row import MODELS
 from distill.rows import DatasetRow, EvaluationRow, read_rows
 from distill.run import STAGES, Run, Stage, read_json, write_whole
 from distill.settings import DistillSettings
@@ -30,7 +32,6 @@ from distill.training.weights.card import with_measured
 
 Report: TypeAlias = dict[str, Json]
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
-LOAD, JUDGE = "load.json", "judge.json"
 HANDBOOK_NOTE = (
     "The handbook teacher is a search over the handbook, no large model: "
     "its latency, memory and cost are not comparable with a model's."
@@ -104,10 +105,14 @@ def read_report(folder: Path) -> Report:
 
 
 def renew_report(run: Run) -> Report:
-    """Compute the report of a finished run anew, write it and return it. The gate's word stays: it was given on what was known."""
+    """Compute the report of a finished run anew, write it and return it. The gate's word stays: it was given on what was known.
+
+    The record, out of which the console reads, gets it too.
+    """
     before = read_report(run.folder)
     report = {**build_report(run), "gate": before.get("gate")}
     write_report(run, report)
+    runs.note_report(run.record, run.run_id, report)
     return report
 
 
@@ -135,7 +140,7 @@ def check_report(run: Run) -> int:
         more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
         raise OperatorError(
             f"{run.folder / REPORT_FILE}: {differing[0]}{more}; a report holds what its stored rows say: "
-            "they or it were changed since, by hand, by an erasure or by a later measurement; `distill report --renew` writes it anew"
+            "they or it were changed since, by hand, by an erasure or by a later measurement; `distill report --renew` makes it anew"
         )
     return sum(1 for _ in _leaves(again))
 

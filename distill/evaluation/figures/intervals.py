@@ -72,6 +72,8 @@ def ratio_of_means(numerator: Sequence[Score], denominator: Sequence[Score], sam
 
     None where no decision has both, or the denominator is nothing. Where a denominator of nothing lies within its own 95 %
     interval the ratio has no bounds (Fieller 1954), and none are given. Every draw takes both sides of the same conversations.
+    Where both are alike in every decision, drawing finds no difference and would call that certain: they may still differ in as many
+    conversations as Wilson's interval of none in so many allows.
     """
     pairs = _paired(numerator, denominator)
     if pairs is None:
@@ -85,6 +87,9 @@ def ratio_of_means(numerator: Sequence[Score], denominator: Sequence[Score], sam
     value = float(top.sum() / bottom.sum())
     if 1 - some.mean() >= _tail(len(top)):
         return Estimate(value, None, None, n, len(top))
+    if len(top) > 1 and all(one.value == other.value for one, other in _shared(numerator, denominator)):
+        differing = rate(0, len(top)).high or 0.0
+        return Estimate(value, 1 - differing, 1 + differing, n, len(top))
     return _with_interval(value, top[drawn].sum(axis=1)[some] / drawn_bottom[some], n, len(top))
 
 

@@ -9,9 +9,9 @@ from typing import TypeAlias
 from conversations.messages import Json
 from distill.evaluation.figures.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
 from distill.evaluation.scoring.metric import Metric
+from distill.evaluation.scoring.row import MODELS
 from distill.rows import EvaluationRow
 
-MODELS = ("base", "candidate", "released", "teacher")
 # Questions this deep or deeper are counted together: there are few of them.
 DEEPEST = 6
 Groups: TypeAlias = dict[str, Json]
@@ -43,11 +43,9 @@ def difference_to_released(rows: Sequence[EvaluationRow], metric: str, samples: 
 
 
 def by_topic(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Groups:
-    """Return each model's quality by topic, the topic with most decisions first."""
-    groups = _grouped(rows, lambda row: row.topic or "(none)")
-    decisions = {name: len({row.decision_id for row in group}) for name, group in groups.items()}
-    order = sorted(groups, key=lambda name: (-decisions[name], name))
-    return _qualities_of({name: groups[name] for name in order}, metric, samples)
+    """Return each model's quality by topic, the topic with most scored decisions first."""
+    found = _qualities_of(_grouped(rows, lambda row: row.topic or "(none)"), metric, samples)
+    return dict(sorted(found.items(), key=lambda group: (-_most(group[1]), group[0])))
 
 
 def by_depth(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Groups:
@@ -72,3 +70,9 @@ def _qualities_of(groups: Mapping[str, Sequence[EvaluationRow]], metric: str, sa
         if of_group:
             found[name] = of_group
     return found
+
+
+def _most(of_group: Json) -> int:
+    """Return how many decisions of a group the model with most of them has."""
+    counts = [found.get("n") for found in of_group.values() if isinstance(found, dict)] if isinstance(of_group, dict) else []
+    return max((count for count in counts if isinstance(count, int)), default=0)

@@ -24,6 +24,7 @@ class _Aim:
     """One aim: `reached` is held against student / teacher. Bytes, milliseconds and dollars as in the models' part."""
 
     name: str
+    title: str
     teacher: float | None
     student: float | None
     ratio: float
@@ -36,11 +37,11 @@ class _Aim:
 
 # The case study's figures. It tells the cost and the number of requests as a ratio alone.
 _AIMS = (
-    _Aim("quality_kept", None, None, 0.92, at_most=False, unit="share"),
-    _Aim("latency_p50", 3200.0, 480.0, 0.15, at_most=True, unit="ms"),
-    _Aim("memory", 1.2e12, 60e9, 0.05, at_most=True, unit="bytes"),
-    _Aim("cost_per_1000_turns", None, None, 0.40, at_most=True, unit="usd"),
-    _Aim("requests_per_hour", None, None, 10.0, at_most=False, unit="requests"),
+    _Aim("quality_kept", "kept of the teacher's quality", None, None, 0.92, at_most=False, unit="share"),
+    _Aim("latency_p50", "whole answer, p50", 3200.0, 480.0, 0.15, at_most=True, unit="ms"),
+    _Aim("memory", "memory of the server", 1.2e12, 60e9, 0.05, at_most=True, unit="bytes"),
+    _Aim("cost_per_1000_turns", "cost of 1,000 turns", None, None, 0.40, at_most=True, unit="usd"),
+    _Aim("requests_per_hour", "requests an hour", None, None, 10.0, at_most=False, unit="requests"),
 )
 
 
@@ -80,6 +81,7 @@ def _row(aim: _Aim, teacher: float | None, student: float | None, *, comparable:
         ratio = round(student / teacher, 6)
     return {
         "name": aim.name,
+        "title": aim.title,
         "unit": aim.unit,
         "aim": {"teacher": aim.teacher, "student": aim.student, "ratio": aim.ratio, "at_most": aim.at_most},
         "teacher": teacher,
@@ -95,16 +97,13 @@ def _row(aim: _Aim, teacher: float | None, student: float | None, *, comparable:
 def _of_retained(aim: _Aim, retained: Json) -> dict[str, Json]:
     """Return the share kept as the report holds it: paired, over the decisions that both have, and also of the handbook teacher."""
     kept = _part(retained)
-    ratio = _number(kept.get("value"))
-    return {
-        "ratio": ratio,
-        "low": kept.get("low"),
-        "high": kept.get("high"),
-        "outcome": _outcome(aim, ratio),
-        "reason": ""
-        if ratio is not None
-        else "student and teacher have no scored decision in common, or the teacher scored nothing",
-    }
+    ratio, low, high = (_number(kept.get(key)) for key in ("value", "low", "high"))
+    reason = ""
+    if ratio is None:
+        reason = "student and teacher have no scored decision in common, or the teacher scored nothing"
+    elif ratio >= aim.ratio and (low is None or low < aim.ratio):
+        reason = "the measured value reaches the aim, the lower end of its interval does not"
+    return {"ratio": ratio, "low": low, "high": high, "outcome": _outcome(aim, ratio), "reason": reason}
 
 
 def _outcome(aim: _Aim, ratio: float | None) -> str:

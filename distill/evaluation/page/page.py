@@ -12,7 +12,6 @@ from conversations.messages import Json
 from distill.evaluation.page.plots import pictures
 from distill.evaluation.page.words import (
     LOAD_TITLES,
-    MODEL_TITLES,
     items,
     load_lines,
     notes_of,
@@ -21,6 +20,7 @@ from distill.evaluation.page.words import (
     sections,
     share,
     target_lines,
+    target_reasons,
     titles_of,
 )
 from distill.evaluation.page.worst import worst_cases
@@ -43,13 +43,13 @@ def page_of(run: Run, report: Mapping[str, Json]) -> str:
         sections=sections(report),
         notes=notes_of(report),
         targets=target_lines(report),
+        target_reasons=target_reasons(report),
         load_titles=LOAD_TITLES,
         load=load_lines(report),
         judge=_judged(part(report.get("judge"))),
         pictures=[(picture, Markup(picture.svg)) for picture in pictures(report)],
         stages=part(report["stages"]),
         worst=worst_cases(run, list(part(report["models"]))),
-        group_titles=MODEL_TITLES,
         signatures=_signatures(report),
     )
 

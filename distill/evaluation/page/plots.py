@@ -1,54 +1,20 @@
 """The report's pictures, as SVG that stands in the page itself.
 
 In: a report as `report.json` holds it. Out: an SVG for each picture that there is something to draw of, with what it shows in words.
-Colours are the page's own, so that a picture is light or dark as the page is. The same report gives the same bytes.
+The same report gives the same bytes.
 """
 
-import html
-import io
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from conversations.messages import Json
+from distill.evaluation.page.drawing import COLOURS, dot, legend, percent_axis, svg_of, time_ticks
 from distill.evaluation.page.words import MODEL_TITLES, dollars, number, part, share, spread
 
-# What is drawn in these becomes the page's colours.
-_INK, _LINE = "#000001", "#000002"
-_COLOURS = {"base": "#000010", "candidate": "#000011", "released": "#000012", "teacher": "#000013"}
-_MARKS = {"base": "s", "candidate": "o", "released": "D", "teacher": "^"}
-_VARIABLES = {
-    _INK: "--ink",
-    _LINE: "--line",
-    _COLOURS["base"]: "--base",
-    _COLOURS["candidate"]: "--candidate",
-    _COLOURS["released"]: "--released",
-    _COLOURS["teacher"]: "--teacher",
-}
-# A phone shows a picture of this width, in inches, nearly as large as it is.
-_WIDTH = 5.0
 _MOST_TOPICS = 20
-_STYLE = {
-    "svg.hashsalt": "report",
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _LINE,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True)
@@ -87,15 +53,17 @@ def _quality(report: Mapping[str, Json], metric: str) -> Picture | None:
 
     def draw(axes: Axes) -> None:
         for place, (name, found) in enumerate(rows.items()):
-            _dot(axes, name, found, place)
-        axes.set_yticks(range(len(rows)), [MODEL_TITLES[name] for name in rows])
+            dot(axes, name, found, place)
+        axes.set_yticks(
+            range(len(rows)), [f"{MODEL_TITLES[name]}\n{number(found['value']):.1%}" for name, found in rows.items()]
+        )
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        _percent(axes)
+        percent_axis(axes)
 
     told = "; ".join(f"{MODEL_TITLES[name]} {share(found)}" for name, found in rows.items())
     meaning = "A mark is the mean over the held-out questions, the line its 95 % interval. Overlapping lines alone say nothing of a "
     meaning += "difference: the gate compares question by question."
-    return Picture(f"{metric.capitalize()}", _svg("quality", draw, 0.55 * len(rows) + 0.7, told), meaning)
+    return Picture(f"{metric.capitalize()}", svg_of("quality", draw, 0.6 * len(rows) + 0.7, told), meaning)
 
 
 def _groups(
@@ -113,19 +81,13 @@ def _groups(
             for offset, name in enumerate(models):
                 found = part(part(of_group).get(name))
                 if found:
-                    _dot(
-                        axes,
-                        name,
-                        found,
-                        place + (offset - (len(models) - 1) / 2) * 0.25,
-                        label=name if place == 0 else None,
-                    )
+                    dot(axes, name, found, place + (offset - (len(models) - 1) / 2) * 0.25)
             most = max((number(part(found).get("n")) or 0 for found in part(of_group).values()), default=0)
             labels.append(f"{_short(name_of(group))} ({most:.0f})")
         axes.set_yticks(range(len(groups)), labels)
         axes.set_ylim(len(groups) - 0.4, -0.6)
-        _percent(axes)
-        _legend(axes, models)
+        percent_axis(axes)
+        legend(axes, models)
 
     told = "; ".join(
         f"{name_of(group)}: " + ", ".join(f"{MODEL_TITLES[name]} {share(part(of).get(name))}" for name in models)
@@ -134,7 +96,7 @@ def _groups(
     left = len(part(report.get(key))) - len(groups)
     more = f" The {left} smallest groups are in report.json alone." if left else ""
     return Picture(
-        title, _svg(key, draw, 0.42 * len(groups) + 1.0, told), f"{meaning} In brackets the number of questions.{more}"
+        title, svg_of(key, draw, 0.42 * len(groups) + 1.0, told), f"{meaning} In brackets the number of questions.{more}"
     )
 
 
@@ -155,15 +117,17 @@ def _latency(report: Mapping[str, Json]) -> Picture | None:
     def draw(axes: Axes) -> None:
         for name, how, shares in curves:
             style = "-" if how == "one_at_a_time" else (0, (4, 2))
-            axes.step(edges[1:], shares, where="post", color=_COLOURS[name], linestyle=style, linewidth=1.6)
+            axes.step(edges[1:], shares, where="post", color=COLOURS[name], linestyle=style, linewidth=1.6)
         axes.set_xscale("log")
-        axes.set_xlim(edges[0], edges[-1])
-        _time_ticks(axes, edges[0], edges[-1])
+        # The edges reach as far as every model's answers; some models may not be drawn.
+        first = edges[min(sum(share == 0 for share in shares) for *_, shares in curves)]
+        axes.set_xlim(first, edges[-1])
+        time_ticks(axes, first, edges[-1])
         axes.set(xlabel="time to the whole answer")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set_ylabel("answers that are there")
         axes.grid(alpha=1, linewidth=0.6)
-        _legend(axes, list(dict.fromkeys(name for name, *_ in curves)), lines=True)
+        legend(axes, list(dict.fromkeys(name for name, *_ in curves)), lines=True)
 
     told = "; ".join(
         f"{MODEL_TITLES[name]}, p50 / p95 one at a time: {spread(part(part(report['models'])[name]).get('latency_ms'))}"
@@ -171,7 +135,7 @@ def _latency(report: Mapping[str, Json]) -> Picture | None:
     )
     meaning = "Further left is faster. Unbroken: asked one at a time, as a lone customer meets it. Broken: many asked at once, where "
     meaning += "each waits for the others."
-    return Picture("How long an answer takes", _svg("latency", draw, 3.0, told), meaning)
+    return Picture("How long an answer takes", svg_of("latency", draw, 3.0, told), meaning)
 
 
 def _cost(report: Mapping[str, Json]) -> Picture | None:
@@ -186,19 +150,21 @@ def _cost(report: Mapping[str, Json]) -> Picture | None:
 
     def draw(axes: Axes) -> None:
         for place, (name, cost) in enumerate(costs.items()):
-            axes.barh(place, cost, height=0.5, color=_COLOURS[name])
-            axes.annotate(f" {dollars(cost)}", (cost, place), va="center")
+            axes.barh(place, cost, height=0.5, color=COLOURS[name])
+            axes.annotate(dollars(cost), (cost, place), xytext=(5, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(costs)), [MODEL_TITLES[name] for name in costs])
         axes.set_ylim(len(costs) - 0.5, -0.5)
         axes.set_xlim(0, max(costs.values()) * 1.3 or 1)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"${value:.4g}"))
         axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
 
     told = "; ".join(f"{MODEL_TITLES[name]} {dollars(cost)}" for name, cost in costs.items())
     meaning = "A student's turns cost what its machine costs while it is busy, at the concurrency of the evaluation; a teacher's what "
     meaning += "its provider bills. A model without a bar was not measured, or cannot be compared."
-    return Picture("Cost of 1,000 turns", _svg("cost", draw, 0.55 * len(costs) + 0.8, told), meaning)
+    return Picture("Cost of 1,000 turns", svg_of("cost", draw, 0.55 * len(costs) + 0.8, told), meaning)
 
 
 def _training(report: Mapping[str, Json]) -> Picture | None:
@@ -209,11 +175,11 @@ def _training(report: Mapping[str, Json]) -> Picture | None:
 
     def draw(axes: Axes) -> None:
         if loss:
-            axes.plot(*zip(*loss, strict=True), color=_COLOURS["candidate"], linewidth=0.9, label="loss of each step")
+            axes.plot(*zip(*loss, strict=True), color=COLOURS["candidate"], linewidth=0.9, label="loss of each step")
         if held_out:
             axes.plot(
                 *zip(*held_out, strict=True),
-                color=_COLOURS["teacher"],
+                color=COLOURS["teacher"],
                 marker="o",
                 markersize=4,
                 linewidth=1.4,
@@ -239,43 +205,7 @@ def _training(report: Mapping[str, Json]) -> Picture | None:
         "Both should fall. A held-out loss that rises while the other falls is learning by heart; the weights of its lowest "
     )
     meaning += "point are kept."
-    return Picture("How the training went", _svg("training", draw, 3.0, "; ".join(ends)), meaning)
-
-
-def _dot(axes: Axes, model: str, found: Mapping[str, Json], place: float, label: str | None = None) -> None:
-    value, low, high = (number(found.get(key)) for key in ("value", "low", "high"))
-    if value is None:
-        return
-    if low is not None and high is not None:
-        axes.plot([low, high], [place, place], color=_COLOURS[model], linewidth=1.6, solid_capstyle="butt")
-    axes.plot([value], [place], _MARKS[model], color=_COLOURS[model], markersize=6, label=label)
-
-
-def _percent(axes: Axes) -> None:
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(0.0, low) if low < 0 else -0.02, max(1.02, high))
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _legend(axes: Axes, models: Sequence[str], *, lines: bool = False) -> None:
-    for name in models:
-        axes.plot([], [], "-" if lines else _MARKS[name], color=_COLOURS[name], label=MODEL_TITLES[name])
-    handles, labels = axes.get_legend_handles_labels()
-    known = {label: handle for handle, label in zip(handles, labels, strict=True) if label in MODEL_TITLES.values()}
-    axes.legend(
-        known.values(), known.keys(), loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=len(known), handlelength=1.2
-    )
-
-
-def _time_ticks(axes: Axes, low: float, high: float) -> None:
-    steps = [base * 10**power for power in range(-1, 8) for base in (1, 2, 5)]
-    inside = [step for step in steps if low <= step <= high]
-    shown = inside if len(inside) <= 6 else [step for step in inside if math.log10(step) % 1 < 1e-9]
-    axes.set_xticks(shown, [f"{step / 1000:g} s" if step >= 1000 else f"{step:g} ms" for step in shown])
-    axes.xaxis.set_minor_locator(NullLocator())
+    return Picture("How the training went", svg_of("training", draw, 3.0, "; ".join(ends)), meaning)
 
 
 def _comparable(report: Mapping[str, Json]) -> list[str]:
@@ -301,27 +231,3 @@ def _points(value: Json) -> list[tuple[float, float]]:
         if tokens is not None and figure is not None:
             points.append((tokens, figure))
     return points
-
-
-def _svg(name: str, draw: Callable[[Axes], None], height: float, told: str) -> str:
-    """Return a picture as an SVG element that may stand beside others in one page."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.subplots()
-        axes.patch.set_alpha(0)
-        draw(axes)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # The names of parts must not meet those of other pictures in the page.
-    svg = re.sub(r'id="([^"]*)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    # The size is the page's matter.
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(told)}"', 1)

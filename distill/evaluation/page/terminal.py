@@ -20,6 +20,7 @@ from distill.evaluation.page.words import (
     sections,
     share,
     target_lines,
+    target_reasons,
     titles_of,
 )
 
@@ -34,7 +35,7 @@ def printed(report: Mapping[str, Json]) -> RenderableType:
         table.add_section()
         table.add_row(Text(section.title, style="bold"))
         for line in section.lines:
-            table.add_row(line.title, *line.cells)
+            table.add_row(line.title, *map(str, line.cells))
     lines: list[RenderableType] = [table]
     lines += _targets(report)
     lines += _load(report)
@@ -57,8 +58,7 @@ def _targets(report: Mapping[str, Json]) -> list[RenderableType]:
         table.add_column(title, justify="left" if not title else "right")
     for each in aims:
         table.add_row(each.title, each.aim, each.teacher, each.student, each.change, each.outcome, each.on_gpu)
-    reasons = dict.fromkeys(each.reason for each in aims if each.reason)
-    return [table, *(Text(f"  missing: {reason}", style="dim") for reason in reasons)]
+    return [table, *(Text(f"  {reason}", style="dim") for reason in target_reasons(report))]
 
 
 def _load(report: Mapping[str, Json]) -> list[RenderableType]:

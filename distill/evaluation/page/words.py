@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conversations.messages import Json
-from distill.evaluation.figures.targets import TargetOutcome
-from distill.evaluation.scoring.metric import Metric
 
 MISSING = "not measured"
 MODEL_TITLES = {
@@ -17,48 +15,53 @@ MODEL_TITLES = {
     "released": "student in service",
     "teacher": "teacher",
 }
-METRIC_GROUPS: Mapping[str, Mapping[Metric, str]] = {
+METRIC_GROUPS: Mapping[str, Mapping[str, str]] = {
     "Against the handbook": {
-        Metric.FACT_ACCURACY: "fact accuracy",
-        Metric.WRONG_FACT_RATE: "states a wrong fact",
-        Metric.DECLINED_RATE: "says it does not know",
-        Metric.UNANSWERABLE_DECLINED_RATE: "not in the handbook: says so",
-        Metric.UNANSWERABLE_WRONG_FACT_RATE: "not in the handbook: states a fact",
+        "fact_accuracy": "fact accuracy",
+        "wrong_fact_rate": "states a wrong fact",
+        "declined_rate": "says it does not know",
+        "unanswerable_declined_rate": "not in the handbook: says so",
+        "unanswerable_wrong_fact_rate": "not in the handbook: states a fact",
     },
     "Against right answers and people's replies": {
-        Metric.EXACT_MATCH: "exact match",
-        Metric.TOKEN_F1: "F1 of words",
-        Metric.NLI_ACCURACY: "inference: right label",
-        Metric.MATH_ACCURACY: "maths: right final answer",
-        Metric.REFERENCE_BLEU: "BLEU, mean of answers",
-        Metric.REFERENCE_ROUGE_1: "ROUGE-1",
-        Metric.REFERENCE_ROUGE_L: "ROUGE-L",
-        Metric.REFERENCE_SIMILARITY: "likeness in meaning",
+        "exact_match": "exact match",
+        "token_f1": "F1 of words",
+        "nli_accuracy": "inference: right label",
+        "math_accuracy": "maths: right final answer",
+        "reference_bleu": "BLEU, mean of answers",
+        "reference_rouge_1": "ROUGE-1",
+        "reference_rouge_l": "ROUGE-L",
+        "reference_similarity": "likeness in meaning",
     },
     "By the judge": {
-        Metric.JUDGE_GRADE: "grade",
-        Metric.JUDGE_WINS_TEACHER: "liked better than the teacher",
-        Metric.JUDGE_WINS_RELEASED: "liked better than the student in service",
+        "judge_grade": "grade",
+        "judge_wins_teacher": "liked better than the teacher",
+        "judge_wins_released": "liked better than the one in service",
     },
     "Likeness to the teacher, which is no accuracy": {
-        Metric.TEACHER_LIKENESS: "chrF",
-        Metric.TEACHER_BLEU: "BLEU, mean of answers",
-        Metric.TEACHER_SIMILARITY: "likeness in meaning",
+        "teacher_likeness": "chrF",
+        "teacher_bleu": "BLEU, mean of answers",
+        "teacher_similarity": "likeness in meaning",
     },
     "How it answers": {
-        Metric.LEAK_RATE: "gives away personal data",
-        Metric.FORMAT_FAULT_RATE: "breaks the form",
-        Metric.ANSWER_WORDS: "words in an answer",
+        "refusal_rate": "says no, or that it does not know",
+        "leak_rate": "gives away personal data",
+        "format_fault_rate": "breaks the form",
+        "answer_words": "words in an answer",
     },
 }
-_NO_SHARES = frozenset({Metric.ANSWER_WORDS.value})
-TARGET_TITLES = {
-    "quality_kept": "kept of the teacher's quality",
-    "latency_p50": "whole answer, p50",
-    "memory": "memory of the server",
-    "cost_per_1000_turns": "cost of 1,000 turns",
-    "requests_per_hour": "requests an hour",
-}
+_NO_SHARES = frozenset({"answer_words"})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, and its interval and count where it has any."""
+
+    figure: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.detail}" if self.detail else self.figure
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Line:
     """One line of a table: what it is, and a cell for each model."""
 
     title: str
-    cells: tuple[str, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -107,28 +110,35 @@ def number(value: Json) -> float | None:
 
 
 def sections(report: Mapping[str, Json]) -> list[Section]:
-    """Return the tables that compare the models; what no model has a figure for is left out, but for what serving takes."""
+    """Return the tables that compare the models; a metric that no model has a figure for is left out."""
     models = [part(model) for model in part(report["models"]).values()]
-    found: list[Section] = []
-    for group, titles in METRIC_GROUPS.items():
-        lines = [Line(title, tuple(_metric_cell(metric, model) for model in models)) for metric, title in titles.items()]
-        found.append(Section(group, tuple(line for line in lines if set(line.cells) != {MISSING})))
+    known = {metric for titles in METRIC_GROUPS.values() for metric in titles}
+    others = [metric for model in models for metric in part(model.get("quality")) if metric not in known]
+    groups = {**METRIC_GROUPS, "Others": {metric: metric.replace("_", " ") for metric in others}}
+    found = [
+        Section(
+            group, tuple(_metric_line(metric, title, models) for metric, title in titles.items() if _has(models, metric))
+        )
+        for group, titles in groups.items()
+    ]
     if any(model.get("corpus_bleu") for model in models):
-        found.append(Section("All answers together", (Line("corpus BLEU", tuple(_bleu(model) for model in models)),)))
-    told: tuple[tuple[str, Callable[[Json], str], str], ...] = (
-        ("first token p50 / p95", spread, "first_token_ms"),
-        ("whole answer p50 / p95", spread, "latency_ms"),
-        ("tokens a second, one answer at a time", plain, "tokens_per_second"),
-        ("requests an hour, together", plain, "requests_per_hour"),
-        ("memory of the server", size, "memory_bytes"),
-        ("memory of the GPU", size, "gpu_memory_bytes"),
-        ("weights on disk", size, "weights_bytes"),
-        ("cost of 1,000 turns", dollars, "cost_usd_per_1000_turns"),
-    )
+        cells = tuple(estimate(model.get("corpus_bleu"), as_share=True) for model in models)
+        found.append(Section("All answers together", (Line("corpus BLEU", cells),)))
     # A report of an earlier version has not every key.
-    taking = tuple(Line(title, tuple(write(model.get(key)) for model in models)) for title, write, key in told)
-    found.append(Section("Speed, memory and cost", taking))
+    taking = [Line(title, tuple(Cell(write(model.get(key))) for model in models)) for title, write, key in _TAKING]
+    if any(model.get("failed_answers") for model in models):
+        taking.insert(0, Line("gave no answer", tuple(Cell(plain(model.get("failed_answers"))) for model in models)))
+    found.append(Section("Speed, memory and cost", tuple(taking)))
     return [section for section in found if section.lines]
+
+
+def _has(models: Sequence[Mapping[str, Json]], metric: str) -> bool:
+    return any(part(model.get("quality")).get(metric) for model in models)
+
+
+def _metric_line(metric: str, title: str, models: Sequence[Mapping[str, Json]]) -> Line:
+    as_share = metric not in _NO_SHARES
+    return Line(title, tuple(estimate(part(model.get("quality")).get(metric), as_share=as_share) for model in models))
 
 
 def titles_of(report: Mapping[str, Json]) -> list[str]:
@@ -149,23 +159,32 @@ def target_lines(report: Mapping[str, Json]) -> list[TargetLine]:
     return [_target_line(row) for row in items(report.get("targets"))]
 
 
+def target_reasons(report: Mapping[str, Json]) -> list[str]:
+    """Return what must be said of aims, such as why they are missing, with the names of those."""
+    of_reason: dict[str, list[str]] = {}
+    for line in target_lines(report):
+        if line.reason:
+            of_reason.setdefault(line.reason, []).append(line.title)
+    return [f"{', '.join(titles)}: {reason}" for reason, titles in of_reason.items()]
+
+
 def share(value: Json) -> str:
     """Return an estimate of a share in per cent, with its interval and count."""
-    return estimate(value, as_share=True)
+    return str(estimate(value, as_share=True))
 
 
-def estimate(value: Json, *, as_share: bool) -> str:
+def estimate(value: Json, *, as_share: bool) -> Cell:
     """Return an estimate with its interval and count."""
     found = part(value)
     middle, low, high = (number(found.get(key)) for key in ("value", "low", "high"))
     if middle is None:
-        return MISSING
+        return Cell(MISSING)
 
     def told(figure: float) -> str:
         return f"{figure:.1%}" if as_share else f"{figure:.1f}"
 
-    interval = f" ({told(low)} to {told(high)})" if low is not None and high is not None else ""
-    return f"{told(middle)}{interval} n={found.get('n')}"
+    interval = f"({told(low)} to {told(high)}) " if low is not None and high is not None else ""
+    return Cell(told(middle), f"{interval}n={found.get('n')}")
 
 
 def spread(value: Json) -> str:
@@ -175,10 +194,12 @@ def spread(value: Json) -> str:
 
 
 def size(value: Json) -> str:
-    """Return bytes as megabytes or gigabytes, of 10^6 and 10^9 bytes."""
+    """Return bytes as MB, GB or TB, of 10^6, 10^9 and 10^12 bytes."""
     found = number(value)
     if found is None:
         return MISSING
+    if found >= 1e12:
+        return f"{found / 1e12:,.1f} TB"
     return f"{found / 1e9:,.1f} GB" if found >= 1e9 else f"{found / 1e6:,.0f} MB"
 
 
@@ -194,14 +215,16 @@ def plain(value: Json) -> str:
     return MISSING if found is None else f"{found:,.0f}" if found >= 100 else f"{found:,.1f}"
 
 
-def _metric_cell(metric: Metric, model: Mapping[str, Json]) -> str:
-    return estimate(part(model.get("quality")).get(metric.value), as_share=metric.value not in _NO_SHARES)
-
-
-def _bleu(model: Mapping[str, Json]) -> str:
-    return share(model.get("corpus_bleu"))
-
-
+_TAKING: tuple[tuple[str, Callable[[Json], str], str], ...] = (
+    ("first token p50 / p95", spread, "first_token_ms"),
+    ("whole answer p50 / p95", spread, "latency_ms"),
+    ("tokens a second, one answer at a time", plain, "tokens_per_second"),
+    ("requests an hour, together", plain, "requests_per_hour"),
+    ("memory of the server", size, "memory_bytes"),
+    ("memory of the GPU", size, "gpu_memory_bytes"),
+    ("weights on disk", size, "weights_bytes"),
+    ("cost of 1,000 turns", dollars, "cost_usd_per_1000_turns"),
+)
 _WRITTEN: Mapping[str, Callable[[Json], str]] = {
     "share": lambda value: MISSING if number(value) is None else f"{number(value):.1%}",
     "ms": lambda value: MISSING if number(value) is None else f"{number(value):,.0f} ms",
@@ -218,13 +241,13 @@ def _target_line(row: Mapping[str, Json]) -> TargetLine:
     assert bound is not None
     teacher, student = number(aim["teacher"]), number(aim["student"])
     case = f"{written(teacher)} → {written(student)}, " if teacher is not None and student is not None else ""
-    interval = {"value": row["ratio"], "low": row["low"], "high": row["high"]}
     change = _change(number(row["ratio"]), kept=kept, at_most=at_most)
     if kept and number(row["ratio"]) is not None:
-        change = share({**interval, "n": None}).removesuffix(" n=None")
+        low, high = number(row["low"]), number(row["high"])
+        change += f" ({low:.1%} to {high:.1%})" if low is not None and high is not None else ""
     on_gpu = part(row["on_gpu"])
     return TargetLine(
-        title=TARGET_TITLES[str(row["name"])],
+        title=str(row["title"]),
         aim=case + _change(bound, kept=kept, at_most=at_most),
         teacher=written(row["teacher"]),
         student=written(row["student"]),
@@ -238,7 +261,7 @@ def _target_line(row: Mapping[str, Json]) -> TargetLine:
 def _change(ratio: float | None, *, kept: bool, at_most: bool) -> str:
     """Return student / teacher as the case study says it: kept, less by so much, or so many times."""
     if ratio is None:
-        return TargetOutcome.MISSING.value
+        return "–"
     if kept:
         return f"{ratio:.1%}" if ratio != round(ratio, 2) else f"{ratio:.0%}"
     return f"{ratio - 1:+.0%}" if at_most else f"{ratio:,.3g} times"
@@ -266,6 +289,11 @@ LOAD_TITLES = (
 
 
 def reasons_of(report: Mapping[str, Json]) -> Sequence[str]:
-    """Return why the gate said what it said."""
-    reasons = part(report.get("gate")).get("reasons")
-    return [str(reason) for reason in reasons] if isinstance(reasons, list) else []
+    """Return why the gate said what it said, and what was done with its word."""
+    gate = part(report.get("gate"))
+    reasons, overridden = gate.get("reasons"), part(gate.get("overridden"))
+    told = [str(reason) for reason in reasons] if isinstance(reasons, list) else []
+    if overridden:
+        told.append(f"overridden by {overridden.get('by')}: {overridden.get('reason')}")
+    trial = number(part(gate.get("canary")).get("share"))
+    return [*told, f"tried on {trial:.0%} of new conversations first"] if trial is not None else told

@@ -7,6 +7,7 @@ erasure removes when it names the person's decision; no report and no record hol
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from conversations.messages import Role
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.changes import without_retired
 from distill.evaluation.evaluate import ROWS
@@ -78,8 +79,8 @@ def _case(
     yardstick: Yardstick,
 ) -> Case:
     messages = row.messages[:-1]
-    last = max((place for place, message in enumerate(messages) if message.role.value == "user"), default=len(messages) - 1)
-    asked = "\n".join(message.content for message in messages if message.role.value == "user")
+    last = max((place for place, message in enumerate(messages) if message.role is Role.USER), default=len(messages) - 1)
+    asked = "\n".join(message.content for message in messages if message.role is Role.USER)
 
     def wrong(text: str) -> tuple[str, ...]:
         if labels.answerable is None:
@@ -92,7 +93,7 @@ def _case(
         topic=row.topic,
         gap=_gap(answers, metric),
         question=messages[last].content,
-        history=tuple(message for place, message in enumerate(messages) if place != last),
+        history=tuple(each for place, each in enumerate(messages) if place != last and each.role is not Role.SYSTEM),
         expected=tuple(fact.says for fact in labels.facts) or tuple(filter(None, (labels.reference, *labels.replies))),
         answers=tuple(
             CaseAnswer(MODEL_TITLES[name], found.text, found.scores.get(metric), wrong(found.text), found.failure)
