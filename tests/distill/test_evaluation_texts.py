@@ -11,7 +11,7 @@ from distill.evaluation.scoring.meaning import similarities
 from distill.evaluation.scoring.metric import Metric, metrics_of, quality_metrics_of
 from distill.rows import Task
 
-WORDS = ("the", "a", "cat", "cats", "sat", "on", "mat,", "Mat.", "Denver", "Broncos", "24", "it's")
+WORDS = ("the", "was", "a", "cat", "cats", "sat", "on", "mat,", "Mat.", "Denver", "Broncos", "24", "it's")
 PHRASES = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 
 

@@ -70,7 +70,8 @@ def bleu(answer: str, references: Sequence[str]) -> float:
     """
     from sacrebleu.metrics import BLEU
 
-    return float(BLEU(effective_order=True).sentence_score(answer, list(references)).score) / 100
+    # A root of whole numbers may pass 1 by a rounding.
+    return min(1.0, float(BLEU(effective_order=True).sentence_score(answer, list(references)).score) / 100)
 
 
 def rouge(answer: str, references: Sequence[str]) -> tuple[float, float]:
