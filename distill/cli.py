@@ -9,8 +9,9 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,6 +27,9 @@ from distill.cycle import due_because, newest_complete_run, perform_stage, refus
 from distill.offline import keep_libraries_offline
 from distill.run import Manifest, Stage, new_run, open_run
 from distill.settings import DistillSettings
+
+if TYPE_CHECKING:
+    from distill.evaluation.answering.load import LoadTest
 
 app = typer.Typer(
     name="distill",
@@ -76,12 +80,16 @@ def cycle(
 def _stage_command(stage: Stage, summary: str) -> None:
     @app.command(stage.value, help=summary)
     def command(run: RunName, settings: SettingsFile = None, as_json: AsJson = False) -> None:
-        read = read_settings(DistillSettings, settings)
-        with Record(read.record.path) as record, _progress() as announce, open_run(record, read, run, announce) as opened:
-            manifest = perform_stage(opened, stage)
-        _print_manifest(manifest, as_json)
-        if stage is Stage.ASSEMBLE and not as_json:
-            _say(f"the data card: {opened.folder / stage / 'data_card.html'}")
+        _perform(stage, run, settings, as_json)
+
+
+def _perform(stage: Stage, run: str, settings: Path | None, as_json: bool) -> None:
+    read = read_settings(DistillSettings, settings)
+    with Record(read.record.path) as record, _progress() as announce, open_run(record, read, run, announce) as opened:
+        manifest = perform_stage(opened, stage)
+    _print_manifest(manifest, as_json)
+    if stage is Stage.ASSEMBLE and not as_json:
+        _say(f"the data card: {opened.folder / stage / 'data_card.html'}")
 
 
 @app.command()
@@ -105,7 +113,38 @@ _stage_command(Stage.TEACH, "Ask the teacher for better answers.")
 _stage_command(Stage.VERIFY, "Check the teacher's answers.")
 _stage_command(Stage.ASSEMBLE, "Make the training, validation and test sets.")
 _stage_command(Stage.TRAIN, "Fine-tune the student.")
-_stage_command(Stage.EVALUATE, "Measure candidate, released student, base and teacher.")
+
+
+@app.command()
+def evaluate(
+    run: RunName,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    load: Annotated[
+        bool,
+        typer.Option("--load", help="Measure what the loaded students of a finished run bear: minutes, outside the cycle."),
+    ] = False,
+) -> None:
+    """Measure candidate, released student, base and teacher."""
+    if not load:
+        _perform(Stage.EVALUATE, run, settings, as_json)
+        return
+    read = read_settings(DistillSettings, settings)
+    from conversations import runs
+    from distill.evaluation.answering.load import measure_load
+    from distill.evaluation.report import REPORT_FILE, finished_run, renew_report
+
+    with open_existing(read.record.path) as record, _progress() as announce:
+        finished = finished_run(record, read, runs.run(record, run))
+        found = measure_load(finished, read.evaluate.load_levels, read.evaluate.load_seconds, announce)
+        if (finished.folder / REPORT_FILE).is_file():
+            renew_report(finished)
+    if as_json:
+        _print_json({"run_id": run, "not_loaded": list(found.not_loaded), "rows": [asdict(row) for row in found.rows]})
+        return
+    _say_load(found)
+
+
 _stage_command(Stage.PROMOTE, "Put the candidate into service if the gate lets it.")
 
 
@@ -198,15 +237,27 @@ def report(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="The run (else the newest complete one).")] = None,
     settings: SettingsFile = None,
     as_json: AsJson = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compute every figure again from the stored rows, and compare; nothing is written."),
+    ] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Compute the report anew from the stored rows, and write it.")
+    ] = False,
 ) -> None:
     """Show a run's report; the page beside it is report.html in the run's folder."""
     read = read_settings(DistillSettings, settings)
     from conversations import runs
-    from distill.evaluation.report import read_report
+    from distill.evaluation.report import check_report, finished_run, read_report, renew_report
 
     with open_existing(read.record.path) as record:
         known = runs.run(record, run) if run else newest_complete_run(record)
+        if renew:
+            renew_report(finished_run(record, read, known))
+        compared = check_report(finished_run(record, read, known)) if check else None
     _print_report(read_report(Path(known.path)), as_json)
+    if compared is not None:
+        _note(f"{compared} figures and names computed again from the stored rows: they are the report's")
 
 
 @app.command("schedule")
@@ -346,7 +397,7 @@ def _print_report(found: dict[str, Json], as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    from distill.evaluation.report import printed
+    from distill.evaluation.page.terminal import printed
 
     Console(emoji=False, width=max(Console(emoji=False).width, 100)).print(printed(found))
 
@@ -364,6 +415,32 @@ def _print_manifest(manifest: Manifest, as_json: bool) -> None:
     covered = manifest.details.get("soft_label_coverage")
     if covered:
         _say(f"{manifest.stage}: soft labels at {covered:.1%} of the scored tokens")
+
+
+def _say_load(found: "LoadTest") -> None:
+    table = Table(title="Under load", title_justify="left")
+    for title in (
+        "student",
+        "at once",
+        "requests",
+        "failed",
+        "an hour",
+        "tokens/s",
+        "first token p50 / p95",
+        "answer p50 / p95",
+    ):
+        table.add_column(title, no_wrap=True, justify="left" if title == "student" else "right")
+    for row in found.rows:
+        spreads = [
+            "none answered" if spread.p50 is None or spread.p95 is None else f"{spread.p50:,.0f} / {spread.p95:,.0f} ms"
+            for spread in (row.first_token_ms, row.latency_ms)
+        ]
+        counts = (row.concurrency, row.requests, row.failed)
+        rates = (row.requests_per_hour, row.tokens_per_second)
+        table.add_row(row.model, *map(str, counts), *(f"{rate:,.0f}" for rate in rates), *spreads)
+    _say_table(table)
+    if found.not_loaded:
+        _say(f"not measured, because no server has it: {', '.join(found.not_loaded)}")
 
 
 def _print_json(value: dict[str, Json]) -> None:

@@ -14,6 +14,7 @@ from conversations import runs
 from conversations.errors import Failure, OperatorError, Refused
 from conversations.messages import Json
 from conversations.store import Record
+from distill.rows import Task
 from distill.run import STAGES, Announce, Manifest, Outcome, Run, Stage, new_run, open_run, run_digest
 from distill.settings import DistillSettings
 
@@ -81,14 +82,14 @@ def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, 
 def check_before(settings: DistillSettings) -> None:
     """Look for what would stop a cycle after its teacher was paid.
 
-    Raises OperatorError for a student that is not there or has another one's tokenizer, weights that it could not serve, more
+    Raises OperatorError for a student that is not there or has another one's tokenizer, an adapter that it could not serve, more
     training processes than GPUs, a figure that nobody measures, a teacher or judge that must not be used or whose key is missing,
     and a second pass of redaction that is not installed.
     """
     from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teaching.budget import check_teachers
-    from distill.evaluation.scoring.metric import Metric
+    from distill.evaluation.scoring.metric import Metric, quality_metrics_of
     from distill.training.decisions.vocabulary import check_vocabulary
 
     place, base = settings.settings_file, settings.student.base
@@ -99,14 +100,17 @@ def check_before(settings: DistillSettings) -> None:
         )
     if (base / "tokenizer.json").is_file():
         check_vocabulary(base)
-    if settings.train.kind == "full":
-        raise OperatorError(
-            f'{place} [train] kind = "full": only adapters can be served and measured yet; set kind = "lora"'
-        )
     check_train(settings)
-    if settings.evaluate.quality_metric not in set(Metric):
+    task = Task(settings.datasets.task) if settings.datasets else Task.CONVERSATION
+    if settings.evaluate.quality_metric not in quality_metrics_of(task):
         raise OperatorError(
-            f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}; expected one of {', '.join(Metric)}"
+            f"{place} [evaluate] quality_metric = {settings.evaluate.quality_metric!r}: no quality that answers of the task "
+            f"{task.value!r} have, the teacher's too; expected one of {', '.join(quality_metrics_of(task))}; name another"
+        )
+    if settings.evaluate.quality_metric == Metric.JUDGE_GRADE and settings.judge is None:
+        raise OperatorError(
+            f'{place} [evaluate] quality_metric = "judge_grade": nobody judges; expected a table [judge]; add it, or name another '
+            "metric"
         )
     if settings.train.processes:
         from distill.training.processes.launch import process_count

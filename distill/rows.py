@@ -238,6 +238,7 @@ class EvaluationRow(RowModel):
     latency_ms: float | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    finish_reason: str = Field(default="", description="why the answer ended, as its server says; empty: unsaid")
     failure: str = Field(default="", description="why there is no answer; empty when there is one")
 
 

@@ -300,12 +300,18 @@ class TuneTable(Table):
 class EvaluateTable(Table):
     """How candidate, released student, base and teacher are measured."""
 
-    quality_metric: str = "fact_accuracy"
+    quality_metric: str = Field(
+        default="fact_accuracy", description="in which the share of the teacher that is kept is told; as the task has it"
+    )
     concurrency: int = Field(default=16, ge=1)
     timed_decisions: int = Field(default=8, ge=1, description="asked one at a time, for latency")
-    max_answer_tokens: int = Field(default=96, ge=8)
+    max_answer_tokens: int | None = Field(default=None, ge=8, description="empty: as customers get, [prompt] says it")
     bootstrap_samples: int = Field(default=2000, ge=100)
-    load_timeout_seconds: float = Field(default=180, gt=0)
+    load_timeout_seconds: float = Field(
+        default=180,
+        gt=0,
+        description="until a release is loaded; a merged or full one starts a vLLM of its own, which takes longer",
+    )
     judged_decisions: int = Field(
         default=200, ge=0, description="at most so many are graded and compared by the judge of [judge]; 0: none"
     )

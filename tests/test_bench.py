@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, cycles, cycles_data, kills, record, study, teach, train
+from tests.bench import choose, cycles, cycles_data, intervals, kills, record, study, teach, train
 from tests.bench.study_trial import Trial
 from tests.distill.tiny_student import tiny_student, write_dataset
 
@@ -141,3 +141,8 @@ def test_study_of_the_defaults_trains_answers_and_compares_and_repeats_nothing(t
     assert found["epochs 1.0"]["tokens"] * 2 == found["baseline"]["tokens"]
     assert found["epochs 1.0"]["validation loss"] != found["baseline"]["validation loss"]
     study.show(study.figures(trials))
+
+
+def test_the_intervals_of_reports_hold_the_truth_where_plain_percentiles_do_not() -> None:
+    found = intervals.figures([8], editions=60)["8 conversations"]
+    assert found["share kept"] >= 90 > found["share kept, plain percentiles"]

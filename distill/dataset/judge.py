@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
 from conversations.errors import OperatorError, OutsideError
@@ -86,7 +86,7 @@ class Judge:
     async def grade(self, row: ChosenRow, answer: str, *, known: str = "") -> Grade:
         """Return the grade of an answer against the rubric; `known` is what the handbook says of the matter."""
         reply = await self._reply(row, grading(self._table.rubric, row, answer, known))
-        return read_grade(reply) if reply else Grade(None, self._down or "the judge did not answer")
+        return replace(read_grade(reply), reply=reply) if reply else Grade(None, self._down or "the judge did not answer")
 
     def bias(self) -> Bias:
         """Return what all comparisons so far show of the judge's own likings."""

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from conversations.messages import Role
 from conversations.prompt import Renderer
-from distill.evaluation.scoring.facts import Yardstick, score
+from distill.evaluation.scoring.facts import Yardstick, fact_scores
 from distill.evaluation.scoring.metric import Metric
 from distill.rows import SOFT_LABELS_FILE, DatasetRow, FactRow, read_rows
 from distill.run import write_whole
@@ -126,17 +126,17 @@ def marked(row: DatasetRow, text: str, yardstick: Yardstick) -> dict[str, object
     """Return an answer with its marks, and the mark of the teacher's answer to the same question."""
     question = "\n".join(message.content for message in row.messages[:-1] if message.role is Role.USER)
 
-    def marks(answer: str) -> Mapping[str, float | None]:
-        return score(answer, labels=row.labels, question=question, teacher_answer="", yardstick=yardstick)
+    def marks(answer: str) -> Mapping[Metric, float]:
+        return fact_scores(answer, labels=row.labels, question=question, yardstick=yardstick)
 
     found = marks(text)
     return {
         "decision_id": row.decision_id,
         "conversation_id": row.conversation_id,
         "text": text,
-        "fact_accuracy": found[Metric.FACT_ACCURACY],
-        "wrong_fact_rate": found[Metric.WRONG_FACT_RATE],
-        "teacher_fact_accuracy": marks(row.messages[-1].content)[Metric.FACT_ACCURACY],
+        "fact_accuracy": found.get(Metric.FACT_ACCURACY),
+        "wrong_fact_rate": found.get(Metric.WRONG_FACT_RATE),
+        "teacher_fact_accuracy": marks(row.messages[-1].content).get(Metric.FACT_ACCURACY),
     }
 
 

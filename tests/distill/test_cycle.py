@@ -21,9 +21,15 @@ def silent(stage: Stage, share: float, note: str) -> None:
     ("old", "new", "told"),
     [
         ('base = "no-student"', 'base = "gone"', r"\[student\] base: there is no model in .*gone"),
-        ("[evaluate]", '[train]\nkind = "full"\n[evaluate]', "only adapters can be served"),
         ("[evaluate]", "[train]\nrank = 64\n[evaluate]", r"takes adapters up to \[student\] max_lora_rank = 16"),
         ("[evaluate]", '[evaluate]\nquality_metric = "acuracy"', "expected one of fact_accuracy"),
+        (
+            "[evaluate]",
+            '[evaluate]\nquality_metric = "teacher_bleu"',
+            "no quality that answers of the task 'conversation' have",
+        ),
+        ("[evaluate]", '[evaluate]\nquality_metric = "token_f1"', "no quality that answers of the task 'conversation' have"),
+        ("[evaluate]", '[evaluate]\nquality_metric = "judge_grade"', "nobody judges; expected a table"),
         ("[teachers.big]", '[teachers.big]\napi_key_variable = "NO_SUCH_KEY"', "NO_SUCH_KEY"),
         ('teacher = "big"', 'teacher = "bgi"', "'bgi' is not in"),
     ],

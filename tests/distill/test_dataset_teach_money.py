@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from conversations import spending
 from conversations.errors import OperatorError, OutsideError, Refused
-from conversations.messages import Author
+from conversations.messages import Author, Split
+from distill.dataset.choose import plan_decisions
 from distill.dataset.teaching import pace
 from distill.dataset.teaching.estimate import above_caps, estimate, replies_in_log
 from distill.rows import LoggedReply
@@ -210,7 +211,11 @@ def test_the_estimate_counts_the_judge_and_the_log_and_tells_of_caps(tmp_path: P
     )
     with small_run(tmp_path, "http://127.0.0.1:9/v1", teach='fallback = ["log"]', more=more) as small:
         found = estimate(small.record, small.settings)
-        assert found["judge as judge"].decisions % 2 == 0 < found["judge as judge"].decisions <= 2 * len(QUESTIONS)
+        held_out = sum(
+            row.split is Split.TEST for row in plan_decisions(small.record, small.settings, with_topics=False).rows
+        )
+        # Both orders of each comparison with the log, and in `evaluate` four grades and two comparisons of each held-out decision.
+        assert held_out and found["judge as judge"].decisions == 2 * (len(QUESTIONS) - held_out) + 8 * held_out
         assert found["judge as judge"].cost_usd_estimate > 0
         assert replies_in_log(small.record, small.settings) == {"log": len(QUESTIONS)}
         assert above_caps(small.settings, found) == []

@@ -18,7 +18,7 @@ from distill.dataset.teaching.people import PeoplesAnswers, logged_answer
 from distill.dataset.teaching.replies import Usage, cost_usd
 from distill.dataset.teaching.requests import Request
 from distill.dataset.teaching.several import Teachers
-from distill.rows import ChosenRow
+from distill.rows import ChosenRow, Task
 from distill.settings import DistillSettings, TeacherTable
 
 _TOKENS_PER_WORD = 1.4
@@ -27,6 +27,9 @@ _GUESSED_COMPLETION_TOKENS = 120
 # Its instructions and rubric, and its ruling with one sentence of reason.
 _TOLD_TO_JUDGE = 180
 _SAID_BY_JUDGE = 30
+# In `evaluate`, of one held-out decision: a grade for base, candidate, released student and teacher, and the candidate beside the
+# last two in both orders.
+_RULINGS_OF_EVALUATION = 4 + 2 * 2
 _MIN_REPLIES_TO_LEARN_FROM = 8
 # Passages are searched for so many questions; for the rest, what those took is assumed.
 _SEARCHED_AT_MOST = 2000
@@ -71,7 +74,7 @@ def estimate(record: Record, settings: DistillSettings) -> Mapping[str, Estimate
         asked = _asked_of(name, left, settings, teachers)
         found[name] = _estimate_of(name, tables[name], asked, record, settings, teachers, counter, len(rows) - len(left))
     if settings.judge is not None:
-        found[f"{settings.judge.teacher} as judge"] = _judging(left, settings, counter, found)
+        found[f"{settings.judge.teacher} as judge"] = _judging(rows, left, settings, counter, found)
     return found
 
 
@@ -109,11 +112,16 @@ def _rows(record: Record, settings: DistillSettings) -> Sequence[ChosenRow]:
 
 def _judging(
     rows: Sequence[ChosenRow],
+    left: Sequence[ChosenRow],
     settings: DistillSettings,
     counter: "TokenCounter",
     found: Mapping[str, Estimate],
 ) -> Estimate:
-    """Return what the judge would be asked: a grade for each of several answers, and both orders of each pair compared."""
+    """Return what the judge would be asked: a grade for each of several answers, and both orders of each pair compared.
+
+    left: the rows that no person has answered. What `evaluate` asks is counted for the decisions that are held out now; those of
+    an earlier edition come on top.
+    """
     judge, teach = settings.judge, settings.teach
     assert judge is not None
     table, first = settings.teachers[judge.teacher], settings.teachers[teach.teacher]
@@ -123,8 +131,15 @@ def _judging(
         (each.completion_tokens_estimate / each.decisions for each in found.values() if each.decisions),
         default=_GUESSED_COMPLETION_TOKENS,
     )
-    calls, prompt = 0, 0.0
+    calls, prompt, evaluated = 0, 0.0, 0
+    by_teachers = {row.decision_id for row in left}
     for row in rows:
+        is_evaluated = (
+            row.split is Split.TEST
+            and row.task is Task.CONVERSATION
+            and evaluated < settings.evaluate.judged_decisions
+        )
+        evaluated += is_evaluated
         is_compared = (
             judge.reject_worse_than_logged
             and row.split is not Split.TEST
@@ -132,7 +147,8 @@ def _judging(
             and row.logged.author in (Author.OPERATOR, Author.IMPORTED)
             and not (first.kind == "logged" and logged_answer(row, teach.teacher, first) is not None)
         )
-        of_row = of_best + 2 * is_compared
+        taught = of_best + 2 * is_compared if row.decision_id in by_teachers else 0
+        of_row = taught + _RULINGS_OF_EVALUATION * is_evaluated
         calls += of_row
         prompt += of_row * (sum(counter.of_text(each.content) for each in row.messages) + 2 * answer + _TOLD_TO_JUDGE)
     completion = calls * _SAID_BY_JUDGE

@@ -52,10 +52,11 @@ class Side(StrEnum):
 
 @dataclass(frozen=True)
 class Grade:
-    """A grade from 1 to 10 and the judge's reason; None where the judge gave none, and why then."""
+    """A grade from 1 to 10 and the judge's reason; None where the judge gave none, and why then. `reply` is all that it wrote."""
 
     grade: int | None
     why: str
+    reply: str = ""
 
 
 def comparing(rubric: str, row: ChosenRow, a: str, b: str, known: str = "") -> tuple[ChatMessage, ...]:

@@ -18,6 +18,8 @@ from conversations.prompt import PromptTooLong, Renderer, RoleUnknown
 from conversations.settings import PromptTable
 from conversations.store import Record
 
+_TIMEOUT_SECONDS = 300
+
 
 @dataclass(frozen=True)
 class Question:
@@ -38,16 +40,26 @@ class Generated:
     prompt_tokens: int | None
     completion_tokens: int | None
     failure: str = ""
+    finish_reason: str = ""
 
 
 class Student:
     """A release as it is served now. Opened for one event loop; close it."""
 
     def __init__(
-        self, base_url: str, release_id: str, renderer: Renderer, prompt: PromptTable, max_answer_tokens: int
+        self,
+        base_url: str,
+        release_id: str,
+        renderer: Renderer,
+        prompt: PromptTable,
+        max_answer_tokens: int,
+        *,
+        max_retries: int = 2,
     ) -> None:
         self.release_id = release_id
-        self._client = openai.AsyncOpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=2, timeout=300)
+        self._client = openai.AsyncOpenAI(
+            base_url=f"{base_url}/v1", api_key="none", max_retries=max_retries, timeout=_TIMEOUT_SECONDS
+        )
         self._renderer = renderer
         self._prompt = prompt
         self._max_answer_tokens = max_answer_tokens
@@ -68,6 +80,7 @@ class Student:
         first: float | None = None
         pieces: list[str] = []
         usage: openai.types.CompletionUsage | None = None
+        finish_reason = ""
         try:
             stream = await self._client.completions.create(
                 model=self.release_id,
@@ -80,9 +93,11 @@ class Student:
             )
             async for event in stream:
                 usage = event.usage or usage
-                if event.choices and event.choices[0].text:
-                    first = first or _since_ms(started)
-                    pieces.append(event.choices[0].text)
+                for choice in event.choices[:1]:
+                    finish_reason = choice.finish_reason or finish_reason
+                    if choice.text:
+                        first = first or _since_ms(started)
+                        pieces.append(choice.text)
         except openai.APIError as error:
             return _failed(question, f"{type(error).__name__}: {error}")
         return Generated(
@@ -92,6 +107,7 @@ class Student:
             latency_ms=_since_ms(started),
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
+            finish_reason=finish_reason,
         )
 
 

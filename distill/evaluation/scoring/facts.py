@@ -1,7 +1,6 @@
-"""What an answer is worth: facts stated, facts got wrong, questions declined, and how near it is to the teacher's words.
+"""What an answer says: facts stated, facts got wrong, questions declined.
 
-In: one answer, the labels of its decision, the question and the handbook. Out: numbers between 0 and 1 (or counts), None
-where a metric does not apply. Likeness to the teacher is a metric of its own and never called accuracy.
+In: one answer, the labels of its decision, the question and the handbook. Out: numbers between 0 and 1 for the metrics that apply.
 
 Fact accuracy of an answer is hits / (expected + wrong): the expected facts that it states, over all expected facts plus the
 wrong things that it states (the threat score of forecasting, also called critical success index or Jaccard index). An answer
@@ -41,23 +40,18 @@ class Yardstick:
     declining_phrases: tuple[str, ...]
 
 
-def score(
-    answer: str, *, labels: LabelsRow, question: str, teacher_answer: str, yardstick: Yardstick
-) -> dict[str, float | None]:
-    """Score one answer. `question` holds every message of the customer up to the answer."""
-    declined = float(declines(answer, yardstick.declining_phrases))
-    scores: dict[str, float | None] = dict.fromkeys(Metric)
-    scores[Metric.ANSWER_WORDS] = float(len(answer.split()))
-    scores[Metric.TEACHER_LIKENESS] = likeness(answer, teacher_answer) if teacher_answer else None
+def fact_scores(answer: str, *, labels: LabelsRow, question: str, yardstick: Yardstick) -> dict[Metric, float]:
+    """Score one answer by the metrics that its labels allow. `question` holds every message of the customer up to the answer."""
     if labels.answerable is None:
-        return scores
+        return {}
+    declined = float(declines(answer, yardstick.declining_phrases))
     wrong = wrong_statements(answer, labels=labels, question=question, yardstick=yardstick)
     if not labels.answerable:
-        scores[Metric.UNANSWERABLE_DECLINED_RATE] = declined
-        scores[Metric.UNANSWERABLE_WRONG_FACT_RATE] = float(bool(wrong))
-        return scores
-    scores[Metric.DECLINED_RATE] = declined
-    scores[Metric.WRONG_FACT_RATE] = float(bool(wrong))
+        return {
+            Metric.UNANSWERABLE_DECLINED_RATE: declined,
+            Metric.UNANSWERABLE_WRONG_FACT_RATE: float(bool(wrong)),
+        }
+    scores = {Metric.DECLINED_RATE: declined, Metric.WRONG_FACT_RATE: float(bool(wrong))}
     if labels.facts:
         hits = sum(states(answer, fact) for fact in labels.facts)
         scores[Metric.FACT_ACCURACY] = hits / (len(labels.facts) + len(wrong))
@@ -105,13 +99,6 @@ def concrete_values(text: str) -> frozenset[str]:
         if number is not None and int(number) >= _SMALLEST_WORD_NUMBER:
             values.add(number)
     return frozenset(values)
-
-
-def likeness(answer: str, reference: str) -> float:
-    """Return chrF between an answer and the teacher's, 0 to 1 (Popović 2015, as sacrebleu computes it)."""
-    from sacrebleu.metrics import CHRF
-
-    return float(CHRF().sentence_score(answer, [reference]).score) / 100
 
 
 def normalise(text: str) -> str:

@@ -1,7 +1,7 @@
 """The model card: what trained weights say of themselves to whoever finds their folder.
 
-In: what was trained on what, whose answers those were, and how it went. Out: the text of a README.md. Holds digests and figures,
-never a customer's words and never the place of a folder.
+In: what was trained on what, whose answers those were, how it went, and later what was measured. Out: the text of a README.md. Holds
+digests and figures, never a customer's words and never the place of a folder.
 """
 
 import json
@@ -19,6 +19,26 @@ _RELATION = {"lora": "adapter", "merged": "finetune", "full": "finetune"}
 _LICENCE_LINE = re.compile(r"""^license: *(["']?)([\w.-]+)\1 *$""", re.MULTILINE)
 _SERVED_TITLE = "## How it is served"
 _SERVED_PART = re.compile(rf"^{_SERVED_TITLE}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_MEASURED_TITLE = "## What was measured"
+_USE_TITLE = "## What it is for, and what it is not"
+_MEASURED_PARTS = re.compile(rf"^(?:{_MEASURED_TITLE}|{_USE_TITLE})\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+# The last key of the front matter, which evaluation alone writes.
+_MODEL_INDEX = re.compile(r"^model-index:\n(?:[ -].*\n)*", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.MULTILINE | re.DOTALL)
+# Of a report's part on the candidate, beside the quality.
+_SPEED = (
+    "first_token_ms", "latency_ms", "tokens_per_second", "requests_per_hour", "memory_bytes", "gpu_memory_bytes", "weights_bytes",
+    "cost_usd_per_1000_turns",
+)  # fmt: skip
+_USE = """
+It answers questions of one company's customers in its support chat, in the languages and on the subjects of the conversations that it
+was taught. People read along there, and can take over.
+
+- It was measured on held-out customers of that company alone; the figures say nothing about another company, or another subject.
+- It can state a wrong fact, and can answer where it should say that it does not know; the rates are above.
+- It knows what the handbook said when it was taught, and does not learn of a change by itself.
+- It is no source for medical, legal or financial advice, and decides nothing about a person.
+"""
 _LICENCE = {
     "yes": "its licence allows training",
     "unknown": "whether its licence allows training is UNKNOWN; the operator answers for it",
@@ -87,6 +107,53 @@ def card_of_merged(card: str, serving: Serving, agreement: Mapping[str, Json]) -
     return "\n".join((whole.rstrip(), "", "## Merged, beside the unmerged adapter", *_table(agreement), ""))
 
 
+def with_measured(card: str, report: Mapping[str, Json], *, teacher: str) -> str:
+    """Return a card with what a report says of these weights; what an earlier report said on it goes.
+
+    report: as `report.json` holds it, with the gate's word. teacher: whom the student is held against. The figures also stand in the
+    front matter, as `model-index`, the form in which model hubs read results.
+    """
+    candidate = _part(_part(report.get("models")).get("candidate"))
+    quality = _part(candidate.get("quality"))
+    edition = f"test edition {report.get('test_edition')}"
+    lines = ["model-index:", f"- name: {_quoted(str(report.get('release_id')))}", "  results:"]
+    lines += [
+        "  - task: {type: text-generation}",
+        f"    dataset: {{name: {_quoted(edition)}, type: held-out-customers}}",
+        "    metrics:",
+    ]
+    lines += [
+        f"    - {{type: {name}, value: {json.dumps(_part(estimate).get('value'))}}}"
+        for name, estimate in {"retained": report.get("retained"), **quality}.items()
+        if _part(estimate)
+    ]
+    gate = _part(report.get("gate"))
+    reasons = gate.get("reasons")
+    of_run: dict[str, Json] = {
+        "release": report.get("release_id"),
+        "run": report.get("run_id"),
+        "started from": report.get("started_from"),
+        "test edition": report.get("test_edition"),
+        "test rows": report.get("test_digest"),
+        "teacher": teacher,
+        "gate": gate.get("outcome"),
+        "gate, because": "; ".join(map(str, reasons)) if isinstance(reasons, list) else None,
+    }
+    figures: dict[str, Json] = {
+        f"kept of the teacher's {report.get('quality_metric')}": _interval(report.get("retained")),
+        **{name: _interval(estimate) for name, estimate in quality.items()},
+        **{name: candidate.get(name) for name in _SPEED},
+    }
+    known = {name: "not measured" if value is None else value for name, value in figures.items()}
+    measured = "\n".join((_MEASURED_TITLE, *_table({**of_run, **known}), "", _USE_TITLE, _USE, ""))
+    front = _FRONT_MATTER.match(card)
+    index = "\n".join(lines) + "\n"
+    plain = _MEASURED_PARTS.sub("", card[front.end() :] if front else card)
+    head, title, rest = plain.partition(_SERVED_TITLE)
+    told = _MODEL_INDEX.sub("", front[1]) if front else ""
+    return f"---\n{told}{index}---\n{head}{measured}{title}{rest}"
+
+
 def base_model_of(base_dir: Path) -> str:
     """Return the base's name on model hubs where its folder says it, as the embedded student's does, or the folder's name."""
     return str(_origin(base_dir).get("model") or base_dir.name)
@@ -121,6 +188,20 @@ def teachers_of(*paths: Path) -> dict[str, str]:
         already = f"{told[teacher]}; " if teacher in told else ""
         told[teacher] = f"{already}{count} rows, {_LICENCE[licence]}"
     return told
+
+
+def _interval(value: Json) -> str | None:
+    """Return an estimate in words, None where there is none."""
+    estimate = _part(value)
+    if "value" not in estimate:
+        return None
+    low, high = estimate.get("low"), estimate.get("high")
+    interval = "interval not known" if low is None or high is None else f"95 % interval {_shown(low)} to {_shown(high)}"
+    return f"{_shown(estimate['value'])} ({interval}, n = {estimate.get('n')})"
+
+
+def _part(value: Json) -> dict[str, Json]:
+    return value if isinstance(value, dict) else {}
 
 
 def _table(entries: Mapping[str, Json] | Mapping[str, str]) -> list[str]:
