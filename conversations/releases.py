@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 
 from conversations import audit
 from conversations.errors import OperatorError
@@ -151,8 +152,16 @@ def may_go_on(record: Record, release_id: str) -> bool:
 
 
 def promote(record: Record, release_id: str, *, actor: str, reason: str) -> None:
-    """Put a release into service for new conversations."""
-    _known(record, release_id)
+    """Put a release into service for new conversations.
+
+    Raises OperatorError for one whose weights are gone: the next restart of a server could not bring it back.
+    """
+    weights_path = Path(str(_known(record, release_id)["weights_path"]))
+    if not weights_path.is_dir():
+        raise OperatorError(
+            f"the weights of the release {release_id!r} are gone: there is no folder {weights_path}; expected what its run wrote; "
+            "restore that folder, or train anew; the release in service goes on"
+        )
     with record.write() as transaction:
         want_in(transaction, release_id, actor)
         _event(transaction, release_id, "promoted", actor, reason)
@@ -163,36 +172,40 @@ def refuse(record: Record, release_id: str, *, actor: str, reason: str) -> None:
     _known(record, release_id)
     with record.write() as transaction:
         _event(transaction, release_id, "refused", actor, reason)
-        transaction.execute("DELETE FROM wanted_loads WHERE release_id = ?", [release_id])
+        _let_go(transaction, release_id)
 
 
 def set_aside(record: Record, release_id: str, *, actor: str, reason: str) -> None:
     """Note that the gate could not tell; the release stays a candidate and the servers drop it."""
     _known(record, release_id)
     with record.write() as transaction:
-        transaction.execute("DELETE FROM wanted_loads WHERE release_id = ?", [release_id])
+        _let_go(transaction, release_id)
         audit.note(transaction, actor, "release set aside", release_id, {"reason": reason})
 
 
 def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str) -> str:
     """Take the release in service out of it and restore another; return the restored one's name.
 
-    Without `to`, the one that was in service before. Raises OperatorError when there is none.
+    Without `to`, the newest before it that was in service and was not rolled back, of those that can be served if there are any.
+    Raises OperatorError when there is none, and for a `to` whose weights are gone and that no server has in memory.
     """
     with record.write() as transaction:
-        served = transaction.query(
-            "SELECT release_id FROM release_events WHERE event IN ('promoted', 'restored') ORDER BY release_event_id"
-        )
-        current = str(served[-1]["release_id"]) if served else None
-        target = to or _previous(transaction, [str(row["release_id"]) for row in served])
+        served = _served(transaction)
+        current = served[-1] if served else None
+        target = to or _previous(transaction, served)
         if target is None or current is None:
             raise OperatorError("no earlier release to roll back to; `distill releases` lists what there is")
         if target == current:
             raise OperatorError(f"the release {target!r} is in service already; nothing to roll back")
         if not transaction.query("SELECT 1 FROM releases WHERE release_id = ?", [target]):
             raise OperatorError(f"no release {target!r}; `distill releases` lists what there is")
-        if target not in {row["release_id"] for row in served}:
+        if target not in served:
             raise OperatorError(f"the release {target!r} was never in service; only the gate puts a release there first")
+        if to is not None and not _can_be_served(transaction, target):
+            raise OperatorError(
+                f"the weights of the release {target!r} are gone, and no server has it in memory; expected its folder, which "
+                "`distill releases --json` names; restore that, or give another release with --to"
+            )
         _event(transaction, current, "rolled_back", actor, reason)
         want_in(transaction, target, actor)
         _event(transaction, target, "restored", actor, reason)
@@ -255,7 +268,10 @@ def announce_server(
     memory_bytes: int | None = None,
     gpu_memory_bytes: int | None = None,
 ) -> None:
-    """Write what a supervisor knows of its server now; a server that is not ready has nothing loaded."""
+    """Write what a supervisor knows of its server now; a server that is not ready has nothing loaded.
+
+    What it could not load stays written until it starts again.
+    """
     with record.write() as transaction:
         transaction.execute(
             "INSERT INTO student_servers (server_id, base_url, base, state, process_id, detail, heartbeat_at_utc, release_id, "
@@ -278,8 +294,18 @@ def announce_server(
                 "gpu_memory_bytes": gpu_memory_bytes,
             },
         )
-        if state is not ServerState.READY:
-            transaction.execute("DELETE FROM loads WHERE server_id = ?", [server_id])
+        match state:
+            case ServerState.STARTING:
+                transaction.execute("DELETE FROM loads WHERE server_id = ?", [server_id])
+            case ServerState.DOWN:
+                transaction.execute("DELETE FROM loads WHERE server_id = ? AND state = 'loaded'", [server_id])
+
+
+def forget_server(record: Record, server_id: str) -> None:
+    """Write that a server is no longer looked after and will not come back."""
+    with record.write() as transaction:
+        transaction.execute("DELETE FROM loads WHERE server_id = ?", [server_id])
+        transaction.execute("DELETE FROM student_servers WHERE server_id = ?", [server_id])
 
 
 def servers(record: Record) -> list[StudentServer]:
@@ -364,19 +390,59 @@ def _event(transaction: Transaction, release_id: str, event: str, actor: str, re
 
 
 def want_in(transaction: Transaction, release_id: str, wanted_by: str) -> None:
-    """Ask the servers to load a release, inside an open transaction."""
-    transaction.execute("INSERT OR IGNORE INTO wanted_loads VALUES (?, ?, ?)", [release_id, wanted_by, utc_now()])
+    """Ask the servers to load a release, inside an open transaction; asking again counts from now."""
+    transaction.execute(
+        "INSERT INTO wanted_loads VALUES (?, ?, ?) ON CONFLICT (release_id) DO UPDATE SET wanted_by = excluded.wanted_by, "
+        "wanted_at_utc = excluded.wanted_at_utc",
+        [release_id, wanted_by, utc_now()],
+    )
 
 
-def _previous(transaction: Transaction, served: list[str]) -> str | None:
-    """Return the newest release before the present one that was in service and was not rolled back since."""
-    for release_id in reversed(served[:-1]):
-        last = transaction.query(
+def served_and_before(source: Record | Transaction) -> tuple[str | None, str | None]:
+    """Return the release in service, and the one that a rollback would restore."""
+    served = _served(source)
+    return (served[-1] if served else None), _previous(source, served)
+
+
+def _let_go(transaction: Transaction, release_id: str) -> None:
+    """Forget the wish for a release, unless it is answering somebody: `wanted.settle` forgets it once it has ended."""
+    transaction.execute(
+        "DELETE FROM wanted_loads WHERE release_id = ? AND NOT EXISTS (SELECT 1 FROM turns "
+        "WHERE status IN ('pending', 'streaming') AND turns.release_id = wanted_loads.release_id)",
+        [release_id],
+    )
+
+
+def _served(source: Record | Transaction) -> list[str]:
+    """Return the releases that were put into service, in order; the last one is there now."""
+    rows = source.query(
+        "SELECT release_id FROM release_events WHERE event IN ('promoted', 'restored') ORDER BY release_event_id"
+    )
+    return [str(row["release_id"]) for row in rows]
+
+
+def _previous(source: Record | Transaction, served: list[str]) -> str | None:
+    """Return the newest release before the present one that was not rolled back or refused since.
+
+    One that cannot be served, as it looks from this machine, comes behind all others: an undo must not fail for a folder that is
+    mounted elsewhere.
+    """
+    earlier = []
+    for release_id in dict.fromkeys(reversed(served[:-1])):
+        last = source.query(
             "SELECT event FROM release_events WHERE release_id = ? ORDER BY release_event_id DESC LIMIT 1", [release_id]
         )
-        if release_id != served[-1] and last[0]["event"] != "rolled_back":
-            return release_id
-    return None
+        if release_id != served[-1] and last[0]["event"] not in ("rolled_back", "refused"):
+            earlier.append(release_id)
+    return next((name for name in earlier if _can_be_served(source, name)), next(iter(earlier), None))
+
+
+def _can_be_served(source: Record | Transaction, release_id: str) -> bool:
+    """Tell whether a release's weights are there, or at least in a server's memory."""
+    rows = source.query("SELECT weights_path FROM releases WHERE release_id = ?", [release_id])
+    if Path(str(rows[0]["weights_path"])).is_dir():
+        return True
+    return bool(source.query("SELECT 1 FROM loads WHERE release_id = ? AND state = 'loaded'", [release_id]))
 
 
 def _last_event(record: Record, release_id: str) -> str | None:
