@@ -390,12 +390,13 @@ def _event(transaction: Transaction, release_id: str, event: str, actor: str, re
 
 
 def want_in(transaction: Transaction, release_id: str, wanted_by: str) -> None:
-    """Ask the servers to load a release, inside an open transaction; asking again counts from now."""
+    """Ask the servers to load a release, inside an open transaction; asking again has them try again what failed."""
     transaction.execute(
         "INSERT INTO wanted_loads VALUES (?, ?, ?) ON CONFLICT (release_id) DO UPDATE SET wanted_by = excluded.wanted_by, "
         "wanted_at_utc = excluded.wanted_at_utc",
         [release_id, wanted_by, utc_now()],
     )
+    transaction.execute("DELETE FROM loads WHERE release_id = ? AND state = 'failed'", [release_id])
 
 
 def served_and_before(source: Record | Transaction) -> tuple[str | None, str | None]:

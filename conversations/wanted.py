@@ -30,21 +30,27 @@ class Need(IntEnum):
 
 @dataclass(frozen=True)
 class Needed:
-    """A release that the servers should have in memory, and what for."""
+    """A release that the servers should have in memory, what for, and since when."""
 
     release: Release
     need: Need
+    wanted_at_utc: str
 
 
 def needed(record: Record, *, keep_hours: float) -> list[Needed]:
-    """Return the wanted releases that are needed, the neediest first.
+    """Return the wanted releases that are needed, the neediest first, and of those alike what was asked for last.
 
     These are the base student, the release in service and the one before it (so that a rollback takes effect at once), releases on
     trial, what conversations of the last `keep_hours` hold, what is answering now, and fresh candidates.
     """
     needs = _needs(record, keep_hours)
-    ordered = sorted(needs, key=lambda name: (needs[name], name))
-    return [Needed(releases.release(record, name), needs[name]) for name in ordered]
+    rows = record.query("SELECT release_id, wanted_at_utc FROM wanted_loads ORDER BY wanted_at_utc DESC, release_id")
+    found = [
+        Needed(releases.release(record, name), needs[name], str(row["wanted_at_utc"]))
+        for row in rows
+        if (name := str(row["release_id"])) in needs
+    ]
+    return sorted(found, key=lambda each: each.need)
 
 
 def settle(record: Record, *, keep_hours: float) -> list[str]:
