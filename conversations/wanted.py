@@ -38,13 +38,13 @@ class Needed:
 
 
 def needed(record: Record, *, keep_hours: float) -> list[Needed]:
-    """Return the wanted releases that are needed, the neediest first, and of those alike what was asked for last.
+    """Return the wanted releases that are needed, the neediest first, and of those alike the longest wanted.
 
     These are the base student, the release in service and the one before it (so that a rollback takes effect at once), releases on
     trial, what conversations of the last `keep_hours` hold, what is answering now, and fresh candidates.
     """
     needs = _needs(record, keep_hours)
-    rows = record.query("SELECT release_id, wanted_at_utc FROM wanted_loads ORDER BY wanted_at_utc DESC, release_id")
+    rows = record.query("SELECT release_id, wanted_at_utc FROM wanted_loads ORDER BY wanted_at_utc, release_id")
     found = [
         Needed(releases.release(record, name), needs[name], str(row["wanted_at_utc"]))
         for row in rows

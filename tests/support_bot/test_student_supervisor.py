@@ -123,10 +123,18 @@ async def looked_after(supervisor: StudentSupervisor):
         await asyncio.gather(task, return_exceptions=True)
 
 
-def attached(record: Record, base_id: str, url: str, said: list[str] | None = None) -> StudentSupervisor:
+def attached(
+    record: Record,
+    base_id: str,
+    url: str,
+    said: list[str] | None = None,
+    why_not_whole: Callable[[Release], str] = lambda release: "",
+) -> StudentSupervisor:
     say = (said if said is not None else []).append
     student = ServedStudent(BASE, base_id, url, SERVED)
-    return StudentSupervisor(record, student, prompts_of(record), new_process=None, say=say, pace=FAST)
+    return StudentSupervisor(
+        record, student, prompts_of(record), new_process=None, why_not_whole=why_not_whole, say=say, pace=FAST
+    )
 
 
 class OwnServer:
