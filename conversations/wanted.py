@@ -41,7 +41,8 @@ def needed(record: Record, *, keep_hours: float) -> list[Needed]:
     """Return the wanted releases that are needed, the neediest first, and of those alike the longest wanted.
 
     These are the base student, the release in service and the one before it (so that a rollback takes effect at once), releases on
-    trial, what conversations of the last `keep_hours` hold, what is answering now, and fresh candidates.
+    trial, what conversations of the last `keep_hours` hold, what is answering now, and candidates: what somebody asked for lately
+    that was neither promoted nor taken back since.
     """
     needs = _needs(record, keep_hours)
     rows = record.query("SELECT release_id, wanted_at_utc FROM wanted_loads ORDER BY wanted_at_utc, release_id")
@@ -92,9 +93,9 @@ def _unneeded(source: Record | Transaction, keep_hours: float) -> list[str]:
 def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
     """Return what each wanted release is needed for most; one that is needed for nothing is left out."""
     rows = source.query(
-        "SELECT w.release_id, w.wanted_at_utc, r.kind, (SELECT e.event FROM release_events e WHERE e.release_id = w.release_id "
-        "ORDER BY e.release_event_id DESC LIMIT 1) AS last_event FROM wanted_loads w JOIN releases r USING (release_id) "
-        "ORDER BY w.wanted_at_utc"
+        "SELECT w.release_id, w.wanted_at_utc, r.kind, e.event AS last_event, e.happened_at_utc FROM wanted_loads w "
+        "JOIN releases r USING (release_id) JOIN release_events e USING (release_id) WHERE e.release_event_id = (SELECT "
+        "MAX(release_event_id) FROM release_events l WHERE l.release_id = w.release_id) ORDER BY w.wanted_at_utc"
     )
     wishes = {str(row["release_id"]): row for row in rows}
     is_gone = {name for name, row in wishes.items() if row["last_event"] in ("rolled_back", "refused")}
@@ -107,7 +108,8 @@ def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
     fresh = {
         name
         for name, row in wishes.items()
-        if row["last_event"] == "registered" and str(row["wanted_at_utc"]) >= _ago(CANDIDATE_HOURS)
+        if str(row["wanted_at_utc"]) >= _ago(CANDIDATE_HOURS)
+        and (row["last_event"] == "registered" or str(row["wanted_at_utc"]) > str(row["happened_at_utc"]))
     }
     bases = [name for name, row in wishes.items() if row["kind"] == ReleaseKind.BASE]
     served, before = releases.served_and_before(source)

@@ -1,5 +1,6 @@
 """Promises of what the servers are asked to keep, and of putting releases into service and back."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def test_a_release_that_is_taken_back_is_kept_until_its_last_answer_has_ended(re
     assert wanted.settle(record, keep_hours=24) == [] and wanted.answers_under_way(record, bad) == 1
     turns.finish_reply(record, reply.turn_id, status=TurnStatus.COMPLETE, content="Now it works.")
     assert wanted.settle(record, keep_hours=24) == [bad]
+
+
+def test_a_release_that_was_taken_back_is_loaded_again_for_whoever_asks_for_it(record: Record, base: str) -> None:
+    bad = promoted(record, "student-1")
+    releases.roll_back(record, actor="operator", reason="complaints")
+    assert wanted.settle(record, keep_hours=24) == [bad]
+    time.sleep(0.002)
+    releases.want(record, bad, wanted_by="distill promote")
+    assert needs(record)[bad] is Need.CANDIDATE
 
 
 def test_a_release_that_no_server_could_load_is_not_kept_for_anybody(record: Record, base: str) -> None:
