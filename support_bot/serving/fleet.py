@@ -7,9 +7,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 
-from conversations import releases, wanted
+from conversations import releases
 from conversations.errors import OutsideError
 from conversations.prompt import Renderer
+from conversations.releases import needs
 from conversations.serving import Served
 from conversations.settings import StudentTable
 from conversations.store import Record
@@ -64,7 +65,7 @@ class Fleet:
         """Forget, from time to time, the wishes that nothing needs any more."""
         while True:
             try:
-                gone = await asyncio.to_thread(wanted.settle, self._record, keep_hours=self._student.keep_hours)
+                gone = await asyncio.to_thread(needs.settle, self._record, keep_hours=self._student.keep_hours)
                 if gone:
                     self._say(f"student: needed no longer: {', '.join(gone)}")
             except OutsideError as error:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 
-from conversations import wanted
+from conversations.releases import needs
 from conversations.store import Record
 from support_bot.serving.pace import Pace
 
@@ -31,7 +31,7 @@ class Leaving:
         seconds = time.monotonic() - self._since.setdefault(release_id, time.monotonic())
         if seconds < self._pace.linger_seconds:
             return False
-        under_way = await asyncio.to_thread(wanted.answers_under_way, self._record, release_id)
+        under_way = await asyncio.to_thread(needs.answers_under_way, self._record, release_id)
         if under_way and seconds < self._pace.most_linger_seconds:
             return False
         if under_way:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversations import releases, wanted
+from conversations import releases
 from conversations.errors import OperatorError, OutsideError
-from conversations.releases import Load, Release, ReleaseKind
+from conversations.releases import Load, Release, ReleaseKind, needs
+from conversations.releases.needs import Needed
 from conversations.serving import read_serving, why_unfit
 from conversations.store import Record
-from conversations.wanted import Needed
 from support_bot.serving.leaving import Leaving
 from support_bot.serving.pace import Pace, ServedStudent
 from support_bot.serving.real_prompts import RealPrompts
@@ -85,7 +85,7 @@ class ServerLoads:
 
         whole_id: the whole release that the server serves; it loads no other.
         """
-        needed = await asyncio.to_thread(wanted.needed, self._record, keep_hours=self._student.keep_hours)
+        needed = await asyncio.to_thread(needs.needed, self._record, keep_hours=self._student.keep_hours)
         for each in needed:
             name = each.release.release_id
             self._leaving.stays(name)

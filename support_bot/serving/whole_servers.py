@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from conversations import releases, wanted
+from conversations import releases
 from conversations.errors import OutsideError
-from conversations.releases import Release
+from conversations.releases import Release, needs
 from conversations.store import Record
 from support_bot.serving.leaving import Leaving
 from support_bot.serving.loads import WHOLE_KINDS
@@ -87,10 +87,10 @@ class WholeServers:
             if server.task.done():
                 # It never ends by itself but by a bug.
                 server.task.result()
-        needed = await asyncio.to_thread(wanted.needed, self._record, keep_hours=self._keep_hours)
+        needed = await asyncio.to_thread(needs.needed, self._record, keep_hours=self._keep_hours)
         whole = [each for each in needed if each.release.kind in WHOLE_KINDS]
         problems: dict[str, str] = {}
-        chosen: list[wanted.Needed] = []
+        chosen: list[needs.Needed] = []
         for each in whole:
             name = each.release.release_id
             known = self._servers.get(name)
@@ -113,7 +113,7 @@ class WholeServers:
             if each.release.release_id not in self._servers and self._working() < self._room.servers:
                 self._begin(each)
 
-    async def _why_unfit(self, each: wanted.Needed) -> str:
+    async def _why_unfit(self, each: needs.Needed) -> str:
         # A release never changes, and looking at its files takes a while; a new wish has it looked at again.
         key = (each.release.release_id, each.wanted_at_utc)
         if key not in self._misfits:
@@ -133,7 +133,7 @@ class WholeServers:
     def _working(self) -> int:
         return sum(not server.supervisor.has_given_up for server in self._servers.values())
 
-    def _begin(self, each: wanted.Needed) -> None:
+    def _begin(self, each: needs.Needed) -> None:
         name = each.release.release_id
         taken = {server.port for server in self._servers.values() if not server.supervisor.has_given_up}
         port = next((port for port in self._room.ports if port not in taken and self._is_free(port)), None)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from conversations import releases, rollouts, turns, wanted
+from conversations import releases, rollouts, turns
 from conversations.errors import OperatorError
 from conversations.messages import Author, Role, TurnStatus, utc_now
-from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
+from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState, needs
+from conversations.releases.needs import Need
 from conversations.rollouts import RolloutKind, RolloutState
 from conversations.store import Record
-from conversations.wanted import Need
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def holds(record: Record, release_id: str) -> str:
     return turns.create_conversation(record, customer_id="anna", channel="chat", release_id=release_id).conversation_id
 
 
-def needs(record: Record) -> dict[str, Need]:
-    return {each.release.release_id: each.need for each in wanted.needed(record, keep_hours=24)}
+def needed_for(record: Record) -> dict[str, Need]:
+    return {each.release.release_id: each.need for each in needs.needed(record, keep_hours=24)}
 
 
 def make_older(record: Record, table: str, column: str) -> None:
@@ -58,8 +58,8 @@ def test_after_many_promotions_only_the_base_the_release_in_service_and_the_one_
 ) -> None:
     for number in range(6):
         promoted(record, f"student-{number}")
-        wanted.settle(record, keep_hours=24)
-    assert needs(record) == {base: Need.BASE, "student-5": Need.IN_SERVICE, "student-4": Need.BEFORE}
+        needs.settle(record, keep_hours=24)
+    assert needed_for(record) == {base: Need.BASE, "student-5": Need.IN_SERVICE, "student-4": Need.BEFORE}
     assert {release.release_id for release in releases.wanted(record)} == {base, "student-5", "student-4"}
 
 
@@ -70,11 +70,11 @@ def test_a_release_is_kept_while_an_open_conversation_holds_it_and_let_go_once_t
     holds(record, held)
     for number in (1, 2):
         promoted(record, f"student-{number}")
-    assert wanted.settle(record, keep_hours=24) == []
-    assert needs(record)[held] is Need.CONVERSATIONS and wanted.is_kept(record, held)
+    assert needs.settle(record, keep_hours=24) == []
+    assert needed_for(record)[held] is Need.CONVERSATIONS and needs.is_kept(record, held)
     make_older(record, "conversations", "updated_at_utc")
-    assert wanted.settle(record, keep_hours=24) == [held]
-    assert not wanted.is_kept(record, held)
+    assert needs.settle(record, keep_hours=24) == [held]
+    assert not needs.is_kept(record, held)
 
 
 def test_a_release_on_trial_is_kept_until_its_trial_ends(record: Record, base: str) -> None:
@@ -82,17 +82,17 @@ def test_a_release_on_trial_is_kept_until_its_trial_ends(record: Record, base: s
     tried = candidate(record, "student-2")
     trial = rollouts.start(record, RolloutKind.CANARY, tried, share=0.1, actor="operator", reason="test")
     make_older(record, "wanted_loads", "wanted_at_utc")
-    assert wanted.settle(record, keep_hours=24) == [] and needs(record)[tried] is Need.ON_TRIAL
+    assert needs.settle(record, keep_hours=24) == [] and needed_for(record)[tried] is Need.ON_TRIAL
     rollouts.end(record, trial.rollout_id, RolloutState.STOPPED, actor="operator", reason="test")
-    assert wanted.settle(record, keep_hours=24) == [tried]
+    assert needs.settle(record, keep_hours=24) == [tried]
 
 
 def test_a_candidate_whose_run_was_killed_is_let_go_after_two_days(record: Record, base: str) -> None:
     left = candidate(record, "student-1")
-    assert wanted.settle(record, keep_hours=24) == [] and needs(record)[left] is Need.CANDIDATE
+    assert needs.settle(record, keep_hours=24) == [] and needed_for(record)[left] is Need.CANDIDATE
     make_older(record, "wanted_loads", "wanted_at_utc")
-    assert wanted.settle(record, keep_hours=24) == [left]
-    assert base in needs(record)
+    assert needs.settle(record, keep_hours=24) == [left]
+    assert base in needed_for(record)
 
 
 def test_a_release_that_is_taken_back_is_kept_until_its_last_answer_has_ended(record: Record, base: str) -> None:
@@ -102,29 +102,29 @@ def test_a_release_that_is_taken_back_is_kept_until_its_last_answer_has_ended(re
     reply = turns.begin_reply(record, talk, question_turn_id=asked.turn_id, release_id=bad, prompt_version="1", decoding={})
     releases.roll_back(record, actor="operator", reason="complaints")
     releases.refuse(record, bad, actor="operator", reason="complaints")
-    assert wanted.settle(record, keep_hours=24) == [] and wanted.answers_under_way(record, bad) == 1
+    assert needs.settle(record, keep_hours=24) == [] and needs.answers_under_way(record, bad) == 1
     turns.finish_reply(record, reply.turn_id, status=TurnStatus.COMPLETE, content="Now it works.")
-    assert wanted.settle(record, keep_hours=24) == [bad]
+    assert needs.settle(record, keep_hours=24) == [bad]
 
 
 def test_a_release_that_was_taken_back_is_loaded_again_for_whoever_asks_for_it(record: Record, base: str) -> None:
     bad = promoted(record, "student-1")
     releases.roll_back(record, actor="operator", reason="complaints")
-    assert wanted.settle(record, keep_hours=24) == [bad]
+    assert needs.settle(record, keep_hours=24) == [bad]
     time.sleep(0.002)
     releases.want(record, bad, wanted_by="distill promote")
-    assert needs(record)[bad] is Need.CANDIDATE
+    assert needed_for(record)[bad] is Need.CANDIDATE
 
 
 def test_a_release_that_no_server_could_load_is_not_kept_for_anybody(record: Record, base: str) -> None:
     broken = candidate(record, "student-1")
-    assert wanted.is_kept(record, broken)
+    assert needs.is_kept(record, broken)
     releases.announce_server(record, server_id="a", base_url="http://a", base="tiny", state=ServerState.READY)
     releases.note_load(record, Load("a", broken, False, "no adapter in it"))
-    assert not wanted.is_kept(record, broken)
+    assert not needs.is_kept(record, broken)
     releases.announce_server(record, server_id="b", base_url="http://b", base="tiny", state=ServerState.READY)
     releases.note_load(record, Load("b", broken, True, ""))
-    assert wanted.is_kept(record, broken)
+    assert needs.is_kept(record, broken)
 
 
 def test_a_release_whose_weights_are_gone_is_not_promoted_and_the_one_in_service_goes_on(record: Record, base: str) -> None:

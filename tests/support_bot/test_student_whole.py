@@ -25,9 +25,9 @@ from test_student_supervisor import (
     until,
 )  # fmt: skip
 
-from conversations import releases, turns, wanted
+from conversations import releases, turns
 from conversations.messages import Author, Role, TurnStatus
-from conversations.releases import Release, ReleaseKind, ServerState, StudentServer
+from conversations.releases import Release, ReleaseKind, ServerState, StudentServer, needs
 from conversations.store import Record
 from support_bot.serving.pace import ServedStudent
 from support_bot.serving.supervisor import StudentSupervisor
@@ -148,7 +148,7 @@ def test_a_whole_release_that_is_answering_keeps_its_server_until_the_answer_has
             await asyncio.sleep(0.8)
             assert not is_gone(process_id)
             turns.finish_reply(record, reply.turn_id, status=TurnStatus.COMPLETE, content="Now.")
-            wanted.settle(record, keep_hours=24)
+            needs.settle(record, keep_hours=24)
             await until(lambda: is_gone(process_id), "ended")
 
     run(scenario)
@@ -193,7 +193,7 @@ def test_a_whole_release_that_cannot_be_served_is_a_failed_load_and_is_tried_aga
         async with served(own.servers):
             whole(record, "merged-1")
             await until(lambda: words in problem_with(record, "merged-1"), words, seconds=30)
-            assert own.server("merged-1") is not None and not wanted.is_kept(record, "merged-1")
+            assert own.server("merged-1") is not None and not needs.is_kept(record, "merged-1")
             # What has given up takes no room.
             whole(record, "merged-2")
             await until(lambda: "merged-2" in loaded(record), "the next one loaded")

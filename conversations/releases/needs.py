@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 
-from conversations import releases
 from conversations.messages import utc_text
-from conversations.releases import Release, ReleaseKind
+from conversations.releases import lifecycle, student_servers
+from conversations.releases.lifecycle import Release, ReleaseKind
 from conversations.store import Record, Transaction
 
 # A candidate whose run was killed leaves a wish behind that nobody takes back.
@@ -47,7 +47,7 @@ def needed(record: Record, *, keep_hours: float) -> list[Needed]:
     needs = _needs(record, keep_hours)
     rows = record.query("SELECT release_id, wanted_at_utc FROM wanted_loads ORDER BY wanted_at_utc, release_id")
     found = [
-        Needed(releases.release(record, name), needs[name], str(row["wanted_at_utc"]))
+        Needed(lifecycle.release(record, name), needs[name], str(row["wanted_at_utc"]))
         for row in rows
         if (name := str(row["release_id"])) in needs
     ]
@@ -70,7 +70,7 @@ def is_kept(record: Record, release_id: str) -> bool:
 
     A conversation that rested longer than servers keep its release for it goes on with the release in service.
     """
-    tried = [load.loaded for load in releases.loads(record) if load.release_id == release_id]
+    tried = [load.loaded for load in student_servers.loads(record) if load.release_id == release_id]
     if tried:
         return any(tried)
     return record.one("SELECT 1 FROM wanted_loads WHERE release_id = ?", [release_id]) is not None
@@ -112,7 +112,7 @@ def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
         and (row["last_event"] == "registered" or str(row["wanted_at_utc"]) > str(row["happened_at_utc"]))
     }
     bases = [name for name, row in wishes.items() if row["kind"] == ReleaseKind.BASE]
-    served, before = releases.served_and_before(source)
+    served, before = lifecycle.served_and_before(source)
     needed_for: dict[Need, set[str]] = {
         Need.IN_SERVICE: {served} if served else set(),
         Need.BASE: set(bases[-1:]),
