@@ -393,6 +393,32 @@ def test_an_attached_server_that_loses_its_health_is_down_and_comes_back_with_ev
     run(scenario)
 
 
+@pytest.mark.slow
+def test_an_attached_server_that_is_gone_is_noticed_within_three_seconds_at_the_usual_pace(
+    record: Record, base_id: str, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def scenario() -> None:
+        script = str(Path(__file__).with_name("scripted_vllm.py"))
+        vllm = await asyncio.create_subprocess_exec(sys.executable, script, str(port), base_id, str(tmp_path / "child"))
+        student = ServedStudent(BASE, base_id, f"http://127.0.0.1:{port}", SERVED)
+        supervisor = StudentSupervisor(
+            record, student, prompts_of(record), new_process=None, say=lambda line: None, pace=Pace()
+        )
+        async with looked_after(supervisor):
+            await until(lambda: state_of(record) is ServerState.READY, "ready")
+            vllm.kill()
+            await vllm.wait()
+            await until(lambda: state_of(record) is ServerState.DOWN, "down", seconds=3)
+            assert loaded(record) == set()
+        os.kill(int((tmp_path / "child").read_text(encoding="utf-8")), signal.SIGKILL)
+
+    run(scenario)
+
+
 def test_a_server_that_was_restarted_unseen_gets_its_releases_again(record: Record, base_id: str) -> None:
     a_release(record, "release-1")
 
