@@ -11,7 +11,7 @@ from enum import IntEnum
 from conversations.messages import utc_text
 from conversations.releases import lifecycle, student_servers
 from conversations.releases.lifecycle import Release, ReleaseKind
-from conversations.store import Record, Transaction
+from conversations.store import Record, Row, Transaction
 
 # A candidate whose run was killed leaves a wish behind that nobody takes back.
 CANDIDATE_HOURS = 48.0
@@ -109,7 +109,7 @@ def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
         name
         for name, row in wishes.items()
         if str(row["wanted_at_utc"]) >= _ago(CANDIDATE_HOURS)
-        and (row["last_event"] == "registered" or str(row["wanted_at_utc"]) > str(row["happened_at_utc"]))
+        and (row["last_event"] == "registered" or _was_wished_after(row["last_event"] == "refused", row))
     }
     bases = [name for name, row in wishes.items() if row["kind"] == ReleaseKind.BASE]
     served, before = lifecycle.served_and_before(source)
@@ -126,6 +126,12 @@ def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
         for name in wishes
         if any(name in names for names in needed_for.values())
     }
+
+
+def _was_wished_after(may_be_at_once: bool, row: Row) -> bool:
+    """Tell whether a release was wished for after what happened to it last. A promotion wishes at once; a refusal never does."""
+    wished, happened = str(row["wanted_at_utc"]), str(row["happened_at_utc"])
+    return wished >= happened if may_be_at_once else wished > happened
 
 
 def _names(source: Record | Transaction, sql: str, *parameters: str) -> set[str]:
