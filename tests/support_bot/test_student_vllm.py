@@ -108,6 +108,7 @@ def test_the_engine_sleeps_while_the_worker_computes(running: Asked) -> None:
 def test_replies_are_whole_and_by_one_release_each_while_the_pointer_moves(running: Asked) -> None:
     seen = bench.pointer_under_load(running.student, "release-1", "release-2", conversations=24, moves=3)
     assert seen["requests"] == 48 and seen["failed"] == 0
+    assert int(str(seen["replies by release-1"])) > 0 and int(str(seen["replies by release-2"])) > 0
     assert seen["replies that name no release"] == 0 and seen["like another release's"] == 0
     assert int(str(seen["answers like their release's"])) >= 30
     assert seen["moved without a rollback"] == 0
