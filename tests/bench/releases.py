@@ -2,8 +2,8 @@
 
 Run: `python -m tests.bench.releases [--conversations 200] [--moves 10] [--case NAME] [--json FILE]`. Two adapters that answer
 otherwise, and a whole release that does, are put into service and taken back while conversations go on; vLLM is killed; a promotion
-is killed before the pointer moves. Whose weights an answer came from is found by asking each release the same prompt again once the server
-is quiet.
+is killed before the pointer moves. Whose weights an answer came from is found by asking each release the same prompt again once
+the server is quiet.
 """
 
 import argparse
