@@ -17,12 +17,12 @@ SECONDS_BETWEEN_BEATS = 5.0
 SILENT_SECONDS = 120.0
 
 
-def process_token() -> str:
-    """Return a name of this process that a later one with the same number does not share."""
-    return _token_of(os.getpid())
+def process_token(pid: int | None = None) -> str:
+    """Return a name of this process, or of another one here, that a later one with the same number does not share."""
+    return _token_of(pid or os.getpid())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _token_of(pid: int) -> str:
     """Look once: the start of a process is counted from the machine's own, which moves when its clock is set."""
     return f"{os.uname().nodename}:{pid}:{psutil.Process(pid).create_time():.3f}"
