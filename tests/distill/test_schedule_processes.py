@@ -60,7 +60,7 @@ def finished_stages(small: SmallRun, run_id: str) -> Counter[str]:
 
 @pytest.mark.slow
 def test_two_schedulers_that_look_at_the_same_moment_start_one_cycle(tmp_path: Path) -> None:
-    rounds = 12
+    rounds = 10
     with (
         ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.")) as teacher,
         small_run(tmp_path, teacher.base_url, more=DUE) as small,
@@ -105,7 +105,7 @@ def test_two_schedulers_that_look_at_the_same_moment_start_one_cycle(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [True, False], ids=["asked for", "due"])
 def test_killed_schedulers_are_followed_by_one_that_goes_on_with_the_same_run(tmp_path: Path, asked: bool) -> None:
-    kills, seed = 4, int.from_bytes(os.urandom(4), "big")
+    kills, seed = 3, int.from_bytes(os.urandom(4), "big")
     chance = random.Random(seed)
     with (
         ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.", seconds=0.4)) as teacher,
@@ -139,10 +139,7 @@ def test_killed_schedulers_are_followed_by_one_that_goes_on_with_the_same_run(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_scheduler_that_is_asked_to_stop_in_a_cycle_leaves_a_run_that_the_next_one_ends(
-    tmp_path: Path, number: int
-) -> None:
+def test_a_scheduler_that_is_asked_to_stop_in_a_cycle_leaves_a_run_that_the_next_one_ends(tmp_path: Path) -> None:
     with (
         ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.", seconds=0.3)) as teacher,
         small_run(tmp_path, teacher.base_url, more=DUE) as small,
@@ -150,8 +147,8 @@ def test_a_scheduler_that_is_asked_to_stop_in_a_cycle_leaves_a_run_that_the_next
         set_keys(small, concurrency="1")
         process = scheduler(small)
         until(lambda: len(teacher.seen) > 1)
-        process.send_signal(number)
-        assert process.wait(timeout=20) == 0
+        process.terminate()
+        assert process.wait(timeout=60) == 0
         (run,) = runs.runs(small.record)
         assert run.state is runs.RunState.INTERRUPTED and run.outcome == "stopped by the operator"
         assert schedules.take_lease(small.record, LEASE, holder="x:1:1.0", seconds=0) is None
@@ -159,8 +156,8 @@ def test_a_scheduler_that_is_asked_to_stop_in_a_cycle_leaves_a_run_that_the_next
         process = scheduler(small)
         until(lambda: runs.run(small.record, run.run_id).state is runs.RunState.COMPLETE)
         until(lambda: schedules.decisions_taken(small.record)[0].decision == "waits")
-        process.send_signal(number)
-        assert process.wait(timeout=20) == 0
+        process.terminate()
+        assert process.wait(timeout=60) == 0
         assert len(teacher.seen) <= len(QUESTIONS) + 1
         log = [entry.decision for entry in reversed(schedules.decisions_taken(small.record))]
         assert log == ["started", "ended", "resumed", "ended", "waits"]
@@ -180,7 +177,7 @@ def test_a_run_that_has_become_anothers_ends_here(tmp_path: Path) -> None:
         until(lambda: teacher.seen)
         with small.record.write() as transaction:
             transaction.execute("UPDATE runs SET process_token = 'another-machine:1:1.000'")
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=60) == 130
         assert "another process has taken its place" in (small.folder / "cycle.log").read_text(encoding="utf-8")
         assert runs.runs(small.record)[0].state is runs.RunState.RUNNING, "the other's run was written to"
 
