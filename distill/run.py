@@ -102,6 +102,7 @@ class Run:
         self.run_id = run_id
         self.folder = folder
         self._announce = announce
+        self._announced: Stage | None = None
         self._announced_at = 0.0
 
     def stage_folder(self, stage: Stage) -> Path:
@@ -132,10 +133,10 @@ class Run:
         return write_whole(self.stage_folder(stage) / name, rows_text(rows))
 
     def report_progress(self, stage: Stage, share: float, note: str = "") -> None:
-        """Tell whoever looks how far a stage is (0 to 1); the record hears of it about once a second."""
+        """Tell whoever looks how far a stage is (0 to 1); the record hears of it about once a second, and of each stage at once."""
         self._announce(stage, share, note)
-        if share >= 1 or time.monotonic() - self._announced_at > 1:
-            self._announced_at = time.monotonic()
+        if share >= 1 or stage is not self._announced or time.monotonic() - self._announced_at > 1:
+            self._announced, self._announced_at = stage, time.monotonic()
             runs.show_progress(self.record, self.run_id, stage=stage, progress=share)
 
     def event(self, stage: Stage, event: str, detail: Mapping[str, Json]) -> None:

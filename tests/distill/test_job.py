@@ -17,8 +17,10 @@ from scripted_teacher import Act, ScriptedTeacher
 from conversations import runs
 from conversations.errors import OperatorError
 from conversations.store import Record
+from distill.evaluation.scoring.metric import Metric
 from distill.job import DistillationJob, Hyperparameters, JobFailed, JobStatus, TeacherTable
 from distill.job.processes import process_of
+from distill.job.tables import ACCURACY_OF
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "distillation_job.py"
 
@@ -107,6 +109,12 @@ def test_hyperparameters_and_settings_stand_in_the_settings_file_under_their_own
     assert (train.learning_rate, train.rows_per_step, train.epochs, train.temperature, train.rank) == (0.002, 4, 3, 2.0, 8)
     assert read.evaluate.quality_metric == "exact_match" and read.datasets is not None and read.datasets.task == "qa"
     assert read.student.servers == ("http://127.0.0.1:9/v1",) and read.student.port == first.student.port
+
+
+def test_what_counts_as_accuracy_is_a_figure_that_is_measured(tmp_path: Path) -> None:
+    assert {*ACCURACY_OF.values()} <= set(Metric)
+    tables = job_in(tmp_path, task_type="conversation", settings={"handbook": {"path": "handbook"}})._tables
+    assert tables is not None and tables["evaluate"]["quality_metric"] == "fact_accuracy"
 
 
 def test_a_job_that_was_never_submitted_has_nothing_to_tell(tmp_path: Path) -> None:
