@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,11 +40,24 @@ with Record(settings.record.path) as record:
 """
 
 
-def scheduler(small: SmallRun, *more: str) -> subprocess.Popen[bytes]:
-    with (small.folder / "schedule.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "schedule", "--settings", str(small.settings_file), *more], stderr=log
-        )
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Start]:
+    """Starts schedulers on a small run; none of them outlives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(small: SmallRun, *more: str) -> subprocess.Popen[bytes]:
+        with (small.folder / "schedule.log").open("ab") as log:
+            command = [sys.executable, "-c", COMMAND, "schedule", "--settings", str(small.settings_file), *more]
+            started.append(subprocess.Popen(command, stderr=log))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+        each.wait()
 
 
 def until(what: Callable[[], object], seconds: float = 60) -> None:
@@ -104,7 +117,9 @@ def test_two_schedulers_that_look_at_the_same_moment_start_one_cycle(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [True, False], ids=["asked for", "due"])
-def test_killed_schedulers_are_followed_by_one_that_goes_on_with_the_same_run(tmp_path: Path, asked: bool) -> None:
+def test_killed_schedulers_are_followed_by_one_that_goes_on_with_the_same_run(
+    tmp_path: Path, scheduler: Start, asked: bool
+) -> None:
     kills, seed = 3, int.from_bytes(os.urandom(4), "big")
     chance = random.Random(seed)
     with (
@@ -139,7 +154,9 @@ def test_killed_schedulers_are_followed_by_one_that_goes_on_with_the_same_run(tm
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_asked_to_stop_in_a_cycle_leaves_a_run_that_the_next_one_ends(tmp_path: Path) -> None:
+def test_a_scheduler_that_is_asked_to_stop_in_a_cycle_leaves_a_run_that_the_next_one_ends(
+    tmp_path: Path, scheduler: Start
+) -> None:
     with (
         ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.", seconds=0.3)) as teacher,
         small_run(tmp_path, teacher.base_url, more=DUE) as small,
@@ -182,7 +199,7 @@ def test_a_run_that_has_become_anothers_ends_here(tmp_path: Path) -> None:
         assert runs.runs(small.record)[0].state is runs.RunState.RUNNING, "the other's run was written to"
 
 
-def test_the_command_tells_what_it_decided_as_it_goes(tmp_path: Path) -> None:
+def test_the_command_tells_what_it_decided_as_it_goes(tmp_path: Path, scheduler: Start) -> None:
     with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
         assert scheduler(small, "--once").wait() == 0
         said = (small.folder / "schedule.log").read_text(encoding="utf-8")

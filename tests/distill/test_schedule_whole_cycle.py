@@ -26,7 +26,7 @@ def start(folder: Path, module: str, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def until(what: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 280) -> None:
+def until(what: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 480) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert process.poll() is None, "it ended"
@@ -36,18 +36,18 @@ def until(what: Callable[[], object], process: subprocess.Popen[bytes], seconds:
 
 @pytest.mark.loop
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_a_scheduler_killed_in_training_and_in_measuring_is_followed_by_one_that_ends_the_same_run(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("distillation_job", EXAMPLE)
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    job = example.job_in(tmp_path, 24, 8, 1.0)
+    job = example.job_in(tmp_path, 16, 6, 1.0)
     tables = {**job._tables, "train": {**job._tables["train"], "checkpoint_every_steps": 1}}
     write_settings(tmp_path / "settings.toml", tables)
     with Record(tmp_path / "record.db") as record:
         request = runs.request_run(record, requested_by="jo")
-        student = start(tmp_path, "support_bot.cli", "student", "--parent-pid", str(os.getpid()))
+        started = [start(tmp_path, "support_bot.cli", "student", "--parent-pid", str(os.getpid()))]
 
         def happened(stage: str, event: str) -> bool:
             (run,) = runs.runs(record) or [None]
@@ -55,15 +55,18 @@ def test_a_scheduler_killed_in_training_and_in_measuring_is_followed_by_one_that
 
         try:
             for stage, event in (("train", "step"), ("evaluate", "started")):
-                scheduler = start(tmp_path, "distill.cli", "schedule")
-                until(lambda stage=stage, event=event: happened(stage, event), scheduler)
+                started.append(start(tmp_path, "distill.cli", "schedule"))
+                until(lambda stage=stage, event=event: happened(stage, event), started[-1])
                 time.sleep(0.5)
-                os.killpg(scheduler.pid, signal.SIGKILL)
-                scheduler.wait()
-            assert start(tmp_path, "distill.cli", "schedule", "--once").wait() == 0
+                os.killpg(started[-1].pid, signal.SIGKILL)
+                started[-1].wait()
+            started.append(start(tmp_path, "distill.cli", "schedule", "--once"))
+            assert started[-1].wait() == 0
         finally:
-            os.killpg(student.pid, signal.SIGTERM)
-            student.wait(timeout=60)
+            for each in started:
+                if each.poll() is None:
+                    os.killpg(each.pid, signal.SIGTERM)
+                each.wait(timeout=60)
         (run,) = runs.runs(record)
         said = (tmp_path / "schedule.log").read_text(encoding="utf-8")[-2000:]
         assert run.state is runs.RunState.COMPLETE and run.report is not None, said
