@@ -5,13 +5,13 @@ The run's own folder holds the rows; this holds the thread that leads there.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from conversations import audit
 from conversations.errors import OperatorError, OutsideError
-from conversations.messages import Json, Split, new_name, utc_now
+from conversations.messages import Json, new_name, utc_now
 from conversations.processes import is_alive, process_token
 from conversations.store import Record, Row
 
@@ -263,34 +263,6 @@ def new_conversations(record: Record, run_id: str | None) -> int:
         [run_id],
     )
     return int((row or {}).get("n") or 0)
-
-
-def note_use(record: Record, run_id: str, used: Mapping[str, Split]) -> None:
-    """Enter which decisions a run uses, and as what, so that an erase knows who learnt from whom."""
-    with record.write() as transaction:
-        transaction.execute("DELETE FROM run_decisions WHERE run_id = ?", [run_id])
-        transaction.insert_many(
-            "run_decisions",
-            [{"run_id": run_id, "decision_id": decision_id, "used_as": split} for decision_id, split in used.items()],
-        )
-
-
-def settle_use(record: Record, run_id: str, *, unused: Iterable[str], passages: Iterable[str]) -> None:
-    """Enter what became of decisions that a run might have used: those it did not, and the passages that the others rest on."""
-    with record.write() as transaction:
-        for decision_id in unused:
-            transaction.execute(
-                "DELETE FROM run_decisions WHERE run_id = ? AND decision_id = ? AND used_as = 'train'", [run_id, decision_id]
-            )
-        for passage in sorted(set(passages)):
-            transaction.execute("INSERT OR IGNORE INTO run_passages VALUES (?, ?)", [run_id, passage])
-
-
-def note_passages(record: Record, run_id: str, passages: Iterable[str]) -> None:
-    """Enter which handbook passages a run's training set rests on, so that a changed handbook finds who learnt the old words."""
-    with record.write() as transaction:
-        transaction.execute("DELETE FROM run_passages WHERE run_id = ?", [run_id])
-        transaction.insert_many("run_passages", [{"run_id": run_id, "passage_hash": each} for each in sorted(set(passages))])
 
 
 def _event_of(row: Row) -> RunEvent:

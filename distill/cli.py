@@ -23,9 +23,10 @@ from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
 from distill.cycle import newest_complete_run, perform_stage, refusal, run_cycle
+from distill.due import due_because
 from distill.offline import keep_libraries_offline
 from distill.run import Manifest, Stage, new_run, open_run
-from distill.schedule import due_because, schedule
+from distill.schedule import schedule
 from distill.settings import DistillSettings
 
 app = typer.Typer(

@@ -13,9 +13,9 @@ from conversations.decisions import Verdict
 from distill.cli import app
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.changes import changes, retired_facts, without_retired
+from distill.due import due_because
 from distill.rows import FactRow, LabelsRow, VerdictRow, read_rows
 from distill.run import Run, Stage
-from distill.schedule import due_because
 
 STALE = "[schedule]\nevery_hours = 1000\nmin_new_conversations = 1000"
 

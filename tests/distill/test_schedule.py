@@ -16,8 +16,9 @@ from conversations.messages import utc_text
 from conversations.processes import process_token
 from conversations.schedules import LEASE, ScheduleDecision
 from distill import schedule as scheduling
+from distill.due import dueness
 from distill.run import Stage
-from distill.schedule import dueness, schedule
+from distill.schedule import schedule
 
 DUE = "[schedule]\nevery_hours = 0.000001\nmin_new_conversations = 1\npoll_seconds = 0.05\n"
 ELSEWHERE = "another-machine:1:1.000"
