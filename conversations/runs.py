@@ -5,13 +5,13 @@ The run's own folder holds the rows; this holds the thread that leads there.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from conversations import audit
 from conversations.errors import OperatorError, OutsideError
-from conversations.messages import Json, Split, new_name, utc_now
+from conversations.messages import Json, new_name, utc_now
 from conversations.processes import is_alive, process_token
 from conversations.store import Record, Row
 
@@ -35,6 +35,14 @@ class RunRequest:
     state: str
     run_id: str | None
     outcome: str | None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Who takes a run up, and for whose wish; a schedule goes on by itself with what a schedule left, and with nothing else."""
+
+    by: str = ""
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,19 @@ def waiting_request(record: Record) -> RunRequest | None:
     return _request_of(row) if row else None
 
 
+def take_request(record: Record, taken_by: str) -> RunRequest | None:
+    """Take the request that waits, or return None where none does; of several who try at once, one gets it."""
+    with record.write() as transaction:
+        found = transaction.query("SELECT request_id FROM run_requests WHERE state = 'waiting' LIMIT 1")
+        if not found:
+            return None
+        request_id = found[0]["request_id"]
+        transaction.execute(
+            "UPDATE run_requests SET state = 'taken', taken_by = ? WHERE request_id = ?", [taken_by, request_id]
+        )
+        return _request_of(transaction.query("SELECT * FROM run_requests WHERE request_id = ?", [request_id])[0])
+
+
 def settle_request(record: Record, request_id: str, *, state: str, run_id: str | None, outcome: str | None) -> None:
     """Move a request on: taken by a run, done with an outcome, or cancelled."""
     with record.write() as transaction:
@@ -100,20 +121,26 @@ def settle_request(record: Record, request_id: str, *, state: str, run_id: str |
         )
 
 
+def request(record: Record, request_id: str) -> RunRequest:
+    """Return a request that exists."""
+    return _request_of(record.query("SELECT * FROM run_requests WHERE request_id = ?", [request_id])[0])
+
+
 def requests(record: Record, limit: int = 20) -> list[RunRequest]:
     """Return the newest requests, the latest first."""
     rows = record.query("SELECT * FROM run_requests ORDER BY requested_at_utc DESC LIMIT ?", [limit])
     return [_request_of(row) for row in rows]
 
 
-def begin_run(record: Record, *, run_id: str, path: str, settings_digest: str) -> Run:
-    """Enter a run as running, or take up one that was interrupted or failed.
+def begin_run(record: Record, *, run_id: str, path: str, settings_digest: str, begun: Begun | None = None) -> Run:
+    """Enter a run as running, or take up one that was interrupted or failed; the request that it serves learns its name.
 
+    A run whose process has ended, or was not heard of for long, is interrupted by this.
     Raises OutsideError while another run is going on: one at a time, across processes.
     """
     with record.write() as transaction:
         for row in transaction.query("SELECT * FROM runs WHERE state = 'running'"):
-            if is_alive(str(row["process_token"])):
+            if _goes_on(row):
                 raise OutsideError(
                     f"the run {row['run_id']!r} is going on since {row['started_at_utc']} ({row['stage'] or 'starting'}); "
                     "one runs at a time: wait for it, or stop its process"
@@ -128,20 +155,32 @@ def begin_run(record: Record, *, run_id: str, path: str, settings_digest: str) -
             {"run_id": run_id, "path": path, "digest": settings_digest, "token": process_token(), "now": now},
         )
         # What comes into the record later is new to the next run.
+        by = begun or Begun()
         transaction.execute(
             "INSERT INTO run_events (run_id, stage, event, detail_json, happened_at_utc) "
-            "SELECT ?, '', 'begun', json_object('newest', value), ? FROM counters WHERE name = 'conversation_seq'",
-            [run_id, now],
+            "SELECT ?, '', 'begun', json_object('newest', value, 'by', ?), ? FROM counters WHERE name = 'conversation_seq'",
+            [run_id, by.by, now],
         )
+        transaction.execute("UPDATE run_requests SET run_id = ? WHERE request_id = ?", [run_id, by.request_id])
     return run(record, run_id)
 
 
+def beat(record: Record, run_id: str) -> bool:
+    """Write a sign of life of a run; False where it is this process's no more, because another one took it to be dead."""
+    with record.write() as transaction:
+        changed = transaction.execute(
+            "UPDATE runs SET heartbeat_at_utc = ? WHERE run_id = ? AND process_token = ? AND state <> 'interrupted'",
+            [utc_now(), run_id, process_token()],
+        )
+    return changed == 1
+
+
 def show_progress(record: Record, run_id: str, *, stage: str, progress: float) -> None:
-    """Write how far a run is; the console reads it."""
+    """Write how far this process's run is; the console reads it."""
     with record.write() as transaction:
         transaction.execute(
-            "UPDATE runs SET stage = ?, progress = ?, heartbeat_at_utc = ? WHERE run_id = ?",
-            [stage, progress, utc_now(), run_id],
+            "UPDATE runs SET stage = ?, progress = ?, heartbeat_at_utc = ? WHERE run_id = ? AND process_token = ?",
+            [stage, progress, utc_now(), run_id, process_token()],
         )
 
 
@@ -163,11 +202,11 @@ def add_event(record: Record, run_id: str, *, stage: str, event: str, detail: Ma
 def finish_run(
     record: Record, run_id: str, *, state: RunState, outcome: str, report: Mapping[str, Json] | None = None
 ) -> None:
-    """Close a run with its outcome in one sentence."""
+    """Close this process's run with its outcome in one sentence; one that another process took up meanwhile stays as it is."""
     with record.write() as transaction:
         transaction.execute(
             "UPDATE runs SET state = ?, outcome = ?, report_json = COALESCE(?, report_json), finished_at_utc = ?, "
-            "heartbeat_at_utc = ? WHERE run_id = ?",
+            "heartbeat_at_utc = ? WHERE run_id = ? AND process_token = ?",
             [
                 state,
                 outcome,
@@ -175,6 +214,7 @@ def finish_run(
                 utc_now(),
                 utc_now(),
                 run_id,
+                process_token(),
             ],
         )
 
@@ -234,34 +274,6 @@ def new_conversations(record: Record, run_id: str | None) -> int:
     return int((row or {}).get("n") or 0)
 
 
-def note_use(record: Record, run_id: str, used: Mapping[str, Split]) -> None:
-    """Enter which decisions a run uses, and as what, so that an erase knows who learnt from whom."""
-    with record.write() as transaction:
-        transaction.execute("DELETE FROM run_decisions WHERE run_id = ?", [run_id])
-        transaction.insert_many(
-            "run_decisions",
-            [{"run_id": run_id, "decision_id": decision_id, "used_as": split} for decision_id, split in used.items()],
-        )
-
-
-def settle_use(record: Record, run_id: str, *, unused: Iterable[str], passages: Iterable[str]) -> None:
-    """Enter what became of decisions that a run might have used: those it did not, and the passages that the others rest on."""
-    with record.write() as transaction:
-        for decision_id in unused:
-            transaction.execute(
-                "DELETE FROM run_decisions WHERE run_id = ? AND decision_id = ? AND used_as = 'train'", [run_id, decision_id]
-            )
-        for passage in sorted(set(passages)):
-            transaction.execute("INSERT OR IGNORE INTO run_passages VALUES (?, ?)", [run_id, passage])
-
-
-def note_passages(record: Record, run_id: str, passages: Iterable[str]) -> None:
-    """Enter which handbook passages a run's training set rests on, so that a changed handbook finds who learnt the old words."""
-    with record.write() as transaction:
-        transaction.execute("DELETE FROM run_passages WHERE run_id = ?", [run_id])
-        transaction.insert_many("run_passages", [{"run_id": run_id, "passage_hash": each} for each in sorted(set(passages))])
-
-
 def _event_of(row: Row) -> RunEvent:
     return RunEvent(
         str(row["run_id"]),
@@ -283,8 +295,12 @@ def _request_of(row: Row) -> RunRequest:
     )
 
 
+def _goes_on(row: Row) -> bool:
+    return is_alive(str(row["process_token"]), heard_at_utc=str(row["heartbeat_at_utc"]))
+
+
 def _run_of(row: Row) -> Run:
-    alive = row["state"] != "running" or is_alive(str(row["process_token"]))
+    alive = row["state"] != "running" or _goes_on(row)
     return Run(
         run_id=str(row["run_id"]),
         state=RunState(str(row["state"])) if alive else RunState.INTERRUPTED,

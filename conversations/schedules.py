@@ -1,7 +1,7 @@
 """Which scheduler acts, and what it decided: one at a time across processes and machines that share the record.
 
-In: a scheduler that wants to act, and its decisions. Out: a lease that ends by itself, and a log for operators. The same decision
-for the same reason is written once, however often it is made.
+In: a scheduler that wants to act, and its decisions. Out: a lease that ends by itself, what a scheduler left unfinished, and a log
+for operators. A look that finds what the one before found is written once, however often and by whomever it is made.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,12 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from conversations.messages import utc_now, utc_text
-from conversations.store import Record
+from conversations.runs import Run, RunRequest, RunState, request, runs
+from conversations.store import Record, Row
+
+# The lease of whoever may look, and who `begun` a run that a scheduler goes on with by itself.
+LEASE = "schedule"
+BY_SCHEDULE = "distill schedule"
 
 
 class ScheduleDecision(StrEnum):
@@ -21,6 +26,9 @@ class ScheduleDecision(StrEnum):
     STANDS_BY = "stands_by"
     ENDED = "ended"
     CANARY = "canary"
+
+
+_MOVES = (ScheduleDecision.STARTED, ScheduleDecision.RESUMED, ScheduleDecision.ENDED)
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,71 @@ def give_back_lease(record: Record, name: str, *, holder: str) -> None:
         transaction.execute("DELETE FROM leases WHERE name = ? AND holder = ?", [name, holder])
 
 
+def take_over_request(record: Record, taken_by: str) -> RunRequest | None:
+    """Take a request whose scheduler has the lease no more, or return None where there is none.
+
+    Only the holder of the lease asks: what others have taken, they have left.
+    """
+    with record.write() as transaction:
+        left = transaction.query(
+            "SELECT request_id FROM run_requests WHERE state = 'taken' AND taken_by IS NOT ? AND EXISTS (SELECT 1 FROM leases "
+            "WHERE name = ? AND holder = ? AND expires_at_utc > ?) ORDER BY requested_at_utc LIMIT 1",
+            [taken_by, LEASE, taken_by, utc_now()],
+        )
+        if not left:
+            return None
+        request_id = str(left[0]["request_id"])
+        transaction.execute("UPDATE run_requests SET taken_by = ? WHERE request_id = ?", [taken_by, request_id])
+    return request(record, request_id)
+
+
+def left_run(record: Record) -> Run | None:
+    """Return the newest run where a scheduler began it and it was interrupted, or None.
+
+    What an operator began or took up is the operator's to go on with.
+    """
+    newest = next(iter(runs(record, limit=1)), None)
+    if newest is None or newest.state is not RunState.INTERRUPTED:
+        return None
+    row = record.one(
+        "SELECT json_extract(detail_json, '$.by') AS begun_by FROM run_events WHERE run_id = ? AND event = 'begun' "
+        "ORDER BY run_event_id DESC LIMIT 1",
+        [newest.run_id],
+    )
+    return newest if row and row["begun_by"] == BY_SCHEDULE else None
+
+
+def resumed_in_vain(record: Record, run_id: str) -> tuple[int, str]:
+    """Return how often a run was resumed since it last finished a stage, and when last; 0 and "" where it was not."""
+    row = record.one(
+        "SELECT COUNT(*) AS n, COALESCE(MAX(decided_at_utc), '') AS last FROM schedule_log WHERE run_id = ? AND decision = ? "
+        "AND decided_at_utc > COALESCE((SELECT MAX(happened_at_utc) FROM run_events WHERE run_id = ? AND event = 'finished'), '')",
+        [run_id, ScheduleDecision.RESUMED, run_id],
+    )
+    return (int(row["n"] or 0), str(row["last"])) if row else (0, "")
+
+
+def latest_end(record: Record) -> ScheduleEntry | None:
+    """Return how the newest cycle of a scheduler ended, or None where none has."""
+    rows = record.query(
+        "SELECT * FROM schedule_log WHERE decision = ? ORDER BY schedule_seq DESC LIMIT 1", [ScheduleDecision.ENDED]
+    )
+    return _entry_of(rows[0]) if rows else None
+
+
 def note_decision(
     record: Record, *, scheduler: str, decision: ScheduleDecision, reason: str, run_id: str | None = None
 ) -> None:
-    """Write what a scheduler decided, unless its last entry says the same."""
+    """Write what a scheduler decided. What begins or ends is always written; a look only where it found something else than the
+    last one of its kind since then, whichever scheduler looked.
+    """
     with record.write() as transaction:
-        last = transaction.query(
-            "SELECT decision, reason, run_id FROM schedule_log WHERE scheduler = ? ORDER BY schedule_seq DESC LIMIT 1",
-            [scheduler],
-        )
-        if last and (last[0]["decision"], last[0]["reason"], last[0]["run_id"]) == (decision, reason, run_id):
+        if decision not in _MOVES and transaction.query(
+            "SELECT 1 FROM schedule_log WHERE reason = ? AND run_id IS ? AND schedule_seq = (SELECT MAX(schedule_seq) FROM "
+            "schedule_log WHERE decision = ?) AND schedule_seq > COALESCE((SELECT MAX(schedule_seq) FROM schedule_log "
+            "WHERE decision IN (?, ?, ?)), 0)",
+            [reason, run_id, decision, *_MOVES],
+        ):
             return
         transaction.insert(
             "schedule_log",
@@ -84,14 +147,14 @@ def note_decision(
 
 def decisions_taken(record: Record, limit: int = 50) -> list[ScheduleEntry]:
     """Return what schedulers decided, the latest first."""
-    rows = record.query("SELECT * FROM schedule_log ORDER BY schedule_seq DESC LIMIT ?", [limit])
-    return [
-        ScheduleEntry(
-            scheduler=str(row["scheduler"]),
-            decision=ScheduleDecision(str(row["decision"])),
-            reason=str(row["reason"]),
-            run_id=None if row["run_id"] is None else str(row["run_id"]),
-            decided_at_utc=str(row["decided_at_utc"]),
-        )
-        for row in rows
-    ]
+    return [_entry_of(row) for row in record.query("SELECT * FROM schedule_log ORDER BY schedule_seq DESC LIMIT ?", [limit])]
+
+
+def _entry_of(row: Row) -> ScheduleEntry:
+    return ScheduleEntry(
+        scheduler=str(row["scheduler"]),
+        decision=ScheduleDecision(str(row["decision"])),
+        reason=str(row["reason"]),
+        run_id=None if row["run_id"] is None else str(row["run_id"]),
+        decided_at_utc=str(row["decided_at_utc"]),
+    )

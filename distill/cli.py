@@ -23,9 +23,11 @@ from conversations.errors import OperatorError, run_command
 from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
-from distill.cycle import due_because, newest_complete_run, perform_stage, refusal, run_cycle, schedule
+from distill.cycle import newest_complete_run, perform_stage, refusal, run_cycle
+from distill.due import due_because
 from distill.offline import keep_libraries_offline
 from distill.run import Manifest, Stage, new_run, open_run
+from distill.schedule import schedule
 from distill.settings import DistillSettings
 
 if TYPE_CHECKING:
@@ -63,9 +65,11 @@ def cycle(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts, tokens and money, and call nobody.")] = False,
     run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Go on with this run.")] = None,
 ) -> None:
-    """Do all stages, in a new run or going on with an interrupted one."""
+    """Do all stages, in a new run or going on with an interrupted one. SIGTERM stops it as Ctrl-C does."""
     read = read_settings(DistillSettings, settings)
-    with open_existing(read.record.path) if dry_run else Record(read.record.path) as record:
+    from distill.training.fitting.interruption import ending_at_sigterm
+
+    with ending_at_sigterm(), open_existing(read.record.path) if dry_run else Record(read.record.path) as record:
         if dry_run:
             _print_estimate(record, read, as_json)
             return

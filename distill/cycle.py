@@ -1,27 +1,20 @@
-"""A whole cycle: every stage in order, in a new run or an interrupted one; and the runner that starts cycles by itself.
+"""A whole cycle: every stage in order, in a new run or an interrupted one.
 
-In: the settings and the record. Out: a run with its report. One run goes on at a time, across processes.
+In: the settings and the record. Out: a run with its report. One run goes on at a time, across processes and machines.
 """
 
-import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 from conversations import runs
-from conversations.errors import Failure, OperatorError, Refused
+from conversations.errors import OperatorError, Refused
 from conversations.messages import Json
 from conversations.store import Record
 from distill.rows import Task
 from distill.run import STAGES, Announce, Manifest, Outcome, Run, Stage, new_run, open_run, run_digest
 from distill.settings import DistillSettings
 
-log = logging.getLogger(__name__)
-
-_SECONDS_BEFORE_NEXT_TRY = 3600.0
-_ENDED_EARLY = "ended early"
 _REPLAY = "assemble/replay.jsonl"
 _INPUTS: Mapping[Stage, tuple[str, ...]] = {
     Stage.CHOOSE: (),
@@ -61,11 +54,18 @@ def perform_stage(run: Run, stage: Stage) -> Manifest:
     )
 
 
-def run_cycle(record: Record, settings: DistillSettings, announce: Announce, *, run_id: str | None = None) -> CycleResult:
+def run_cycle(
+    record: Record,
+    settings: DistillSettings,
+    announce: Announce,
+    *,
+    run_id: str | None = None,
+    begun: runs.Begun | None = None,
+) -> CycleResult:
     """Do every stage that is not done, in the named run, the interrupted one with these settings, or a new one."""
     check_before(settings)
     check_start(record, settings)
-    with _run_of(record, settings, announce, run_id) as run:
+    with _run_of(record, settings, announce, run_id, begun) as run:
         for stage in STAGES:
             perform_stage(run, stage)
         from distill.evaluation.report import read_report
@@ -181,75 +181,12 @@ def newest_complete_run(record: Record) -> runs.Run:
     raise OperatorError(f"no complete run in {record.path}; start one with `distill cycle`")
 
 
-def schedule(
-    record: Record, settings: DistillSettings, announce: Announce, tell: Callable[[str], None], *, once: bool
-) -> None:
-    """Take run requests as they come, and start a cycle when one is due; for ever, or `once`.
-
-    A cycle that fails is noted in the record and said; the schedule goes on.
-    """
-    tell("waiting for run requests")
-    not_before = 0.0
-    while True:
-        request = runs.waiting_request(record)
-        due = "" if request or time.monotonic() < not_before else due_because(record, settings)
-        if request is not None or due:
-            tell(f"starting a cycle: {f'asked for by {request.requested_by}' if request else f'due, as {due}'}")
-            outcome = _one_cycle(record, settings, announce, request)
-            tell(outcome)
-            if outcome.startswith(_ENDED_EARLY):
-                # Whoever mends it can ask for a run at once; by itself it is tried again later.
-                not_before = time.monotonic() + _SECONDS_BEFORE_NEXT_TRY
-        if once:
-            return
-        time.sleep(settings.schedule.poll_seconds)
-
-
-def _one_cycle(record: Record, settings: DistillSettings, announce: Announce, request: runs.RunRequest | None) -> str:
-    """Do a cycle for a request and return how it ended, in one sentence."""
-    if request is not None:
-        runs.settle_request(record, request.request_id, state="taken", run_id=None, outcome=None)
-    run_id: str | None = None
-    try:
-        result = run_cycle(record, settings, announce)
-        run_id, outcome = result.run_id, f"{result.outcome}: {'; '.join(result.reasons)}"
-    except Failure as failure:
-        log.warning("the cycle ended early: %s", failure)
-        outcome = f"{_ENDED_EARLY}: {failure}"
-    except Exception as fault:
-        log.exception("the cycle ended by a fault")
-        outcome = f"{_ENDED_EARLY} by a fault: {type(fault).__name__}: {fault}"
-    if request is not None:
-        runs.settle_request(record, request.request_id, state="done", run_id=run_id, outcome=outcome)
-    return outcome
-
-
-def due_because(record: Record, settings: DistillSettings) -> str:
-    """Return why a cycle is due, or "" where none is.
-
-    A student that learned what the handbook no longer says waits for nothing. Otherwise the interval since the newest run must
-    have passed, and enough conversations must have come since.
-    """
-    from distill.dataset.handbook.changes import due_because_of_handbook
-
-    newest = next(iter(runs.runs(record, limit=1)), None)
-    if newest and newest.state is runs.RunState.RUNNING:
-        return ""
-    changed = due_because_of_handbook(record, settings.handbook.path) if settings.handbook else ""
-    if changed:
-        return changed
-    if newest:
-        waited = datetime.now(UTC) - datetime.fromisoformat(newest.started_at_utc)
-        if waited < timedelta(hours=settings.schedule.every_hours):
-            return ""
-    new = runs.new_conversations(record, newest.run_id if newest else None)
-    return f"{new} conversations are new" if new >= settings.schedule.min_new_conversations else ""
-
-
 @contextmanager
-def _run_of(record: Record, settings: DistillSettings, announce: Announce, run_id: str | None) -> Iterator[Run]:
+def _run_of(
+    record: Record, settings: DistillSettings, announce: Announce, run_id: str | None, begun: runs.Begun | None
+) -> Iterator[Run]:
     name = run_id or unfinished_run(record, settings)
-    opened = open_run(record, settings, name, announce) if name else new_run(record, settings, announce)
+    opened = open_run(record, settings, name, announce, begun) if name else new_run(record, settings, announce, begun)
     with opened as run:
         yield run
 

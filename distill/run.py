@@ -6,8 +6,10 @@ stage leaves none, and starts again or resumes. The record learns of every file,
 
 import hashlib
 import json
+import logging
 import os
 import platform
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +24,14 @@ from conversations import artefacts, runs
 from conversations.artefacts import Artefact, ArtefactKind
 from conversations.errors import OperatorError, Refused
 from conversations.messages import Json, new_name, utc_now
+from conversations.processes import SECONDS_BETWEEN_BEATS
 from conversations.settings import settings_digest
 from conversations.store import Record
+from distill.heartbeat import beating
 from distill.rows import RowModel, rows_text
 from distill.settings import DistillSettings
+
+log = logging.getLogger(__name__)
 
 
 class Stage(StrEnum):
@@ -96,6 +102,7 @@ class Run:
         self.run_id = run_id
         self.folder = folder
         self._announce = announce
+        self._announced: Stage | None = None
         self._announced_at = 0.0
 
     def stage_folder(self, stage: Stage) -> Path:
@@ -126,10 +133,10 @@ class Run:
         return write_whole(self.stage_folder(stage) / name, rows_text(rows))
 
     def report_progress(self, stage: Stage, share: float, note: str = "") -> None:
-        """Tell whoever looks how far a stage is (0 to 1); the record hears of it about once a second."""
+        """Tell whoever looks how far a stage is (0 to 1); the record hears of it about once a second, and of each stage at once."""
         self._announce(stage, share, note)
-        if share >= 1 or time.monotonic() - self._announced_at > 1:
-            self._announced_at = time.monotonic()
+        if share >= 1 or stage is not self._announced or time.monotonic() - self._announced_at > 1:
+            self._announced, self._announced_at = stage, time.monotonic()
             runs.show_progress(self.record, self.run_id, stage=stage, progress=share)
 
     def event(self, stage: Stage, event: str, detail: Mapping[str, Json]) -> None:
@@ -189,18 +196,26 @@ class Run:
 
 
 @contextmanager
-def new_run(record: Record, settings: DistillSettings, announce: Announce = _silent) -> Iterator[Run]:
+def new_run(
+    record: Record, settings: DistillSettings, announce: Announce = _silent, begun: runs.Begun | None = None
+) -> Iterator[Run]:
     """Begin a run in a new folder that holds the settings as used; its state is settled on the way out."""
     run_id = new_name("run")
     folder = settings.runs.folder / run_id
     folder.mkdir(parents=True)
     write_whole(folder / "settings.toml", settings.settings_file.read_text(encoding="utf-8"))
-    with _going(Run(record, settings, run_id, folder, announce)) as run:
+    with _going(Run(record, settings, run_id, folder, announce), begun) as run:
         yield run
 
 
 @contextmanager
-def open_run(record: Record, settings: DistillSettings, run_id: str, announce: Announce = _silent) -> Iterator[Run]:
+def open_run(
+    record: Record,
+    settings: DistillSettings,
+    run_id: str,
+    announce: Announce = _silent,
+    begun: runs.Begun | None = None,
+) -> Iterator[Run]:
     """Take up a run that exists; finished stages stay as they are.
 
     Raises OperatorError when there is no such run, its folder is gone, or the settings have changed since it began.
@@ -215,42 +230,51 @@ def open_run(record: Record, settings: DistillSettings, run_id: str, announce: A
             f"run it with --settings {folder / 'settings.toml'}'s values, or start a new one with `distill cycle`"
         )
     ended = known.outcome if known.state is runs.RunState.COMPLETE else None
-    with _going(Run(record, settings, run_id, folder, announce), ended=ended) as run:
+    with _going(Run(record, settings, run_id, folder, announce), begun, ended=ended) as run:
         yield run
 
 
 @contextmanager
-def _going(run: Run, *, ended: str | None = None) -> Iterator[Run]:
+def _going(run: Run, begun: runs.Begun | None, *, ended: str | None = None) -> Iterator[Run]:
     """Hold the run as the one that is going on; whatever happens, the record says how it ended.
 
     `ended` is how a run that is taken up again had come to its end before.
     """
-    runs.begin_run(run.record, run_id=run.run_id, path=str(run.folder), settings_digest=run_digest(run.settings))
+    record, run_id = run.record, run.run_id
+    runs.begin_run(record, run_id=run_id, path=str(run.folder), settings_digest=run_digest(run.settings), begun=begun)
     try:
-        yield run
+        with beating(lambda: _show_life(record, run_id), SECONDS_BETWEEN_BEATS):
+            yield run
     except KeyboardInterrupt:
-        runs.finish_run(run.record, run.run_id, state=runs.RunState.INTERRUPTED, outcome="stopped by the operator")
+        runs.finish_run(record, run_id, state=runs.RunState.INTERRUPTED, outcome="stopped by the operator")
         raise
     except Refused as refused:
         # What the data decides is decided: a run that goes on would come to the same end.
-        runs.finish_run(run.record, run.run_id, state=runs.RunState.COMPLETE, outcome=f"refused: {refused}")
+        runs.finish_run(record, run_id, state=runs.RunState.COMPLETE, outcome=f"refused: {refused}")
         raise
     except Exception as error:
-        runs.finish_run(run.record, run.run_id, state=runs.RunState.FAILED, outcome=f"{type(error).__name__}: {error}")
+        runs.finish_run(record, run_id, state=runs.RunState.FAILED, outcome=f"{type(error).__name__}: {error}")
         raise
-    if runs.run(run.record, run.run_id).state is runs.RunState.RUNNING:
+    if runs.run(record, run_id).state is runs.RunState.RUNNING:
         done = ended is not None or all(run.is_complete(stage) for stage in STAGES)
         runs.finish_run(
-            run.record,
-            run.run_id,
+            record,
+            run_id,
             state=runs.RunState.COMPLETE if done else runs.RunState.INTERRUPTED,
             outcome=(ended or "complete") if done else "stopped between stages",
         )
 
 
+def _show_life(record: Record, run_id: str) -> None:
+    """Write a sign of life, and end this process where the run has become another's: two must not write one run's files."""
+    if not runs.beat(record, run_id):
+        log.error("the run %s was silent for so long that another process has taken its place; this one ends", run_id)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run_digest(settings: DistillSettings) -> str:
-    """Return the digest of the settings that decide what a run does; what is tried beside them is not among these."""
-    return settings_digest(settings, left_out=frozenset({"tune"}))
+    """Return the digest of the settings that decide what a run does; what is tried beside them, and when, is not among these."""
+    return settings_digest(settings, left_out=frozenset({"tune", "schedule"}))
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -3,9 +3,11 @@
 In: the settings file. Out: frozen models. Teacher, student, paths and gates have no hidden defaults.
 """
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, model_validator
 
@@ -19,6 +21,9 @@ from conversations.settings import (
     StudentTable,
     Table,
 )
+
+if TYPE_CHECKING:
+    from apscheduler.triggers.cron import CronTrigger
 
 
 class RunsTable(Table):
@@ -360,6 +365,39 @@ class ScheduleTable(Table):
     every_hours: float = Field(default=24.0, gt=0)
     min_new_conversations: int = Field(default=50, ge=1)
     poll_seconds: float = Field(default=2.0, gt=0)
+    cron: str = Field(
+        default="", description="when a cycle that is due may start, such as '0 3 * * mon-fri'; empty: at any time"
+    )
+    timezone: str = Field(default="UTC", description="whose clock `cron` goes by, such as 'Europe/Berlin'")
+    cron_minutes: float = Field(default=60.0, gt=0, description="how long after such a time it may still start")
+
+    @model_validator(mode="after")
+    def _is_a_time(self) -> "ScheduleTable":
+        if self.cron:
+            self.trigger()
+        return self
+
+    def trigger(self) -> "CronTrigger":
+        """Return the times at which a cycle that is due may start.
+
+        Raises ValueError for an expression, or a time zone, that is none.
+        """
+        from apscheduler.triggers.cron import CronTrigger
+
+        try:
+            zone = ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"timezone is {self.timezone!r}; expected a name such as 'Europe/Berlin'") from None
+        try:
+            trigger = CronTrigger.from_crontab(self.cron, timezone=zone)
+        except ValueError as error:
+            raise ValueError(
+                f"cron is {self.cron!r}: {error}; expected minute, hour, day, month and weekday, such as '0 3 * * mon-fri'"
+            ) from None
+        # Cron counts weekdays from Sunday, and APScheduler from Monday.
+        if re.search(r"(?<![/\d])\d", self.cron.split()[4]):
+            raise ValueError(f"cron is {self.cron!r}: a weekday is a name here, such as sun or mon-fri, never a number")
+        return trigger
 
 
 class DistillSettings(RoomSettings):

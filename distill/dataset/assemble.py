@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from conversations import runs
+from conversations import lineage
 from conversations.decisions import Verdict
 from conversations.dialogues import without_consent
 from conversations.editions import Edition, newest_edition, next_edition
@@ -95,8 +95,8 @@ def assemble(run: Run) -> Outcome:
     )
     # What may be replayed counts as learnt until training has drawn from it and says what it took.
     learnt = {**dict.fromkeys(replay.decision_ids, Split.TRAIN), **splits}
-    runs.note_use(run.record, run.run_id, {**learnt, **dict.fromkeys(tested.edition.lines, Split.TEST)})
-    runs.note_passages(run.record, run.run_id, figures.passages)
+    lineage.note_use(run.record, run.run_id, {**learnt, **dict.fromkeys(tested.edition.lines, Split.TEST)})
+    lineage.note_passages(run.record, run.run_id, figures.passages)
     counts = _counts(sorting, study, replay)
     beliefs = _write_soft_labels(sources, sorting, splits)
     details = {**_details(run, sorting, tested, study, figures), "replay": replay.figures(), "soft_labels": beliefs}

@@ -5,7 +5,7 @@ In: an open run. Out: the starting point; and in the record, which decisions the
 
 from pathlib import Path
 
-from conversations import runs
+from conversations import lineage
 from distill.rows import DatasetRow, read_rows
 from distill.run import Run, Stage
 from distill.training.decisions.replay import FILE
@@ -32,7 +32,7 @@ def settle_replay(run: Run, replay_path: Path) -> None:
     """Enter into the record which of the rows that might be replayed the run has learnt."""
     drawn = {row.decision_id: row for row in read_rows(run.stage_folder(Stage.TRAIN) / FILE, DatasetRow)}
     might = (row.decision_id for row in read_rows(replay_path, DatasetRow))
-    runs.settle_use(
+    lineage.settle_use(
         run.record,
         run.run_id,
         unused=[decision_id for decision_id in might if decision_id not in drawn],

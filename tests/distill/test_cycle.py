@@ -95,36 +95,6 @@ def test_a_record_without_consent_says_what_to_do(tmp_path: Path) -> None:
             small.perform(Stage.CHOOSE)
 
 
-def test_the_schedule_survives_a_fault_settles_the_request_and_does_not_try_again_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried: list[str] = []
-
-    def broken(*_: object, **__: object) -> None:
-        tried.append("cycle")
-        raise RuntimeError("no such luck")
-
-    class Enough(Exception):
-        pass
-
-    looked = iter(range(4))
-
-    def wait(_: float) -> None:
-        if next(looked, None) is None:
-            raise Enough
-
-    monkeypatch.setattr(cycle, "run_cycle", broken)
-    monkeypatch.setattr(cycle.time, "sleep", wait)
-    with small_run(tmp_path, "http://127.0.0.1:9/v1", more="[schedule]\nmin_new_conversations = 1") as small:
-        runs.request_run(small.record, requested_by="operator")
-        said: list[str] = []
-        with pytest.raises(Enough):
-            cycle.schedule(small.record, small.settings, silent, said.append, once=False)
-        assert tried == ["cycle"]
-        assert any("by a fault: RuntimeError: no such luck" in line for line in said)
-        assert [request.state for request in runs.requests(small.record)] == ["done"]
-
-
 def test_a_finished_run_that_is_opened_again_keeps_its_outcome(tmp_path: Path) -> None:
     with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
         run, _ = small.perform(Stage.CHOOSE)

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from conversations import decisions, passages, releases, runs
 from conversations.decisions import Verdict
 from distill.cli import app
-from distill.cycle import due_because
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.changes import changes, retired_facts, without_retired
+from distill.due import due_because
 from distill.rows import FactRow, LabelsRow, VerdictRow, read_rows
 from distill.run import Run, Stage
 

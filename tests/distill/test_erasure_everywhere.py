@@ -9,7 +9,7 @@ import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, SmallRun, conversation, small_run
 
-from conversations import audit, backup, checks, decisions, erasure, releases, replies, runs, search, turns
+from conversations import audit, backup, checks, decisions, erasure, lineage, releases, replies, search, turns
 from conversations.decisions import AnswerAuthor
 from conversations.errors import OutsideError
 from conversations.exchange import exports, imports
@@ -54,7 +54,7 @@ def lived(small: SmallRun) -> tuple[str, str]:
     decisions.add_answer(
         small.record, own[0], author=AnswerAuthor.OPERATOR, author_name="olga", content=f"Tell her: {PHRASES[1]}"
     )
-    runs.note_use(small.record, run.run_id, {own[0]: decisions.Split.TRAIN})
+    lineage.note_use(small.record, run.run_id, {own[0]: decisions.Split.TRAIN})
     (run.folder / "report.html").write_text(f"<p data-decision={own[0]}>{PHRASES[0]}</p>", encoding="utf-8")
     (run.folder / "evaluate").mkdir()
     (run.folder / "evaluate" / ".rows.jsonl.half").write_text(

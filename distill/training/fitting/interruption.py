@@ -42,16 +42,21 @@ def hearing_sigterm() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def ending_at_sigterm() -> Iterator[None]:
-    """End at SIGTERM as at Ctrl-C, with KeyboardInterrupt at once; a second one is ignored, so that what was begun ends well."""
+def ending_at_sigterm() -> Iterator[StopRequest]:
+    """End at SIGTERM as at Ctrl-C, with KeyboardInterrupt at once; a second one is ignored, so that what was begun ends well.
+
+    The request is noted too, for where a library swallows every exception.
+    """
+    request = StopRequest()
 
     def end(_number: int, _frame: FrameType | None) -> None:
+        request.asked = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt("stopped by SIGTERM")
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield request
     finally:
         signal.signal(signal.SIGTERM, before)
 
