@@ -21,7 +21,7 @@ _EXPLAINED = (
     "You see one question and two answers, of students or a teacher, without their names and in an order that chance draws. Say which "
     "is better; then you see whose they are. The votes tell how far the judge of the reports can be trusted."
 )
-_LABELS = {Choice.LEFT: "A is better", Choice.RIGHT: "B is better", Choice.TIE: "They are the same"}
+_LABELS = {Choice.LEFT: "A is better", Choice.RIGHT: "B is better", Choice.TIE: "No difference"}
 # Drawn from the system, so that nobody can tell the order.
 _CHANCE = random.SystemRandom()
 
@@ -34,7 +34,7 @@ def panel(desk: Desk) -> None:
         pair = gr.HTML("", apply_default_css=False, elem_id="blind-pair")
         with gr.Row(elem_classes="tools"):
             buttons = {
-                choice: gr.Button(_LABELS[choice], scale=0, min_width=190, visible=False, elem_id=f"blind-{choice}")
+                choice: gr.Button(_LABELS[choice], scale=0, min_width=160, visible=False, elem_id=f"blind-{choice}")
                 for choice in (Choice.LEFT, Choice.TIE, Choice.RIGHT)
             }
             following = gr.Button("Show two answers", variant="primary", scale=0, min_width=190, elem_id="blind-next")

@@ -112,15 +112,15 @@ def show_rollouts(record: Record) -> str:
             "errors",
             "thumbs down",
             "to a person",
-            "first word p50 / p95",
-            "whole answer p50 / p95",
+            "first word",
+            "whole answer",
         ),
         rows,
         empty="No release has answered yet.",
     )
     return (
         f"{markup.heading('On trial')}{_canary_line(canary)}{_shadow_line(record, shadow)}{markup.heading(title)}{table}"
-        f"{markup.note('Shares with their 95 % intervals (Wilson).')}"
+        f"{markup.note('Shares with their 95 % intervals (Wilson); times are the median and the 95th percentile.')}"
     )
 
 
@@ -145,8 +145,8 @@ def _shadow_line(record: Record, shadow: Rollout | None) -> str:
     found = shadows.figures(record, shadow.rollout_id)
     ratio = "–" if found.mean_length_ratio is None else f"{found.mean_length_ratio:.2f}"
     told = (
-        f"{found.answers} answers; failed: {_share_words(found.failures)}; the same words as the reply: {_share_words(found.same)}; length beside "
-        f"the reply's: {ratio}; whole answer p50 / p95: {_times(found.latency_p50_ms, found.latency_p95_ms)}"
+        f"{found.answers} answers; failed: {_share_words(found.failures)}; the same words as the reply: {_share_words(found.same)}; "
+        f"length beside the reply's: {ratio}; whole answer: {_times(found.latency_p50_ms, found.latency_p95_ms)}"
     )
     return (
         f"<p>{markup.pill('shadow', 'busy').html} {markup.code(shadow.release_id).html} answers {shadow.share:.0%} of turns again, "
