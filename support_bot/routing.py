@@ -14,15 +14,16 @@ from conversations.store import Record
 _turns = itertools.count()
 
 
-def choose_server(record: Record, release_id: str, *, avoiding: Collection[str] = ()) -> StudentServer:
+def choose_server(record: Record, release_id: str, avoiding: Collection[str] = ()) -> StudentServer:
     """Return a server for the next answer; where several have the release they take turns.
 
-    `avoiding` names servers, by their server_id, that just could not be reached.
-    Raises OutsideError, which says what the servers are doing, when none has it.
+    avoiding: addresses that did not answer this question. Raises OutsideError, which says what the servers are doing, when no other
+    has the release.
     """
-    servers = [each for each in releases.servers_with(record, release_id) if each.server_id not in avoiding]
+    servers = [server for server in releases.servers_with(record, release_id) if server.base_url not in avoiding]
     if not servers:
-        raise OutsideError(f"no student server has {release_id!r} loaded; {_why(record, release_id)}")
+        what = f"no other student server than {', '.join(sorted(avoiding))}" if avoiding else "no student server"
+        raise OutsideError(f"{what} has {release_id!r} loaded; {_why(record, release_id)}")
     return servers[next(_turns) % len(servers)]
 
 

@@ -314,7 +314,7 @@ class Session:
     async def _other_server(self, release_id: str, unreached: StudentServer) -> StudentServer | None:
         """Return another server with the release, after one that could not be reached before its first token."""
         try:
-            other = await self.stored.read(choose_server, release_id, avoiding=[unreached.server_id])
+            other = await self.stored.read(choose_server, release_id, avoiding=[unreached.base_url])
         except OutsideError:
             return None
         _log.warning("%s could not be reached; %s answers instead", unreached.base_url, other.base_url)

@@ -21,11 +21,14 @@ from conversations.turns import ReplyMeasures
 
 
 def based(record: Record) -> str:
-    return releases.register_base(record, base="tiny", weights_path="/nowhere", weights_digest="sha256:" + "ab" * 32)
+    return releases.register_base(
+        record, base="tiny", weights_path=str(record.path.parent), weights_digest="sha256:" + "ab" * 32
+    )
 
 
 def candidate(record: Record, name: str) -> str:
-    release = Release(name, None, "tiny", ReleaseKind.LORA, "/w", "sha256:1", {}, "2026-01-01", ReleaseState.CANDIDATE)
+    weights = str(record.path.parent)
+    release = Release(name, None, "tiny", ReleaseKind.LORA, weights, "sha256:1", {}, "2026-01-01", ReleaseState.CANDIDATE)
     releases.register(record, release, actor="test", reason="test")
     return name
 
