@@ -130,7 +130,7 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
 # where none has come yet, the newest answer.
 _HANDED_OVER = """
 SELECT COUNT(*) AS n FROM (
-    SELECT conversation_id, MIN(turn_seq) AS seq FROM turns
+    SELECT conversation_id, MIN(turn_seq) AS seq FROM turns INDEXED BY turns_by_operators
     WHERE author = 'operator' AND created_at_utc >= :since GROUP BY conversation_id
     UNION ALL
     SELECT conversation_id, 9223372036854775807 FROM conversations c

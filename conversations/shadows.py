@@ -11,7 +11,7 @@ from conversations.messages import utc_now
 from conversations.online import Rate, percentile, rate
 from conversations.store import Record
 
-COUNTED_ANSWERS = 10_000
+COUNTED_ANSWERS = 2_000
 
 
 @dataclass(frozen=True)
