@@ -13,6 +13,7 @@ from enum import StrEnum
 from conversations import audit, releases
 from conversations.errors import OperatorError
 from conversations.messages import new_name, utc_now, utc_text
+from conversations.releases.needs import is_kept
 from conversations.store import Record, Row, Transaction
 
 
@@ -198,10 +199,12 @@ def rollouts(record: Record, limit: int = 20) -> list[Rollout]:
 def release_for(record: Record, conversation_id: str, held_release_id: str | None, *, rested: bool = False) -> str | None:
     """Return the release that answers a conversation next, or None before the first student.
 
-    It is the one that the conversation holds, unless that was rolled back or refused, or the conversation has `rested` so long that
-    it counts as a new one. A new conversation gets the canary's release where it falls into its share, else the one in service.
+    It is the one that the conversation holds, unless that was rolled back or refused, no server keeps it any more, or the
+    conversation has `rested` so long that it counts as a new one. A new conversation gets the canary's release where it falls into its
+    share, else the one in service.
     """
-    if held_release_id is not None and not rested and releases.may_go_on(record, held_release_id):
+    stays = held_release_id is not None and not rested and releases.may_go_on(record, held_release_id)
+    if held_release_id is not None and stays and is_kept(record, held_release_id):
         return held_release_id
     is_new = held_release_id is None or rested
     canary = running(record, RolloutKind.CANARY) if is_new else None

@@ -72,6 +72,21 @@ class StudentTable(Table):
     max_loras: int = 2
     kv_cache_gib: int = 1
     gpu_memory_share: float = Field(default=0.45, gt=0, le=1)
+    keep_hours: float = Field(
+        default=24, gt=0, description="how long after a conversation's last word its release stays in the servers' memory"
+    )
+    max_whole_servers: int = Field(
+        default=3,
+        ge=0,
+        description="how many merged or fully tuned releases are served at once, each by a vLLM of its own: the one in service, the "
+        "one before it, and a candidate",
+    )
+    whole_port: int | None = Field(
+        default=None, ge=1, le=65535, description="the first port of those servers; without it, ten above `port`"
+    )
+    whole_gpu_memory_share: float | None = Field(
+        default=None, gt=0, le=1, description="what each of those takes of a GPU; without it, as much as `gpu_memory_share`"
+    )
     start_timeout_seconds: float = 600
     extra_arguments: tuple[str, ...] = ()
 

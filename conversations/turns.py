@@ -319,6 +319,17 @@ def thread(record: Record, conversation_id: str) -> list[Turn]:
     return branch_to(all_turns(record, conversation_id))
 
 
+def newest_questions(record: Record, count: int) -> list[Turn]:
+    """Return what customers wrote last, the newest first, at most one message of each conversation."""
+    rows = record.query(
+        f"SELECT {TURN_COLUMNS} FROM turns t WHERE t.turn_seq IN (SELECT MAX(turn_seq) FROM (SELECT turn_seq, conversation_id "
+        "FROM turns WHERE author = 'customer' AND content <> '' ORDER BY turn_seq DESC LIMIT ?) GROUP BY conversation_id) "
+        "ORDER BY t.turn_seq DESC LIMIT ?",
+        [20 * count, count],
+    )
+    return [turn_of(row) for row in rows]
+
+
 def branch_to(turns: Sequence[Turn], turn_id: str | None = None) -> list[Turn]:
     """Return the branch that ends in a turn (the newest by default), oldest first."""
     by_id = {each.turn_id: each for each in turns}

@@ -5,11 +5,9 @@ server before the checkpoint, the port and the installation have been checked; l
 """
 
 import asyncio
-import errno
 import logging
 import signal
-import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import psutil
@@ -19,12 +17,13 @@ from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.prompt import Renderer
 from conversations.serving import Served, digest_of_tokenizer, rope_factors_of
-from conversations.settings import StudentTable
 from conversations.store import Record
 from support_bot.checkpoint import check_checkpoint, weights_digest
+from support_bot.serving.fleet import Fleet
+from support_bot.serving.pace import Pace
+from support_bot.serving.ports import check_port
 from support_bot.settings import SupportBotSettings
-from support_bot.supervisor import Pace, ServedBase, StudentSupervisor
-from support_bot.vllm import VllmProcess, check_installed, check_serving, server_command, server_environment, server_url
+from support_bot.vllm import check_installed, check_serving
 
 _DIGEST_FILE = "student_digest.json"
 _PARENT_LOOK_SECONDS = 0.5
@@ -55,40 +54,22 @@ def look_after_students(
             record, base=student.base.name, weights_path=str(student.base), weights_digest=digest
         )
         pace = pace or Pace(start_timeout_seconds=student.start_timeout_seconds)
+        renderer = Renderer.load(student.base)
         served = Served(
             base_digest=digest,
             tokenizer_digest=digest_of_tokenizer(student.base),
-            prompt_digest=Renderer.load(student.base).digest,
+            prompt_digest=renderer.digest,
             max_model_len=student.max_model_len,
             rope_factors=rope_factors_of(student.base, student.max_model_len),
             max_lora_rank=student.max_lora_rank,
         )
-        supervisors = _supervisors(settings, record, base_release_id, served, say, pace)
-        asyncio.run(_until_ended([supervisor.run() for supervisor in supervisors], parent_pid))
+        fleet = Fleet(settings, record, base_release_id, served, renderer, say, pace)
+        asyncio.run(_until_ended(fleet.work(), parent_pid))
         say("student: stopped")
     return {
         "base_release_id": base_release_id,
-        "servers": [{"base_url": supervisor.base_url, "starts": supervisor.starts} for supervisor in supervisors],
+        "servers": [{"base_url": supervisor.base_url, "starts": supervisor.starts} for supervisor in fleet.supervisors],
     }
-
-
-def check_port(student: StudentTable) -> None:
-    """Raise OperatorError when the student's server could not listen at its address."""
-    family = socket.AF_INET6 if ":" in student.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((student.host, student.port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise OperatorError(
-                    f"port {student.port} on {student.host} is in use ([student] port); end the process that listens there, "
-                    "set another port, or attach to a running vLLM with [student] servers"
-                ) from None
-            raise OperatorError(
-                f"cannot listen on {student.host}:{student.port} ([student] host and port): {error.strerror or error}; "
-                "give an address of this machine and a port that is free"
-            ) from None
 
 
 def _check_address(address: str) -> None:
@@ -100,30 +81,7 @@ def _check_address(address: str) -> None:
         )
 
 
-def _supervisors(
-    settings: SupportBotSettings,
-    record: Record,
-    base_release_id: str,
-    served: Served,
-    say: Callable[[str], None],
-    pace: Pace,
-) -> list[StudentSupervisor]:
-    student = settings.student
-
-    def supervisor(base_url: str, new_process: Callable[[], VllmProcess] | None) -> StudentSupervisor:
-        base = ServedBase(student.base.name, base_release_id, base_url, served)
-        return StudentSupervisor(record, base, new_process=new_process, say=say, pace=pace)
-
-    if student.servers:
-        return [supervisor(address.rstrip("/"), None) for address in student.servers]
-    command = server_command(student, base_release_id)
-    environment = server_environment(student)
-    log_path = settings.record.path.parent / "logs" / f"student-{student.port}.log"
-    say(f"student: the log of vLLM is {log_path}")
-    return [supervisor(server_url(student), lambda: VllmProcess(command, environment, log_path))]
-
-
-async def _until_ended(looking_after: list[Coroutine[None, None, None]], parent_pid: int | None) -> None:
+async def _until_ended(looking_after: Sequence[Coroutine[None, None, None]], parent_pid: int | None) -> None:
     """Run the supervisors until a signal, the parent's end, or the failure of one of them; then end all of them."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,19 +1,22 @@
-"""What a vLLM server is asked over HTTP to keep releases in its memory: health, what it has, load, unload.
+"""What a vLLM server is asked over HTTP to keep releases in its memory: health, what it has, load, unload, a short answer.
 
 In: a server's address. Out: typed answers, and a refusal with the server's own sentence. Knows nothing of the record.
 The endpoints that load and unload have no protection of their own: the address must be loopback or a private network.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from conversations.errors import OutsideError
+from conversations.messages import Json
 
 
 class LoadRefused(OutsideError):
-    """The server answered that it cannot load or unload; the message is its sentence."""
+    """The server answered that it cannot do what it was asked; the message is its sentence."""
 
 
 class _Model(BaseModel):
@@ -30,6 +33,27 @@ class _Problem(BaseModel):
 
 class _Refusal(BaseModel):
     error: _Problem
+
+
+class _Logprobs(BaseModel):
+    token_logprobs: list[float | None]
+
+
+class _Choice(BaseModel):
+    text: str
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice]
+
+
+@dataclass(frozen=True)
+class ShortAnswer:
+    """What a model said, and the log-probability of each of its tokens; None where the server could not write it as a number."""
+
+    text: str
+    token_logprobs: tuple[float | None, ...]
 
 
 class VllmApi:
@@ -90,13 +114,38 @@ class VllmApi:
         """
         await self._post("/v1/unload_lora_adapter", {"lora_name": release_id})
 
-    async def _post(self, path: str, body: dict[str, str]) -> None:
+    async def complete(
+        self, model: str, token_ids: Sequence[int], *, max_tokens: int, stop_token_ids: Sequence[int]
+    ) -> ShortAnswer:
+        """Return the greedy answer of a model to a prompt of token ids.
+
+        Raises OutsideError when it does not answer, or otherwise than a vLLM server does.
+        """
+        body: dict[str, Json] = {
+            "model": model,
+            "prompt": list(token_ids),
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "logprobs": 0,
+            "stop_token_ids": list(stop_token_ids),
+        }
+        answer = await self._post("/v1/completions", body)
+        try:
+            choice = _Completion.model_validate_json(answer.content).choices[0]
+        except (ValidationError, IndexError) as error:
+            raise OutsideError(
+                f"{self.base_url}/v1/completions: {type(error).__name__}; expected the completion of an OpenAI-compatible server"
+            ) from None
+        return ShortAnswer(choice.text, tuple(choice.logprobs.token_logprobs) if choice.logprobs else ())
+
+    async def _post(self, path: str, body: Mapping[str, Json]) -> httpx.Response:
         try:
             answer = await self._client.post(path, json=body)
         except httpx.HTTPError as error:
             raise OutsideError(f"{self.base_url}{path}: {type(error).__name__} {error}".rstrip()) from None
         if not answer.is_success:
             raise LoadRefused(_sentence(answer))
+        return answer
 
 
 def _sentence(answer: httpx.Response) -> str:

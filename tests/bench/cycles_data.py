@@ -81,6 +81,7 @@ def _one_run(record: Record, settings_file: Path, arrived: Sequence[Path], out: 
         utc_now(), ReleaseState.CANDIDATE, str(starts_from) if starts_from else None,
     )  # fmt: skip
     releases.register(record, release, actor="cycles", reason="made for the benchmark; trained by its second part")
+    (run.folder / "train" / "adapter").mkdir(parents=True, exist_ok=True)
     releases.promote(record, release_id, actor="cycles", reason="made for the benchmark")
     runs.finish_run(record, run.run_id, state=runs.RunState.COMPLETE, outcome="promote")
     out.mkdir(parents=True, exist_ok=True)

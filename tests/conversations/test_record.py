@@ -39,7 +39,9 @@ def based(record: Record) -> str:
 
 
 def candidate(record: Record, name: str) -> str:
-    release = Release(name, None, "tiny", ReleaseKind.LORA, "/w", "sha256:1", {}, "2026-01-01", ReleaseState.CANDIDATE)
+    release = Release(
+        name, None, "tiny", ReleaseKind.LORA, str(record.path.parent), "sha256:1", {}, "2026-01-01", ReleaseState.CANDIDATE
+    )
     releases.register(record, release, actor="test", reason="test")
     return name
 

@@ -217,6 +217,13 @@ def test_a_release_that_was_rolled_back_is_no_canary_again(record: Record) -> No
     assert rollouts.start(record, RolloutKind.SHADOW, "student-1", share=0.5, actor="olga", reason="look at it")
 
 
+def test_a_conversation_whose_release_no_server_keeps_goes_on_with_the_one_in_service(record: Record) -> None:
+    base, old = based(record), candidate(record, "student-1")
+    assert rollouts.release_for(record, "a conversation", old) == base
+    releases.want(record, old, wanted_by="test")
+    assert rollouts.release_for(record, "a conversation", old) == old
+
+
 def test_a_conversation_has_rested_when_nothing_was_said_for_so_long_before_the_question(record: Record) -> None:
     talk = talk_of(record, "anna", "Why is the light red?", "Hello again")
     first, question = turns.thread(record, talk)

@@ -69,7 +69,16 @@ def complete(small: SmallRun) -> tuple[Run, list[Manifest]]:
 
 def released(small: SmallRun, run: Run, name: str, started_from: str | None = None) -> None:
     release = Release(
-        name, run.run_id, "tiny", ReleaseKind.LORA, "/w", "sha256:1", {}, utc_now(), ReleaseState.CANDIDATE, started_from
+        name,
+        run.run_id,
+        "tiny",
+        ReleaseKind.LORA,
+        str(run.folder),
+        "sha256:1",
+        {},
+        utc_now(),
+        ReleaseState.CANDIDATE,
+        started_from,
     )
     releases.register(small.record, release, actor="test", reason="test")
     releases.promote(small.record, name, actor="test", reason="test")

@@ -97,9 +97,12 @@ def test_three_cycles_learn_on_replay_what_was_and_whoever_is_erased_is_named_al
 def test_what_keeps_a_release_from_learning_on_is_told_before_the_teacher_is_asked(tmp_path: Path) -> None:
     with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
         put(small, "[evaluate]", TRAIN)
-        release = Release("r", None, "x", ReleaseKind.LORA, "/gone", "sha256:1", {}, utc_now(), ReleaseState.CANDIDATE)
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        release = Release("r", None, "x", ReleaseKind.LORA, str(gone), "sha256:1", {}, utc_now(), ReleaseState.CANDIDATE)
         releases.register(small.record, release, actor="test", reason="test")
         releases.promote(small.record, "r", actor="test", reason="test")
+        gone.rmdir()
         with pytest.raises(OperatorError, match=r"/gone: the weights of the release 'r' cannot learn on"):
             cycle.run_cycle(small.record, small.settings, lambda stage, share, note: None)
         assert teacher.seen == [] and runs.runs(small.record) == []

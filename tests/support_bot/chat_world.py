@@ -63,7 +63,7 @@ class ChatWorld:
             None,
             "tiny",
             ReleaseKind.LORA,
-            "weights",
+            str(self.folder / "student"),
             "sha256:" + release_id,
             {},
             utc_now(),

@@ -1,7 +1,8 @@
 """What the supervisor needs of vLLM, as it is told: healthy, ill, refusing to load, dying. In this process or in its own.
 
 As a program: `scripted_vllm.py PORT BASE_NAME CHILD_FILE [PLAN]`; it starts a child in its process group, as vLLM starts its
-engine, and writes the child's number to CHILD_FILE. PLAN `dies-on-load` ends the process at the first load.
+engine, and writes the child's number to CHILD_FILE. PLAN `dies-on-load` ends the process at the first load, `garbage` answers
+with log-probabilities that are no numbers.
 """
 
 import json
@@ -22,6 +23,11 @@ class ScriptedVllm:
         self.health_status = 200
         self.refusals: dict[str, str] = {}
         self.seconds_to_load = 0.0
+        self.seconds_to_answer = 0.0
+        self.says: dict[str, str] = {}  # by name, instead of a word
+        self.logprobs: dict[str, float | None] = {}  # by name, instead of -0.5
+        self.lost_after_load: set[str] = set()
+        self.asked: list[tuple[str, list[int]]] = []
         self.load_requests: list[str] = []
         self.unload_requests: list[str] = []
         self.plan = plan
@@ -41,7 +47,10 @@ class ScriptedVllm:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self._answer(*script.act(self.path, body["lora_name"]))
+                if self.path == "/v1/completions":
+                    self._answer(*script.complete(body["model"], body["prompt"]))
+                else:
+                    self._answer(*script.act(self.path, body["lora_name"]))
 
             def _answer(self, status: int, answer: object) -> None:
                 content = json.dumps(answer).encode()
@@ -63,6 +72,15 @@ class ScriptedVllm:
     def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def complete(self, name: str, prompt: list[int]) -> tuple[int, object]:
+        self.asked.append((name, prompt))
+        time.sleep(self.seconds_to_answer)
+        if name not in self.names or name in self.lost_after_load:
+            return 404, {"error": {"message": f"The model `{name}` does not exist.", "code": 404}}
+        logprob = None if self.plan == "garbage" else self.logprobs.get(name, -0.5)
+        choice = {"text": self.says.get(name, "word"), "logprobs": {"token_logprobs": [logprob]}, "finish_reason": "stop"}
+        return 200, {"choices": [choice]}
 
     def act(self, path: str, name: str) -> tuple[int, object]:
         if path == "/v1/unload_lora_adapter":

@@ -1,7 +1,9 @@
 """Promises of `support-bot student` before a server starts, of its command line, and of choosing a server."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +20,12 @@ from conversations.errors import OperatorError, OutsideError
 from conversations.messages import utc_now
 from conversations.prompt import Renderer
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
-from conversations.serving import RopeFactors, Serving, digest_of_tokenizer, write_serving
+from conversations.serving import RopeFactors, Served, Serving, digest_of_tokenizer, write_serving
 from conversations.settings import StudentTable
 from conversations.store import Record
 from support_bot.checkpoint import weights_digest
 from support_bot.routing import any_server_ready, choose_server
+from support_bot.serving.whole_release import whole_room, whole_student, why_whole_unfit
 from support_bot.vllm import check_serving, server_command, server_environment, server_url
 
 COMMAND = [sys.executable, "-c", "from support_bot.cli import main; main()", "student"]
@@ -230,6 +233,67 @@ def test_the_cpu_server_is_told_its_cache_and_shares_its_cores_with_training(che
     assert variables["HF_HUB_OFFLINE"] == "1"
 
 
+def test_a_whole_release_is_served_without_adapters_with_its_own_port_and_share(checkpoint: Path, tmp_path: Path) -> None:
+    student = StudentTable(base=checkpoint, profile="gpu", port=8100, gpu_memory_share=0.4, whole_gpu_memory_share=0.25)
+    state = ReleaseState.CANDIDATE
+    release = Release("merged-1", None, "tiny", ReleaseKind.MERGED, str(tmp_path / "w"), "", {}, utc_now(), state)
+    command = server_command(whole_student(release, student, 8110), "merged-1", has_adapters=False)
+    told = dict(itertools.pairwise(command))
+    assert not [argument for argument in command if "lora" in argument]
+    assert (told["--model"], told["--port"]) == (str(tmp_path / "w"), "8110")
+    assert (told["--served-model-name"], told["--gpu-memory-utilization"]) == ("merged-1", "0.25")
+
+
+def test_a_gpu_has_room_for_as_many_whole_releases_as_fit_beside_the_base(checkpoint: Path) -> None:
+    def room(**settings: object) -> int:
+        return whole_room(StudentTable(base=checkpoint, profile="gpu", **settings)).servers
+
+    assert room(gpu_memory_share=0.45) == 1
+    assert room(gpu_memory_share=0.4, whole_gpu_memory_share=0.2) == 3
+    assert room(gpu_memory_share=0.4, whole_gpu_memory_share=0.2, max_whole_servers=2) == 2
+    assert room(gpu_memory_share=0.9) == 0
+    assert whole_room(StudentTable(base=checkpoint, profile="cpu")).servers == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("weights", "no weights in it"),
+        ("tokenizer", "its tokenizer is"),
+        ("base", "made for the base 'another'"),
+        ("factors", "LongRoPE factors"),
+        ("nothing", ""),
+    ],
+)
+def test_a_whole_release_that_would_be_served_otherwise_than_trained_is_told_apart(
+    checkpoint: Path, tmp_path: Path, change: str, says: str
+) -> None:
+    folder = tmp_path / "merged"
+    shutil.copytree(checkpoint, folder)
+    student = StudentTable(base=checkpoint, profile="cpu")
+    served = Served(
+        base_digest="sha256:1",
+        tokenizer_digest=digest_of_tokenizer(checkpoint),
+        prompt_digest=Renderer.load(checkpoint).digest,
+        max_model_len=2048,
+        rope_factors=RopeFactors.NONE,
+        max_lora_rank=16,
+    )
+    if change == "weights":
+        (folder / "model.safetensors").unlink()
+    elif change == "tokenizer":
+        path = folder / "tokenizer.json"
+        path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    elif change == "factors":
+        serve_only_short(folder)
+        student = StudentTable(base=checkpoint, profile="cpu", max_model_len=8192)
+    base = "another" if change == "base" else "tiny"
+    state = ReleaseState.CANDIDATE
+    release = Release("merged-1", None, base, ReleaseKind.MERGED, str(folder), "", {}, utc_now(), state)
+    why = why_whole_unfit(release, student, served, "base-1")
+    assert says in why and bool(why) == bool(says)
+
+
 def test_the_gpu_server_shares_its_memory_with_training_and_gets_no_variable_for_cpus(checkpoint: Path) -> None:
     student = StudentTable(base=checkpoint, profile="gpu", gpu_memory_share=0.4)
     command = server_command(student, "base-1")
@@ -266,6 +330,15 @@ def test_servers_that_have_the_release_take_turns(tmp_path: Path, release_id: st
         chosen = [choose_server(record, release_id).base_url for _ in range(4)]
     assert sorted(chosen) == ["http://a", "http://a", "http://b", "http://b"]
     assert chosen[0] != chosen[1]
+
+
+def test_a_server_that_did_not_answer_is_avoided_where_another_has_the_release(tmp_path: Path, release_id: str) -> None:
+    with Record(tmp_path / "record.db") as record:
+        announce(record, "http://a", release_id)
+        announce(record, "http://b", release_id)
+        assert {choose_server(record, release_id, {"http://a"}).base_url for _ in range(4)} == {"http://b"}
+        with pytest.raises(OutsideError, match="no other student server than http://a, http://b has 'release-1' loaded"):
+            choose_server(record, release_id, {"http://a", "http://b"})
 
 
 def test_a_release_that_no_server_has_is_refused_with_what_the_servers_are_doing(tmp_path: Path, release_id: str) -> None:

@@ -12,15 +12,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from chat_world import write_tokenizer
 from scripted_vllm import ScriptedVllm
 
-from conversations import releases
+from conversations import releases, turns
 from conversations.errors import OperatorError, OutsideError
-from conversations.messages import utc_now
+from conversations.messages import Author, Role, TurnStatus, utc_now
+from conversations.prompt import Renderer
 from conversations.releases import Release, ReleaseKind, ReleaseState, ServerState
 from conversations.serving import RopeFactors, Served, Serving, write_serving
+from conversations.settings import PromptTable, RedactionTable
 from conversations.store import Record
-from support_bot.supervisor import Pace, ServedBase, StudentSupervisor
+from support_bot.serving.pace import Pace, ServedStudent
+from support_bot.serving.real_prompts import RealPrompts
+from support_bot.serving.supervisor import StudentSupervisor
 from support_bot.vllm import VllmProcess
 
 FAST = Pace(
@@ -28,6 +33,7 @@ FAST = Pace(
     heartbeat_seconds=0.1,
     health_timeout_seconds=0.5,
     load_timeout_seconds=5,
+    linger_seconds=0.1,
     first_backoff_seconds=0.4,
     last_backoff_seconds=0.8,
     start_timeout_seconds=20,
@@ -75,6 +81,13 @@ def a_release(
     return name
 
 
+def prompts_of(record: Record) -> RealPrompts:
+    folder = record.path.parent / "tokenizer"
+    if not folder.exists():
+        write_tokenizer(folder)
+    return RealPrompts(record, Renderer.load(folder), PromptTable(system="You help."), RedactionTable())
+
+
 def server_of(record: Record) -> releases.StudentServer | None:
     found = releases.servers(record)
     return found[0] if found else None
@@ -110,9 +123,18 @@ async def looked_after(supervisor: StudentSupervisor):
         await asyncio.gather(task, return_exceptions=True)
 
 
-def attached(record: Record, base_id: str, url: str, said: list[str] | None = None) -> StudentSupervisor:
+def attached(
+    record: Record,
+    base_id: str,
+    url: str,
+    said: list[str] | None = None,
+    why_not_whole: Callable[[Release], str] = lambda release: "",
+) -> StudentSupervisor:
     say = (said if said is not None else []).append
-    return StudentSupervisor(record, ServedBase(BASE, base_id, url, SERVED), new_process=None, say=say, pace=FAST)
+    student = ServedStudent(BASE, base_id, url, SERVED)
+    return StudentSupervisor(
+        record, student, prompts_of(record), new_process=None, why_not_whole=why_not_whole, say=say, pace=FAST
+    )
 
 
 class OwnServer:
@@ -130,7 +152,8 @@ class OwnServer:
         self.log_path = folder / "logs" / "student.log"
         self.supervisor = StudentSupervisor(
             record,
-            ServedBase(BASE, base_id, f"http://127.0.0.1:{port}", SERVED),
+            ServedStudent(BASE, base_id, f"http://127.0.0.1:{port}", SERVED),
+            prompts_of(record),
             new_process=lambda: VllmProcess(command, os.environ, self.log_path),
             say=self.said.append,
             pace=FAST,
@@ -241,23 +264,110 @@ def test_a_failed_load_stands_in_the_record_and_keeps_no_other_release_away(reco
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    ("base", "kind", "words"),
-    [
-        ("another-base", ReleaseKind.LORA, "made for the base 'another-base'"),
-        (BASE, ReleaseKind.MERGED, "needs a server of its own"),
-    ],
-)
-def test_a_release_that_does_not_fit_the_base_is_never_sent_to_the_server(
-    record: Record, base_id: str, base: str, kind: ReleaseKind, words: str
-) -> None:
-    a_release(record, "misfit", base=base, kind=kind)
+def test_an_adapter_of_another_base_is_never_sent_to_the_server(record: Record, base_id: str) -> None:
+    a_release(record, "misfit", base="another-base")
 
     async def scenario() -> None:
         with ScriptedVllm(base_id) as vllm:
             async with looked_after(attached(record, base_id, vllm.base_url)):
+                words = "made for the base 'another-base'"
                 await until(lambda: words in problem_with(record, "misfit"), words)
             assert vllm.load_requests == []
+
+    run(scenario)
+
+
+def test_a_release_is_asked_the_newest_questions_redacted_before_it_is_called_loaded(record: Record, base_id: str) -> None:
+    for said in ("an older question", "my mail is anna@example.com", "why is it slow"):
+        talk = turns.create_conversation(record, customer_id=said, channel="chat").conversation_id
+        turns.append_message(record, talk, Role.USER, Author.CUSTOMER, said)
+
+    async def scenario() -> None:
+        with ScriptedVllm(base_id) as vllm:
+            vllm.seconds_to_answer = 0.3
+            async with looked_after(attached(record, base_id, vllm.base_url)):
+                await until(lambda: state_of(record) is ServerState.READY, "ready")
+                assert vllm.asked == []
+                a_release(record, "release-1")
+                await until(lambda: len(vllm.asked) == 1, "asked")
+                assert loaded(record) == {base_id}
+                await until(lambda: "release-1" in loaded(record), "loaded")
+                await asyncio.sleep(0.5)
+            assert [name for name, _ in vllm.asked] == ["release-1", "release-1"]
+            asked = [prompts_of(record).renderer.text(prompt) for _, prompt in vllm.asked]
+            assert "why is it slow" in asked[0] and "my mail is <EMAIL_1>" in asked[1] and "You help." in asked[1]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("garbage", "the log-probability of a token is no number"),
+        ("silence", "answered 1 real prompts without one word"),
+        ("refusal", "failed on a real prompt"),
+    ],
+)
+def test_a_release_that_cannot_answer_a_real_prompt_is_a_failed_load_and_leaves_the_server(
+    record: Record, base_id: str, fault: str, words: str
+) -> None:
+    a_release(record, "sound")
+
+    async def scenario() -> None:
+        with ScriptedVllm(base_id) as vllm:
+            if fault == "garbage":
+                vllm.logprobs["broken"] = None
+            elif fault == "silence":
+                vllm.says["broken"] = " "
+            else:
+                vllm.lost_after_load.add("broken")
+            async with looked_after(attached(record, base_id, vllm.base_url)):
+                await until(lambda: state_of(record) is ServerState.READY, "ready")
+                a_release(record, "broken")
+                await until(lambda: words in problem_with(record, "broken"), words)
+                assert "broken" not in loaded(record) and "broken" not in vllm.names
+                await until(lambda: "given up after 3" in problem_with(record, "broken"), "given up")
+                assert vllm.load_requests.count("broken") == 3
+                assert loaded(record) == {base_id, "sound"}
+
+    run(scenario)
+
+
+def test_a_release_that_failed_is_tried_again_when_it_is_wished_for_again(record: Record, base_id: str) -> None:
+    a_release(record, "release-1")
+
+    async def scenario() -> None:
+        with ScriptedVllm(base_id) as vllm:
+            vllm.refusals["release-1"] = "no memory"
+            async with looked_after(attached(record, base_id, vllm.base_url)):
+                await until(lambda: "given up after 3" in problem_with(record, "release-1"), "given up")
+                vllm.refusals.clear()
+                releases.want(record, "release-1", wanted_by="test")
+                assert problem_with(record, "release-1") == ""
+                await until(lambda: "release-1" in loaded(record), "loaded")
+
+    run(scenario)
+
+
+def test_a_release_that_is_answering_leaves_the_server_only_when_the_answer_has_ended(record: Record, base_id: str) -> None:
+    a_release(record, "release-1")
+
+    async def scenario() -> None:
+        with ScriptedVllm(base_id) as vllm:
+            async with looked_after(attached(record, base_id, vllm.base_url)):
+                await until(lambda: "release-1" in loaded(record), "loaded")
+                releases.refuse(record, "release-1", actor="test", reason="bad")
+                # The turn chose its release a moment before.
+                talk = turns.create_conversation(record, customer_id="anna", channel="chat").conversation_id
+                asked = turns.append_message(record, talk, Role.USER, Author.CUSTOMER, "and now?")
+                reply = turns.begin_reply(
+                    record, talk, question_turn_id=asked.turn_id, release_id="release-1", prompt_version="1", decoding={}
+                )
+                await asyncio.sleep(0.6)
+                assert "release-1" in loaded(record) and vllm.unload_requests == []
+                turns.finish_reply(record, reply.turn_id, status=TurnStatus.COMPLETE, content="Now.")
+                await until(lambda: vllm.names == [base_id], "unloaded")
+                assert loaded(record) == {base_id}
 
     run(scenario)
 
@@ -279,6 +389,32 @@ def test_an_attached_server_that_loses_its_health_is_down_and_comes_back_with_ev
                 vllm.health_status = 200
                 await until(lambda: loaded(record) == {base_id, "release-1"}, "loaded again")
             assert state_of(record) is ServerState.DOWN
+
+    run(scenario)
+
+
+@pytest.mark.slow
+def test_an_attached_server_that_is_gone_is_noticed_within_three_seconds_at_the_usual_pace(
+    record: Record, base_id: str, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def scenario() -> None:
+        script = str(Path(__file__).with_name("scripted_vllm.py"))
+        vllm = await asyncio.create_subprocess_exec(sys.executable, script, str(port), base_id, str(tmp_path / "child"))
+        student = ServedStudent(BASE, base_id, f"http://127.0.0.1:{port}", SERVED)
+        supervisor = StudentSupervisor(
+            record, student, prompts_of(record), new_process=None, say=lambda line: None, pace=Pace()
+        )
+        async with looked_after(supervisor):
+            await until(lambda: state_of(record) is ServerState.READY, "ready")
+            vllm.kill()
+            await vllm.wait()
+            await until(lambda: state_of(record) is ServerState.DOWN, "down", seconds=3)
+            assert loaded(record) == set()
+        os.kill(int((tmp_path / "child").read_text(encoding="utf-8")), signal.SIGKILL)
 
     run(scenario)
 

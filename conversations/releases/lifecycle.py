@@ -1,21 +1,20 @@
-"""Releases: the immutable versions of the student, which one is in service, and which server has loaded what.
+"""What happens to a release: registered, promoted, refused, set aside, rolled back, restored; and which one is in service.
 
-In: what the gate decided, what an operator asked for, what a supervisor saw. Out: one answer to "which student answers this
-conversation". A release never changes and its name is never used again; what happens to it is an event behind it.
+In: what the gate decided and what an operator asked for. Out: events behind a release, and the pointer that they make. The release
+in service changes in one transaction.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 
 from conversations import audit
 from conversations.errors import OperatorError
-from conversations.messages import Json, utc_now, utc_text
+from conversations.messages import Json, utc_now
 from conversations.store import Record, Row, Transaction
 
-SERVER_SILENCE = timedelta(seconds=20)
 # How a training that started from the base student says so, where another names a release.
 STARTED_FROM_BASE = "base"
 
@@ -37,14 +36,6 @@ class ReleaseState(StrEnum):
     RETIRED = "retired"
     REFUSED = "refused"
     ROLLED_BACK = "rolled_back"
-
-
-class ServerState(StrEnum):
-    """What a student server said of itself last."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DOWN = "down"
 
 
 @dataclass(frozen=True)
@@ -79,37 +70,6 @@ class ReleaseEvent:
     actor: str
     reason: str
     happened_at_utc: str
-
-
-@dataclass(frozen=True)
-class StudentServer:
-    """A vLLM server as its supervisor last saw it. `is_fresh` is false when the supervisor has fallen silent.
-
-    `release_id` is the one whole release that it serves, None where it serves the base with adapters. Memory is that of the
-    server's processes, where its supervisor can see them.
-    """
-
-    server_id: str
-    base_url: str
-    base: str
-    state: ServerState
-    process_id: int | None
-    detail: str
-    heartbeat_at_utc: str
-    is_fresh: bool
-    release_id: str | None = None
-    memory_bytes: int | None = None
-    gpu_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Load:
-    """Whether a server has a release in memory."""
-
-    server_id: str
-    release_id: str
-    loaded: bool
-    detail: str
 
 
 def register(record: Record, release: Release, *, actor: str, reason: str) -> None:
@@ -151,14 +111,24 @@ def may_go_on(record: Record, release_id: str) -> bool:
 
 
 def promote(record: Record, release_id: str, *, actor: str, reason: str) -> None:
-    """Put a release into service for new conversations."""
+    """Put a release into service for new conversations.
+
+    Raises OperatorError for one whose weights are gone: the next restart of a server could not bring it back.
+    """
     _known(record, release_id)
     with record.write() as transaction:
         promote_in(transaction, release_id, actor=actor, reason=reason)
 
 
 def promote_in(transaction: Transaction, release_id: str, *, actor: str, reason: str) -> None:
-    """Put a release into service, inside an open transaction."""
+    """Put a release into service, inside an open transaction. Raises as `promote`."""
+    rows = transaction.query("SELECT weights_path FROM releases WHERE release_id = ?", [release_id])
+    weights_path = Path(str(rows[0]["weights_path"]))
+    if not weights_path.is_dir():
+        raise OperatorError(
+            f"the weights of the release {release_id!r} are gone: there is no folder {weights_path}; expected what its run wrote; "
+            "restore that folder, or train anew; the release in service goes on"
+        )
     want_in(transaction, release_id, actor)
     _event(transaction, release_id, "promoted", actor, reason)
 
@@ -173,36 +143,40 @@ def refuse(record: Record, release_id: str, *, actor: str, reason: str) -> None:
     _known(record, release_id)
     with record.write() as transaction:
         _event(transaction, release_id, "refused", actor, reason)
-        transaction.execute("DELETE FROM wanted_loads WHERE release_id = ?", [release_id])
+        _let_go(transaction, release_id)
 
 
 def set_aside(record: Record, release_id: str, *, actor: str, reason: str) -> None:
     """Note that the gate could not tell; the release stays a candidate and the servers drop it."""
     _known(record, release_id)
     with record.write() as transaction:
-        transaction.execute("DELETE FROM wanted_loads WHERE release_id = ?", [release_id])
+        _let_go(transaction, release_id)
         audit.note(transaction, actor, "release set aside", release_id, {"reason": reason})
 
 
 def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str) -> str:
     """Take the release in service out of it and restore another; return the restored one's name.
 
-    Without `to`, the one that was in service before. Raises OperatorError when there is none.
+    Without `to`, the newest before it that was in service and was not rolled back, of those that can be served if there are any.
+    Raises OperatorError when there is none, and for a `to` whose weights are gone and that no server has in memory.
     """
     with record.write() as transaction:
-        served = transaction.query(
-            "SELECT release_id FROM release_events WHERE event IN ('promoted', 'restored') ORDER BY release_event_id"
-        )
-        current = str(served[-1]["release_id"]) if served else None
-        target = to or _previous(transaction, [str(row["release_id"]) for row in served])
+        served = _served(transaction)
+        current = served[-1] if served else None
+        target = to or _previous(transaction, served)
         if target is None or current is None:
             raise OperatorError("no earlier release to roll back to; `distill releases` lists what there is")
         if target == current:
             raise OperatorError(f"the release {target!r} is in service already; nothing to roll back")
         if not transaction.query("SELECT 1 FROM releases WHERE release_id = ?", [target]):
             raise OperatorError(f"no release {target!r}; `distill releases` lists what there is")
-        if target not in {row["release_id"] for row in served}:
+        if target not in served:
             raise OperatorError(f"the release {target!r} was never in service; only the gate puts a release there first")
+        if to is not None and not _can_be_served(transaction, target):
+            raise OperatorError(
+                f"the weights of the release {target!r} are gone, and no server has it in memory; expected its folder, which "
+                "`distill releases --json` names; restore that, or give another release with --to"
+            )
         _event(transaction, current, "rolled_back", actor, reason)
         want_in(transaction, target, actor)
         _event(transaction, target, "restored", actor, reason)
@@ -252,101 +226,6 @@ def wanted(record: Record) -> list[Release]:
     return [release(record, str(row["release_id"])) for row in names]
 
 
-def announce_server(
-    record: Record,
-    *,
-    server_id: str,
-    base_url: str,
-    base: str,
-    state: ServerState,
-    process_id: int | None = None,
-    detail: str = "",
-    release_id: str | None = None,
-    memory_bytes: int | None = None,
-    gpu_memory_bytes: int | None = None,
-) -> None:
-    """Write what a supervisor knows of its server now; a server that is not ready has nothing loaded."""
-    with record.write() as transaction:
-        transaction.execute(
-            "INSERT INTO student_servers (server_id, base_url, base, state, process_id, detail, heartbeat_at_utc, release_id, "
-            "memory_bytes, gpu_memory_bytes) VALUES (:server_id, :base_url, :base, :state, :process_id, :detail, :now, "
-            ":release_id, :memory_bytes, :gpu_memory_bytes) "
-            "ON CONFLICT (server_id) DO UPDATE SET base_url = excluded.base_url, base = excluded.base, "
-            "state = excluded.state, process_id = excluded.process_id, detail = excluded.detail, "
-            "heartbeat_at_utc = excluded.heartbeat_at_utc, release_id = excluded.release_id, "
-            "memory_bytes = excluded.memory_bytes, gpu_memory_bytes = excluded.gpu_memory_bytes",
-            {
-                "server_id": server_id,
-                "base_url": base_url,
-                "base": base,
-                "state": state,
-                "process_id": process_id,
-                "detail": detail,
-                "now": utc_now(),
-                "release_id": release_id,
-                "memory_bytes": memory_bytes,
-                "gpu_memory_bytes": gpu_memory_bytes,
-            },
-        )
-        if state is not ServerState.READY:
-            transaction.execute("DELETE FROM loads WHERE server_id = ?", [server_id])
-
-
-def servers(record: Record) -> list[StudentServer]:
-    """Return every known server."""
-    oldest = utc_text(datetime.now(UTC) - SERVER_SILENCE)
-    return [
-        StudentServer(
-            server_id=str(row["server_id"]),
-            base_url=str(row["base_url"]),
-            base=str(row["base"]),
-            state=ServerState(str(row["state"])),
-            process_id=None if row["process_id"] is None else int(row["process_id"]),
-            detail=str(row["detail"]),
-            heartbeat_at_utc=str(row["heartbeat_at_utc"]),
-            is_fresh=str(row["heartbeat_at_utc"]) >= oldest,
-            release_id=None if row["release_id"] is None else str(row["release_id"]),
-            memory_bytes=None if row["memory_bytes"] is None else int(row["memory_bytes"]),
-            gpu_memory_bytes=None if row["gpu_memory_bytes"] is None else int(row["gpu_memory_bytes"]),
-        )
-        for row in record.query("SELECT * FROM student_servers ORDER BY server_id")
-    ]
-
-
-def note_load(record: Record, load: Load) -> None:
-    """Write that a server has loaded a release, or that it could not."""
-    with record.write() as transaction:
-        transaction.execute(
-            "INSERT INTO loads VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_id, release_id) "
-            "DO UPDATE SET state = excluded.state, detail = excluded.detail, happened_at_utc = excluded.happened_at_utc",
-            [load.server_id, load.release_id, "loaded" if load.loaded else "failed", load.detail, utc_now()],
-        )
-
-
-def forget_load(record: Record, server_id: str, release_id: str) -> None:
-    """Write that a server no longer has a release in memory."""
-    with record.write() as transaction:
-        transaction.execute("DELETE FROM loads WHERE server_id = ? AND release_id = ?", [server_id, release_id])
-
-
-def loads(record: Record) -> list[Load]:
-    """Return what each server has in memory, and what it could not load."""
-    return [
-        Load(str(row["server_id"]), str(row["release_id"]), row["state"] == "loaded", str(row["detail"]))
-        for row in record.query("SELECT * FROM loads ORDER BY server_id, release_id")
-    ]
-
-
-def servers_with(record: Record, release_id: str) -> list[StudentServer]:
-    """Return the ready servers that have a release in memory."""
-    holding = {load.server_id for load in loads(record) if load.release_id == release_id and load.loaded}
-    return [
-        server
-        for server in servers(record)
-        if server.server_id in holding and server.state is ServerState.READY and server.is_fresh
-    ]
-
-
 def _enter(transaction: Transaction, release: Release, actor: str, reason: str) -> None:
     transaction.insert(
         "releases",
@@ -374,19 +253,60 @@ def _event(transaction: Transaction, release_id: str, event: str, actor: str, re
 
 
 def want_in(transaction: Transaction, release_id: str, wanted_by: str) -> None:
-    """Ask the servers to load a release, inside an open transaction."""
-    transaction.execute("INSERT OR IGNORE INTO wanted_loads VALUES (?, ?, ?)", [release_id, wanted_by, utc_now()])
+    """Ask the servers to load a release, inside an open transaction; asking again has them try again what failed."""
+    transaction.execute(
+        "INSERT INTO wanted_loads VALUES (?, ?, ?) ON CONFLICT (release_id) DO UPDATE SET wanted_by = excluded.wanted_by, "
+        "wanted_at_utc = excluded.wanted_at_utc",
+        [release_id, wanted_by, utc_now()],
+    )
+    transaction.execute("DELETE FROM loads WHERE release_id = ? AND state = 'failed'", [release_id])
 
 
-def _previous(transaction: Transaction, served: list[str]) -> str | None:
-    """Return the newest release before the present one that was in service and was not rolled back since."""
-    for release_id in reversed(served[:-1]):
-        last = transaction.query(
+def served_and_before(source: Record | Transaction) -> tuple[str | None, str | None]:
+    """Return the release in service, and the one that a rollback would restore."""
+    served = _served(source)
+    return (served[-1] if served else None), _previous(source, served)
+
+
+def _let_go(transaction: Transaction, release_id: str) -> None:
+    """Forget the wish for a release, unless it is answering somebody: `needs.settle` forgets it once it has ended."""
+    transaction.execute(
+        "DELETE FROM wanted_loads WHERE release_id = ? AND NOT EXISTS (SELECT 1 FROM turns "
+        "WHERE status IN ('pending', 'streaming') AND turns.release_id = wanted_loads.release_id)",
+        [release_id],
+    )
+
+
+def _served(source: Record | Transaction) -> list[str]:
+    """Return the releases that were put into service, in order; the last one is there now."""
+    rows = source.query(
+        "SELECT release_id FROM release_events WHERE event IN ('promoted', 'restored') ORDER BY release_event_id"
+    )
+    return [str(row["release_id"]) for row in rows]
+
+
+def _previous(source: Record | Transaction, served: list[str]) -> str | None:
+    """Return the newest release before the present one that was not rolled back or refused since.
+
+    One that cannot be served, as it looks from this machine, comes behind all others: an undo must not fail for a folder that is
+    mounted elsewhere.
+    """
+    earlier = []
+    for release_id in dict.fromkeys(reversed(served[:-1])):
+        last = source.query(
             "SELECT event FROM release_events WHERE release_id = ? ORDER BY release_event_id DESC LIMIT 1", [release_id]
         )
-        if release_id != served[-1] and last[0]["event"] != "rolled_back":
-            return release_id
-    return None
+        if release_id != served[-1] and last[0]["event"] not in ("rolled_back", "refused"):
+            earlier.append(release_id)
+    return next((name for name in earlier if _can_be_served(source, name)), next(iter(earlier), None))
+
+
+def _can_be_served(source: Record | Transaction, release_id: str) -> bool:
+    """Tell whether a release's weights are there, or at least in a server's memory."""
+    rows = source.query("SELECT weights_path FROM releases WHERE release_id = ?", [release_id])
+    if Path(str(rows[0]["weights_path"])).is_dir():
+        return True
+    return bool(source.query("SELECT 1 FROM loads WHERE release_id = ? AND state = 'loaded'", [release_id]))
 
 
 def _last_event(record: Record, release_id: str) -> str | None:
