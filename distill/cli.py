@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from conversations import releases
+from conversations import releases, rollouts
 from conversations.errors import OperatorError, run_command
 from conversations.messages import Json
 from conversations.settings import read_settings
@@ -191,14 +191,14 @@ def rollback(
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept in the audit.")] = "rolled back by the operator",
 ) -> None:
-    """Take the release in service out of it and restore an earlier one. Open conversations move at their next turn."""
+    """Take back the canary that goes on, else the release in service. Open conversations move at their next turn."""
     read = read_settings(DistillSettings, settings)
     with open_existing(read.record.path) as record:
-        restored = releases.roll_back(record, to=to, actor="distill rollback", reason=reason)
+        done = rollouts.roll_back(record, to=to, actor="distill rollback", reason=reason)
     if as_json:
-        _print_json({"in_service": restored})
+        _print_json({"in_service": done.in_service, "rolled_back": done.release_id})
         return
-    _say(f"{restored} is in service again")
+    _say(f"{done.release_id} is rolled back; {done.in_service} is in service")
 
 
 @app.command("releases")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, cycles, cycles_data, intervals, kills, record, study, teach, train
+from tests.bench import choose, cycles, cycles_data, intervals, kills, online, record, study, teach, train
 from tests.bench.study_trial import Trial
 from tests.distill.tiny_student import tiny_student, write_dataset
 
@@ -23,6 +23,15 @@ def test_the_record_is_measured_and_nothing_is_lost_under_eight_writers() -> Non
     assert figures["conversations paged"] == 200
     assert {"search p95, ms", "import, turns a second", "export, peak MB", "verify, s"} <= set(figures)
     record.show(found)
+
+
+@pytest.mark.slow
+def test_online_figures_are_measured_and_a_bad_canary_goes_sooner_than_a_good_one() -> None:
+    found = online.figures(2000, canaries=50, answers=100)
+    assert found["speed"]["answers since ever"] == 1000
+    rules = found["rules"]
+    assert rules["1% of answers fail"]["taken back"] < rules["10% of answers fail"]["taken back"] <= 1
+    assert rules["50% of answers fail"] == {"taken back": 1, "after answers, median": 20}
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The tab Compare: one decision, and beside each other what was said, what the teacher says and what the student says.
 
 In: a decision that an operator chose. Out: the question with its history, every answer with its origin, and below them the panel
-where the operator has a word in it.
+where the operator has a word in it. Above all stands the blind vote, where an operator does not know whose answers they are.
 """
 
 import html
@@ -17,7 +17,7 @@ from conversations.releases import Release, ReleaseKind
 from conversations.reviews import Review, ReviewVerdict
 from conversations.store import Record
 from conversations.turns import Turn
-from support_bot.console import markup, word
+from support_bot.console import blind, dialogue, markup, word
 from support_bot.console.desk import QUIETLY, Desk, Drawing
 
 SHOWN_DECISIONS = 50
@@ -33,6 +33,7 @@ _VERDICT_TONES: dict[Verdict, markup.Tone] = {
 def tab(desk: Desk) -> Drawing:
     """Lay the tab out and return how it is drawn anew."""
     record = desk.record
+    blind.panel(desk)
     with gr.Row(elem_classes="tools"):
         query = gr.Textbox(label="Words", placeholder="words of the conversation", scale=3)
         split = gr.Dropdown([ANY, *Split], value=ANY, label="Used for", scale=1, filterable=False)
@@ -70,10 +71,9 @@ def compare_answers(record: Record, decision_id: str) -> str:
         return markup.note(f"There is no decision {decision_id} any more.")
     reviewed = reviews.newest(record, decision_id)
     every = turns.all_turns(record, decision.conversation_id)
-    history = turns.branch_to(every, decision.question_turn_id)
     logged = next((turn for turn in every if turn.turn_id == decision.reply_turn_id), None)
     columns = [
-        _column(
+        dialogue.column(
             "Logged reply",
             logged.content if logged else None,
             _logged_facts(logged),
@@ -83,7 +83,6 @@ def compare_answers(record: Record, decision_id: str) -> str:
             decisions.answers(record, decision_id), {each.release_id: each for each in releases.releases(record)}, reviewed
         ),
     ]
-    spoken = "".join(_spoken(turn) for turn in history if turn.content)
     facts = " ".join(
         piece.html
         for piece in (
@@ -94,7 +93,7 @@ def compare_answers(record: Record, decision_id: str) -> str:
         )
     )
     return (
-        f"{markup.heading('Question')}<p>{facts}</p><ol class='turns'>{spoken}</ol>"
+        f"{markup.heading('Question')}<p>{facts}</p>{dialogue.history(record, decision)}"
         f"{markup.heading('Answers')}<div class='answers'>{''.join(columns)}</div>"
     )
 
@@ -105,11 +104,6 @@ def _logged_facts(logged: Turn | None) -> list[markup.Markup]:
     return [markup.pill(logged.status), *([markup.code(logged.release_id)] if logged.release_id else [])]
 
 
-def _spoken(turn: Turn) -> str:
-    line = f'<div class="line">{markup.pill(turn.author).html}</div>'
-    return f'<li class="turn {turn.role}">{line}{markup.words(turn.content)}</li>'
-
-
 def _given(answers: Sequence[Answer], known: dict[str, Release], reviewed: Mapping[str, Review]) -> list[str]:
     """Return a column for the newest answer of each author: teacher, operators, students, the base student last."""
     newest: dict[tuple[AnswerAuthor, str], Answer] = {}
@@ -117,7 +111,7 @@ def _given(answers: Sequence[Answer], known: dict[str, Release], reviewed: Mappi
         newest.setdefault((answer.author, answer.author_name), answer)
     of_author = {author: [each for each in newest.values() if each.author is author] for author in AnswerAuthor}
     columns = [_answer_column("Teacher", each, _reviewed(reviewed, each)) for each in of_author[AnswerAuthor.TEACHER]]
-    columns = columns or [_column("Teacher", None, [], nothing="The teacher has not answered this.")]
+    columns = columns or [dialogue.column("Teacher", None, [], nothing="The teacher has not answered this.")]
     columns += [_answer_column("Operator", each, _reviewed(reviewed, each)) for each in of_author[AnswerAuthor.OPERATOR]]
     columns += [_answer_column("A person", each, _reviewed(reviewed, each)) for each in of_author[AnswerAuthor.LOGGED]]
     tuned: list[str] = []
@@ -128,7 +122,7 @@ def _given(answers: Sequence[Answer], known: dict[str, Release], reviewed: Mappi
         state = [markup.pill(release.state.replace("_", " "))] if release is not None else []
         (base if is_base else tuned).append(_answer_column("Base student" if is_base else "Student", answer, state))
     students = tuned[:2] + base[:1]
-    return columns + (students or [_column("Student", None, [], nothing="No student was measured on this.")])
+    return columns + (students or [dialogue.column("Student", None, [], nothing="No student was measured on this.")])
 
 
 def _reviewed(reviewed: Mapping[str, Review], answer: Answer) -> list[markup.Markup]:
@@ -146,13 +140,7 @@ def _answer_column(title: str, answer: Answer, more: Sequence[markup.Markup] = (
     if answer.verdict_reason:
         facts.append(markup.pill(answer.verdict_reason))
     facts += [markup.Markup(f"passage {markup.code(passage).html}") for passage in answer.passages]
-    return _column(title, answer.content, facts, nothing="It said nothing.")
-
-
-def _column(title: str, content: str | None, facts: Sequence[markup.Markup], *, nothing: str) -> str:
-    body = markup.words(content) if content else markup.note(nothing)
-    line = " ".join(fact.html for fact in facts)
-    return f'<section class="answer"><h3>{html.escape(title)}</h3>{body}<p class="line">{line}</p></section>'
+    return dialogue.column(title, answer.content, facts, nothing="It said nothing.")
 
 
 def _listing(record: Record, words: str, used_for: str) -> str:

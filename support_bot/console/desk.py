@@ -19,7 +19,7 @@ from support_bot.access import Operators
 QUIETLY: dict[str, object] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
 # A tab's handler that draws its page anew, and the components that it draws.
-Drawing: TypeAlias = tuple[Callable[[], tuple[object, ...]], list[gr.components.Component]]
+Drawing: TypeAlias = tuple[Callable[[], tuple[object, ...]], list[gr.components.Component | gr.Column]]
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,12 @@ def code(text: str | None) -> Markup:
     return Markup(f"<code>{html.escape(text)}</code>" if text else shown(None))
 
 
+def two_lines(first: str, second: str) -> Markup:
+    """Return a figure, and below it in small what it rests on; neither is broken."""
+    small = f"<br><small>{html.escape(second)}</small>" if second else ""
+    return Markup(f'<span class="figure">{html.escape(first)}{small}</span>')
+
+
 def bar(share: float) -> Markup:
     """Return a progress bar for a share between 0 and 1."""
     percent = round(100 * min(1.0, max(0.0, share)))

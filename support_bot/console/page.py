@@ -68,18 +68,19 @@ def _page(desk: Desk, table: ServeTable) -> gr.Blocks:
             with gr.Tab("Compare") as compare_tab:
                 drawings.append((compare_tab, compare.tab(desk)))
             with gr.Tab("Runs") as runs_tab:
-                drawing, timer = runs.tab(desk)
+                drawing, runs_timer = runs.tab(desk)
                 drawings.append((runs_tab, drawing))
             with gr.Tab("Reports") as reports_tab:
                 drawings.append((reports_tab, reports.tab(desk)))
             with gr.Tab("Releases") as releases_tab:
-                drawings.append((releases_tab, releases.tab(desk)))
+                drawing, releases_timer = releases.tab(desk)
+                drawings.append((releases_tab, drawing))
             with gr.Tab("Audit") as audit_tab:
                 drawings.append((audit_tab, audit.tab(desk)))
         for tab, (draw, outputs) in drawings:
             tab.select(draw, None, outputs, **QUIETLY)
-            # Runs are looked at every two seconds, but only by those who look.
-            tab.select(_timer_while(tab is runs_tab), None, timer, **QUIETLY)
+            # Runs and releases are looked at every few seconds, but only by those who look.
+            tab.select(_timers_while(tab is runs_tab, tab is releases_tab), None, [runs_timer, releases_timer], **QUIETLY)
         draw_first, outputs = first
         page.load(draw_first, None, outputs, **QUIETLY)
     page.queue(api_open=False)
@@ -87,5 +88,5 @@ def _page(desk: Desk, table: ServeTable) -> gr.Blocks:
     return page
 
 
-def _timer_while(is_looked_at: bool) -> Callable[[], gr.Timer]:
-    return lambda: gr.Timer(active=is_looked_at)
+def _timers_while(*are_looked_at: bool) -> Callable[[], tuple[gr.Timer, ...]]:
+    return lambda: tuple(gr.Timer(active=is_looked_at) for is_looked_at in are_looked_at)

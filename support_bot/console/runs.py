@@ -1,4 +1,4 @@
-"""The tab Runs: ask for a distillation run, and watch the one that goes on.
+"""The tab Runs: ask for a distillation run, watch the one that goes on, and read what schedulers decided and why.
 
 In: an operator's click. Out: one request in the record, however often it is clicked; `distill schedule` takes it. Starts
 nothing itself.
@@ -6,8 +6,9 @@ nothing itself.
 
 import gradio as gr
 
-from conversations import runs
+from conversations import runs, schedules
 from conversations.runs import Run, RunState
+from conversations.schedules import ScheduleDecision
 from conversations.store import Record
 from support_bot.console import markup
 from support_bot.console.desk import QUIETLY, Desk, Drawing
@@ -19,6 +20,14 @@ _TONES: dict[RunState, markup.Tone] = {
     RunState.COMPLETE: "good",
     RunState.FAILED: "bad",
     RunState.INTERRUPTED: "bad",
+}
+_DECISION_TONES: dict[ScheduleDecision, markup.Tone] = {
+    ScheduleDecision.STARTED: "busy",
+    ScheduleDecision.RESUMED: "busy",
+    ScheduleDecision.WAITS: "plain",
+    ScheduleDecision.STANDS_BY: "plain",
+    ScheduleDecision.ENDED: "good",
+    ScheduleDecision.CANARY: "busy",
 }
 
 
@@ -54,7 +63,7 @@ def tab(desk: Desk) -> tuple[Drawing, gr.Timer]:
 
 
 def show_runs(record: Record) -> str:
-    """Return the requests and the runs as HTML."""
+    """Return the runs, the requests and what schedulers decided as HTML."""
     requests = markup.table(
         ("asked (UTC)", "by", "state", "run", "outcome"),
         [
@@ -74,7 +83,24 @@ def show_runs(record: Record) -> str:
         [_row(record, each) for each in runs.runs(record, SHOWN)],
         empty="No run yet.",
     )
-    return f"{markup.heading('Runs')}{every}{markup.heading('Requests')}{requests}"
+    decided = markup.table(
+        ("when (UTC)", "scheduler", "decision", "because", "run"),
+        [
+            (
+                markup.moment(each.decided_at_utc),
+                each.scheduler,
+                markup.pill(each.decision.replace("_", " "), _DECISION_TONES[each.decision]),
+                each.reason,
+                markup.code(each.run_id),
+            )
+            for each in schedules.decisions_taken(record, SHOWN)
+        ],
+        empty="No scheduler has decided anything; `distill schedule` is one.",
+    )
+    return (
+        f"{markup.heading('Runs')}{every}{markup.heading('Requests')}{requests}"
+        f"{markup.heading('What schedulers decided')}{decided}"
+    )
 
 
 def _row(record: Record, run: Run) -> tuple[markup.Cell, ...]:

@@ -1,17 +1,35 @@
 """What `conversations verify` promises: whatever was changed behind the record's back, the first row of it is named."""
 
+import random
 import re
 import sqlite3
 
 import pytest
 from conftest import bring_in, talk_of
 
-from conversations import artefacts, checks, decisions, editions, erasure, releases, runs, tags, turns
+from conversations import (
+    artefacts,
+    checks,
+    decisions,
+    editions,
+    erasure,
+    releases,
+    rollouts,
+    runs,
+    shadows,
+    tags,
+    turns,
+    votes,
+)
 from conversations.artefacts import ArtefactKind
 from conversations.decisions import AnswerAuthor, Decision
 from conversations.messages import Split, Vote
+from conversations.releases import Release, ReleaseKind, ReleaseState
+from conversations.rollouts import RolloutKind
 from conversations.searchable import search_words
+from conversations.shadows import ShadowAnswer
 from conversations.store import Record
+from conversations.votes import Choice
 
 
 def filled(record: Record) -> str:
@@ -31,8 +49,27 @@ def filled(record: Record) -> str:
     runs.begin_run(record, run_id="run", path="/nowhere", settings_digest="d")
     decisions.put_decisions(record, [Decision("d1", talk, turn_id, None, "c", Split.TEST, "t", "h", "run", "coverage")])
     decisions.add_answer(record, "d1", author=AnswerAuthor.TEACHER, author_name="big", content="hold the pin")
+    decisions.add_answer(record, "d1", author=AnswerAuthor.STUDENT, author_name="small", content="hold it")
     editions.next_edition(record, "run", {"d1": "{}"})
     releases.register_base(record, base="tiny", weights_path="/nowhere", weights_digest="sha256:" + "ab" * 32)
+    releases.register(
+        record,
+        Release("s1", None, "tiny", ReleaseKind.LORA, "/w", "sha256:1", {}, "2026-01-01", ReleaseState.CANDIDATE),
+        actor="test",
+        reason="test",
+    )
+    shadow = rollouts.start(record, RolloutKind.SHADOW, "s1", share=1, actor="test", reason="test")
+    shadows.keep(record, ShadowAnswer(shadow.rollout_id, turn_id, "s1", "hold", None, 1.0, 2.0, 3, 4, False, 0.5))
+    pair = votes.next_pair(record, voted_by="olga", chance=random.Random(1))
+    assert pair is not None
+    votes.vote(
+        record,
+        decision_id="d1",
+        left_answer_id=pair.left.answer_id,
+        right_answer_id=pair.right.answer_id,
+        choice=Choice.LEFT,
+        voted_by="olga",
+    )
     path = record.path.with_name("rows.jsonl")
     path.write_text("one\n", encoding="utf-8")
     artefacts.note(record, [artefacts.described(path, ArtefactKind.EXPORT)])
@@ -49,7 +86,8 @@ def test_a_record_as_it_was_written_has_nothing_wrong(record: Record) -> None:
         result.checked["feedback"],
         result.checked["answers"],
         result.checked["editions"],
-    ) == (2, 1, 1, 1)
+    ) == (2, 1, 2, 1)
+    assert (result.checked["blind_votes"], result.checked["shadow_answers"]) == (1, 1)
 
 
 _TAKEN_OUT_OF_INDEX = (
@@ -82,6 +120,15 @@ MEDDLING = {
         "is of 'bo', whose conversation it is not",
     ),
     "an answer": ("UPDATE answers SET content = 'pull the plug'", "answer answer_.*: its content does not match its hash"),
+    "a blind vote": (
+        "UPDATE blind_votes SET right_answer_id = left_answer_id",
+        "blind vote vote_.*: is not about two answers to its decision",
+    ),
+    "a shadow's answer": (
+        "UPDATE shadow_answers SET release_id = (SELECT release_id FROM releases WHERE kind = 'base')",
+        "shadow answer to turn_.*: is not of the release that rollout_.* tries",
+    ),
+    "a canary's rules": ("UPDATE rollouts SET rules_json = '{'", "rollouts rollout_.*: rules_json is no JSON"),
     "an edition": ("DELETE FROM edition_decisions", "edition 1: its rows do not match its hash"),
     "a reference": (
         "UPDATE turns SET conversation_id = 'gone' WHERE content = 'two'",

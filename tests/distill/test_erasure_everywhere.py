@@ -1,6 +1,7 @@
 """What an erasure promises: afterwards no byte of the person is on the disk, whoever has written a copy."""
 
 import json
+import random
 import threading
 import time
 from pathlib import Path
@@ -9,14 +10,32 @@ import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, SmallRun, conversation, small_run
 
-from conversations import audit, backup, checks, decisions, erasure, lineage, releases, replies, search, turns
+from conversations import (
+    audit,
+    backup,
+    checks,
+    decisions,
+    erasure,
+    lineage,
+    releases,
+    replies,
+    rollouts,
+    runs,
+    search,
+    shadows,
+    turns,
+    votes,
+)
 from conversations.decisions import AnswerAuthor
 from conversations.errors import OutsideError
 from conversations.exchange import exports, imports
 from conversations.exchange.exports import ExportFormat
 from conversations.messages import Author, Role
 from conversations.releases import Release, ReleaseKind, ReleaseState
+from conversations.rollouts import RolloutKind
+from conversations.shadows import ShadowAnswer
 from conversations.store import Record, open_existing
+from conversations.votes import Choice
 from distill.run import Stage
 
 PHRASES = ("the heirloom gramophone hums", "ask for Wilhelmina at the back door", "wilhelmina-17")
@@ -64,6 +83,25 @@ def lived(small: SmallRun) -> tuple[str, str]:
         "student-1", run.run_id, "tiny", ReleaseKind.LORA, "/w", "sha256:1", {}, "2026-01-01", ReleaseState.CANDIDATE
     )
     releases.register(small.record, release, actor="test", reason="test")
+    told = turns.thread(small.record, talk)[0].turn_id
+    shadow = rollouts.start(small.record, RolloutKind.SHADOW, "student-1", share=1, actor="test", reason="test")
+    shadows.keep(
+        small.record,
+        ShadowAnswer(shadow.rollout_id, told, "student-1", f"Do {PHRASES[1]}.", None, 1.0, 2.0, 3, 4, False, 0.5),
+    )
+    decisions.add_answer(
+        small.record, own[0], author=AnswerAuthor.STUDENT, author_name="student-1", content=f"I say {PHRASES[1]}"
+    )
+    pair = votes.next_pair(small.record, voted_by="olga", chance=random.Random(1))
+    assert pair is not None
+    votes.vote(
+        small.record,
+        decision_id=pair.decision_id,
+        left_answer_id=pair.left.answer_id,
+        right_answer_id=pair.right.answer_id,
+        choice=Choice.LEFT,
+        voted_by="olga",
+    )
     for each in ExportFormat:
         exports.export_file(small.record, small.folder / f"out.{each}", each)
     backup.back_up(small.record, small.folder / "backups" / "monday.db")
@@ -97,6 +135,7 @@ def test_no_byte_of_a_person_is_left_and_who_learned_from_them_is_told(small: Sm
     assert erased.answers >= 2 and erased.files >= 8
     assert (erased.runs, erased.releases) == ((run_id,), (release_id,))
     assert bytes_with(small.folder, *PHRASES) == []
+    assert small.record.query("SELECT 1 FROM shadow_answers") == votes.votes(small.record) == []
     assert checks.verify(small.record).problems == []
     assert PHRASES[2] not in json.dumps([each.detail_json + each.target for each in audit.newest(small.record, 100)])
     # The others are where they were.

@@ -12,10 +12,14 @@ import pytest
 from chat_world import PASSWORD, ChatWorld, start_pages
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from test_canary import assert_rolled_back
 
-from conversations import decisions, releases, reviews, runs, tags, turns
+from conversations import decisions, releases, reviews, rollouts, runs, schedules, tags, turns, votes
 from conversations.decisions import AnswerAuthor, Decision, Verdict
 from conversations.messages import Author, Role, Split, TurnStatus
+from conversations.rollouts import Rollout, RolloutKind, RolloutState, Rules
+from conversations.schedules import ScheduleDecision
+from conversations.votes import Choice
 
 pytestmark = pytest.mark.slow
 
@@ -436,8 +440,144 @@ def test_roll_back_needs_a_reason_and_restores_the_release_before(visitor, world
     expect(page.locator("#rolled-back")).to_contain_text("give a reason")
     page.locator("#reason").get_by_role("textbox").fill("customers complain")
     page.locator("#roll-back").click()
-    expect(page.locator("#rolled-back")).to_contain_text(f"{world.base} is in service again")
+    expect(page.locator("#rolled-back")).to_contain_text(f"tuned-1 is rolled back; {world.base} is in service")
     newest = releases.events(world.record)[0]
     assert (newest.release_id, newest.event, newest.actor, newest.reason) == (
         world.base, "restored", "operator", "customers complain",
     )  # fmt: skip
+
+
+def on_trial(world: ChatWorld, name: str) -> Rollout:
+    world.new_release(name)
+    return rollouts.start(
+        world.record, RolloutKind.CANARY, name, share=1, rules=Rules(min_turns=3), actor="test", reason="the gate passed"
+    )
+
+
+def failed_answer(world: ChatWorld, release_id: str) -> None:
+    talk = turns.create_conversation(world.record, customer_id="flo", channel="web").conversation_id
+    asked = turns.append_message(world.record, talk, Role.USER, Author.CUSTOMER, "Hello?")
+    reply = turns.begin_reply(
+        world.record, talk, question_turn_id=asked.turn_id, release_id=release_id, prompt_version="1", decoding={}
+    )
+    turns.finish_reply(world.record, reply.turn_id, status=TurnStatus.FAILED, content="", failure_code="broke_off")
+
+
+def test_a_canary_is_shown_beside_the_release_in_service_and_stopped_with_a_reason(visitor, world):
+    canary = on_trial(world, "tuned-2")
+    chat = open_chat(visitor, world)
+    say(chat, "Why is the light red?")
+    expect(bubbles(chat)).to_have_text(world.student.answer)
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Releases").click()
+    shown = page.locator("#rollouts")
+    expect(shown).to_contain_text("tuned-2 answers 100% of new conversations")
+    expect(shown.locator("tbody tr").nth(0)).to_contain_text("canary")
+    expect(shown.locator("tbody tr").nth(0)).to_contain_text("0 of 1")
+    expect(shown.locator("tbody tr").nth(1)).to_contain_text(world.base)
+    page.locator("#stop-canary").click()
+    expect(page.locator("#canary-said")).to_contain_text("give a reason")
+    assert rollouts.running(world.record, RolloutKind.CANARY) == canary
+    page.locator("#canary-reason").get_by_role("textbox").fill("complaints")
+    # The page is drawn anew every few seconds; what an operator types stays.
+    page.wait_for_timeout(4_000)
+    page.locator("#stop-canary").click()
+    expect(page.locator("#canary-said")).to_contain_text("move to the release in service at their next turn")
+    expect(page.locator("#stop-canary")).to_be_hidden()
+    expect(shown).to_contain_text("No canary goes on")
+    assert_rolled_back(world, canary, by="operator")
+    say(chat, "And now?")
+    expect(bubbles(chat)).to_have_count(2)
+    expect(bubbles(chat).nth(1)).to_have_text(world.student.answer)
+    assert [each.release_id for each in newest_thread(world) if each.role is Role.ASSISTANT] == ["tuned-2", world.base]
+
+
+def test_the_roll_back_button_takes_back_the_canary_that_goes_on(visitor, world):
+    canary = on_trial(world, "tuned-3")
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Releases").click()
+    page.locator("#rollback").get_by_text("Roll back").first.click()
+    page.locator("#reason").get_by_role("textbox").fill("complaints")
+    page.locator("#roll-back").click()
+    expect(page.locator("#rolled-back")).to_contain_text(f"tuned-3 is rolled back; {world.base} is in service")
+    assert_rolled_back(world, canary, by="operator")
+
+
+def test_a_canary_that_breaks_a_rule_goes_by_itself_and_the_open_page_says_so(visitor, world):
+    canary = on_trial(world, "tuned-4")
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Releases").click()
+    expect(page.locator("#rollouts")).to_contain_text("tuned-4 answers 100% of new conversations")
+    for _ in range(3):
+        failed_answer(world, "tuned-4")
+    # Nobody touches the page: the chat process looks, and the page looks at the record.
+    expect(page.locator("#rollouts")).to_contain_text("No canary goes on")
+    expect(page.locator("#releases")).to_contain_text("the error rate is 100.0% (3 of 3 answers")
+    assert rollouts.rollout(world.record, canary.rollout_id).state is RolloutState.ROLLED_BACK
+    assert releases.in_service(world.record) == world.base
+
+
+def test_promote_now_puts_the_canary_into_service(visitor, world):
+    canary = on_trial(world, "tuned-5")
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Releases").click()
+    page.locator("#canary-reason").get_by_role("textbox").fill("good enough")
+    page.locator("#promote-canary").click()
+    expect(page.locator("#canary-said")).to_contain_text("tuned-5 is in service")
+    assert releases.in_service(world.record) == "tuned-5"
+    assert rollouts.rollout(world.record, canary.rollout_id).state is RolloutState.PROMOTED
+    releases.roll_back(world.record, to=world.base, actor="test", reason="the next test")
+
+
+def test_runs_tab_tells_what_schedulers_decided_and_why(visitor, world):
+    schedules.note_decision(
+        world.record, scheduler="box-1", decision=ScheduleDecision.WAITS, reason="3 new conversations of <50>"
+    )
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Runs").click()
+    row = page.locator("#runs tr", has_text="box-1")
+    expect(row).to_contain_text("waits")
+    expect(row).to_contain_text("3 new conversations of <50>")
+
+
+def test_a_blind_vote_tells_whose_the_answers_are_only_after_the_vote(visitor, world):
+    record = world.record
+    asked = turns.create_conversation(record, customer_id="eve", channel="import").conversation_id
+    question = turns.append_message(record, asked, Role.USER, Author.CUSTOMER, "The mast hums at night")
+    if not runs.runs(record):
+        runs.begin_run(record, run_id="run-1", path="run", settings_digest="x")
+    decisions.put_decisions(
+        record, [Decision("decision-3", asked, question.turn_id, None, "c3", Split.TEST, "lights", "h", "run-1", "thumb")]
+    )
+    said = {"big-teacher": "Masts hum in the wind", "tuned-student": "Call the <b>store</b>"}
+    for name, words in said.items():
+        author = AnswerAuthor.TEACHER if name == "big-teacher" else AnswerAuthor.STUDENT
+        decisions.add_answer(record, "decision-3", author=author, author_name=name, content=words)
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#blind").get_by_text("Blind vote").first.click()
+    page.locator("#blind-next").click()
+    cards = page.locator("#blind-pair .answer")
+    # Another test's decision may be drawn before this one.
+    deadline = time.monotonic() + 30
+    while "The mast hums" not in page.locator("#blind-pair").inner_text():
+        assert time.monotonic() < deadline
+        page.locator("#blind-next").click()
+        page.wait_for_timeout(400)
+    expect(cards).to_have_count(2)
+    assert not any(name in page.content() for name in said), "no name is on the page, shown or hidden"
+    for word in ("teacher", "student"):
+        assert word not in " ".join(cards.all_inner_texts())
+    left_words = cards.nth(0).inner_text()
+    page.locator("#blind-left").click()
+    expect(page.locator("#blind-said")).to_contain_text("Noted: A is better.")
+    expect(page.locator("#blind-pair")).to_contain_text("big-teacher")
+    expect(page.locator("#blind-pair")).to_contain_text("tuned-student")
+    expect(cards.nth(0)).to_contain_text("better, you say")
+    (vote,) = [each for each in votes.votes(record) if each.decision_id == "decision-3"]
+    better = next(each for each in decisions.answers(record, "decision-3") if each.answer_id == vote.left_answer_id)
+    assert (vote.choice, vote.voted_by) == (Choice.LEFT, "operator")
+    assert better.content in left_words
+    expect(page.locator("#blind-left")).to_be_hidden()
+    page.locator("#blind-next").click()
+    expect(page.locator("#blind-pair")).not_to_contain_text("The mast hums")
