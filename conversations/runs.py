@@ -179,6 +179,15 @@ def finish_run(
         )
 
 
+def note_report(record: Record, run_id: str, report: Mapping[str, Json]) -> None:
+    """Keep a run's report as it is now; how the run stands does not change."""
+    with record.write() as transaction:
+        transaction.execute(
+            "UPDATE runs SET report_json = ? WHERE run_id = ?",
+            [json.dumps(dict(report), sort_keys=True, ensure_ascii=False), run_id],
+        )
+
+
 def run(record: Record, run_id: str) -> Run:
     """Return a run.
 
