@@ -68,6 +68,8 @@ def _derive(record: Record, problems: list[str], checked: dict[str, int]) -> Non
             "conversations": _conversations,
             "feedback": _votes,
             "answers": _answers,
+            "blind_votes": _blind_votes,
+            "shadow_answers": _shadow_answers,
             "editions": _editions,
             "audit": audit.broken_entries,
             "artefacts": partial(_artefacts, record.path.parent),
@@ -113,6 +115,7 @@ _JSON_COLUMNS = {
     "teacher_replies": ("request_hash", ("reply_json",)),
     "runs": ("run_id", ("report_json",)),
     "releases": ("release_id", ("metrics_json",)),
+    "rollouts": ("rollout_id", ("rules_json",)),
 }
 
 
@@ -239,6 +242,24 @@ def _answers(now: Snapshot) -> Iterator[str]:
         "GROUP BY decision_id, author_kind, author_name HAVING COUNT(*) <> MAX(version)"
     ):
         yield f"answers of {row['author_name']} for {row['decision_id']}: {row['n']} versions up to number {row['newest']}"
+
+
+def _blind_votes(now: Snapshot) -> Iterator[str]:
+    for row in now.rows(
+        "SELECT v.vote_id FROM blind_votes v LEFT JOIN answers l ON l.answer_id = v.left_answer_id "
+        "LEFT JOIN answers r ON r.answer_id = v.right_answer_id "
+        "WHERE l.decision_id IS NOT v.decision_id OR r.decision_id IS NOT v.decision_id OR v.left_answer_id = v.right_answer_id"
+    ):
+        yield f"blind vote {row['vote_id']}: is not about two answers to its decision"
+
+
+def _shadow_answers(now: Snapshot) -> Iterator[str]:
+    for row in now.rows(
+        "SELECT s.rollout_id, s.question_turn_id FROM shadow_answers s LEFT JOIN rollouts o USING (rollout_id) "
+        "LEFT JOIN turns t ON t.turn_id = s.question_turn_id "
+        "WHERE o.kind IS NOT 'shadow' OR o.release_id IS NOT s.release_id OR t.role IS NOT 'user'"
+    ):
+        yield f"shadow answer to {row['question_turn_id']}: is not of the release that {row['rollout_id']} tries, or to no question"
 
 
 def _editions(now: Snapshot) -> Iterator[str]:

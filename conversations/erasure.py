@@ -139,6 +139,7 @@ def _remove(transaction: Transaction, conversation_ids: Sequence[str]) -> _Remov
                 "DELETE FROM answer_reviews WHERE answer_id IN (SELECT answer_id FROM answers WHERE decision_id = ?)",
                 [decision_id],
             )
+            transaction.execute("DELETE FROM blind_votes WHERE decision_id = ?", [decision_id])
             removed.answers += transaction.execute("DELETE FROM answers WHERE decision_id = ?", [decision_id])
             transaction.execute("DELETE FROM decision_vectors WHERE decision_id = ?", [decision_id])
             transaction.execute("DELETE FROM teacher_batch_requests WHERE decision_id = ?", [decision_id])
@@ -168,6 +169,10 @@ def _remove_conversation(transaction: Transaction, conversation_id: str, sources
     bury(transaction, "conversation", conversation_id)
     transaction.execute(
         "DELETE FROM feedback WHERE turn_id IN (SELECT turn_id FROM turns WHERE conversation_id = ?)", [conversation_id]
+    )
+    transaction.execute(
+        "DELETE FROM shadow_answers WHERE question_turn_id IN (SELECT turn_id FROM turns WHERE conversation_id = ?)",
+        [conversation_id],
     )
     transaction.execute("DELETE FROM conversation_tags WHERE conversation_id = ?", [conversation_id])
     turn_ids = _names(

@@ -154,8 +154,18 @@ def promote(record: Record, release_id: str, *, actor: str, reason: str) -> None
     """Put a release into service for new conversations."""
     _known(record, release_id)
     with record.write() as transaction:
-        want_in(transaction, release_id, actor)
-        _event(transaction, release_id, "promoted", actor, reason)
+        promote_in(transaction, release_id, actor=actor, reason=reason)
+
+
+def promote_in(transaction: Transaction, release_id: str, *, actor: str, reason: str) -> None:
+    """Put a release into service, inside an open transaction."""
+    want_in(transaction, release_id, actor)
+    _event(transaction, release_id, "promoted", actor, reason)
+
+
+def take_back_in(transaction: Transaction, release_id: str, *, actor: str, reason: str) -> None:
+    """Note that a release that was on trial is rolled back, inside an open transaction; the one in service stays."""
+    _event(transaction, release_id, "rolled_back", actor, reason)
 
 
 def refuse(record: Record, release_id: str, *, actor: str, reason: str) -> None:

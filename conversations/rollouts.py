@@ -7,12 +7,13 @@ share of new conversations and stays with each; a shadow answers beside the stud
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from conversations import audit, releases
 from conversations.errors import OperatorError
-from conversations.messages import new_name, utc_now
-from conversations.store import Record, Row
+from conversations.messages import new_name, utc_now, utc_text
+from conversations.store import Record, Row, Transaction
 
 
 class RolloutKind(StrEnum):
@@ -62,6 +63,14 @@ class Rollout:
     ended_at_utc: str | None
 
 
+@dataclass(frozen=True)
+class RolledBack:
+    """Which release customers meet no more, and which one is in service now."""
+
+    release_id: str
+    in_service: str
+
+
 def start(
     record: Record,
     kind: RolloutKind,
@@ -74,13 +83,16 @@ def start(
 ) -> Rollout:
     """Begin to try a release, and ask the servers to load it.
 
-    Raises OperatorError for an unknown or refused release, the one that is in service, a share that is none, and while another
-    rollout of the kind is going on.
+    Raises OperatorError for an unknown or refused release, the one that is in service, a canary of one that was rolled back (no
+    conversation stays with it), a share that is none, and while another rollout of the kind is going on.
     """
     if not 0 < share <= 1:
         raise OperatorError(f"a share of {share!r}; expected more than 0 and at most 1, such as 0.1; mend it")
     known = releases.release(record, release_id)
-    if known.state in (releases.ReleaseState.IN_SERVICE, releases.ReleaseState.REFUSED):
+    barred = {releases.ReleaseState.IN_SERVICE, releases.ReleaseState.REFUSED}
+    if kind is RolloutKind.CANARY:
+        barred.add(releases.ReleaseState.ROLLED_BACK)
+    if known.state in barred:
         raise OperatorError(
             f"the release {release_id!r} is {known.state.value.replace('_', ' ')}; expected a candidate or an earlier release; "
             "`distill releases` lists them"
@@ -113,21 +125,51 @@ def start(
 def end(record: Record, rollout_id: str, state: RolloutState, *, actor: str, reason: str) -> bool:
     """End a rollout once; False where somebody ended it before. What happens to the release is the caller's word."""
     with record.write() as transaction:
-        going = transaction.query("SELECT * FROM rollouts WHERE rollout_id = ? AND state = 'running'", [rollout_id])
-        if not going:
-            return False
-        transaction.execute(
-            "UPDATE rollouts SET state = ?, ended_by = ?, ended_because = ?, ended_at_utc = ? WHERE rollout_id = ?",
-            [state, actor, reason, utc_now(), rollout_id],
+        return _end_in(transaction, rollout_id, state, actor, reason) is not None
+
+
+def take_back(record: Record, rollout_id: str, *, actor: str, reason: str) -> bool:
+    """End a canary as rolled back, so that its open conversations move at their next turn; False where it had ended before.
+
+    Both happen in one transaction, however many processes ask. The release in service stays.
+    """
+    with record.write() as transaction:
+        release_id = _end_in(transaction, rollout_id, RolloutState.ROLLED_BACK, actor, reason)
+        if release_id is not None:
+            releases.take_back_in(transaction, release_id, actor=actor, reason=reason)
+        return release_id is not None
+
+
+def promote(record: Record, rollout_id: str, *, actor: str, reason: str) -> bool:
+    """End a canary as promoted and put its release into service, in one transaction; False where it had ended before.
+
+    Raises OperatorError where no server has the release loaded.
+    """
+    tried = rollout(record, rollout_id)
+    if not releases.servers_with(record, tried.release_id):
+        raise OperatorError(
+            f"no student server has {tried.release_id!r} loaded, so nobody could answer with it; expected a server that is ready "
+            "and has it; look at the servers below `distill releases`, and start `support-bot student`"
         )
-        audit.note(
-            transaction,
-            actor,
-            f"{going[0]['kind']} {state.value.replace('_', ' ')}",
-            str(going[0]["release_id"]),
-            {"reason": reason},
-        )
-    return True
+    with record.write() as transaction:
+        release_id = _end_in(transaction, rollout_id, RolloutState.PROMOTED, actor, reason)
+        if release_id is not None:
+            releases.promote_in(transaction, release_id, actor=actor, reason=reason)
+        return release_id is not None
+
+
+def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str) -> RolledBack:
+    """Undo the newest change that customers meet, as `distill rollback` and the console's button do.
+
+    That is the canary that goes on, else the release in service, which gives way to the one before. `to` names a release that was
+    in service, and restores that one; a canary goes on then. Open conversations move at their next turn.
+    Raises OperatorError where there is nothing to go back to.
+    """
+    canary = running(record, RolloutKind.CANARY) if to is None else None
+    if canary is not None and take_back(record, canary.rollout_id, actor=actor, reason=reason):
+        return RolledBack(canary.release_id, releases.in_service(record) or "")
+    before = releases.in_service(record) or ""
+    return RolledBack(before, releases.roll_back(record, to=to, actor=actor, reason=reason))
 
 
 def running(record: Record, kind: RolloutKind) -> Rollout | None:
@@ -168,10 +210,34 @@ def release_for(record: Record, conversation_id: str, held_release_id: str | Non
     return releases.in_service(record)
 
 
+def has_rested(record: Record, conversation_id: str, question_turn_id: str, *, hours: float) -> bool:
+    """Tell whether nothing was said in a conversation for so long before a question; never before its first turn."""
+    row = record.one(
+        "SELECT MAX(created_at_utc) AS latest FROM turns WHERE conversation_id = ? AND turn_id <> ?",
+        [conversation_id, question_turn_id],
+    )
+    latest = row["latest"] if row else None
+    return latest is not None and str(latest) < utc_text(datetime.now(UTC) - timedelta(hours=hours))
+
+
 def falls_into(rollout: Rollout, name: str) -> bool:
     """Tell whether a conversation (canary) or a turn (shadow) falls into a rollout's share: by a hash, the same at every asking."""
     drawn = int.from_bytes(hashlib.sha256(f"{rollout.rollout_id}:{name}".encode()).digest()[:8], "big")
     return drawn < rollout.share * 2**64
+
+
+def _end_in(transaction: Transaction, rollout_id: str, state: RolloutState, actor: str, reason: str) -> str | None:
+    """End a rollout that goes on and return its release; None where it had ended before."""
+    going = transaction.query("SELECT * FROM rollouts WHERE rollout_id = ? AND state = 'running'", [rollout_id])
+    if not going:
+        return None
+    transaction.execute(
+        "UPDATE rollouts SET state = ?, ended_by = ?, ended_because = ?, ended_at_utc = ? WHERE rollout_id = ?",
+        [state, actor, reason, utc_now(), rollout_id],
+    )
+    release_id = str(going[0]["release_id"])
+    audit.note(transaction, actor, f"{going[0]['kind']} {state.value.replace('_', ' ')}", release_id, {"reason": reason})
+    return release_id
 
 
 def _rollout_of(row: Row) -> Rollout:

@@ -1,13 +1,17 @@
 """Blind votes: which of two answers an operator likes better, chosen without knowing whose they are.
 
-In: an operator's choice between two answers to one decision. Out: the same, for whoever asks how well a judge agrees with people.
+In: an operator's choice between two answers to one decision. Out: the next two to choose between, in an order that chance draws, and
+the choices, for whoever asks how well a judge agrees with people.
 A vote never changes; voting again is the next vote, and the newest of an operator on a pair counts.
 """
 
+import random
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import combinations
 
 from conversations import audit
+from conversations.decisions import Answer, AnswerAuthor, answers
 from conversations.errors import OperatorError
 from conversations.messages import new_name, utc_now
 from conversations.store import Record
@@ -34,6 +38,15 @@ class BlindVote:
     voted_at_utc: str
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two answers of different authors to one decision, in the order in which they are shown."""
+
+    decision_id: str
+    left: Answer
+    right: Answer
+
+
 def vote(
     record: Record, *, decision_id: str, left_answer_id: str, right_answer_id: str, choice: Choice, voted_by: str
 ) -> BlindVote:
@@ -54,6 +67,39 @@ def vote(
         transaction.insert("blind_votes", vars(made))
         audit.note(transaction, voted_by, "blind vote", decision_id, {"choice": choice.value})
     return made
+
+
+def next_pair(record: Record, *, voted_by: str, chance: random.Random) -> Pair | None:
+    """Return two answers that an operator has not compared yet, or None when there are no more.
+
+    Both are the newest words of a student or a teacher, of different authors and not the same text. Chance draws the decision, the
+    two authors and which of them stands on the left.
+    """
+    rows = record.query(
+        "SELECT decision_id FROM answers WHERE author_kind IN ('student', 'teacher') GROUP BY decision_id "
+        "HAVING COUNT(DISTINCT content_hash) > 1 AND COUNT(DISTINCT author_kind || ' ' || author_name) > 1 "
+        "AND SUM(author_kind = 'student') > 0 ORDER BY decision_id"
+    )
+    done = {
+        frozenset((str(row["left_answer_id"]), str(row["right_answer_id"])))
+        for row in record.query("SELECT left_answer_id, right_answer_id FROM blind_votes WHERE voted_by = ?", [voted_by])
+    }
+    decision_ids = [str(row["decision_id"]) for row in rows]
+    chance.shuffle(decision_ids)
+    for decision_id in decision_ids:
+        newest: dict[tuple[AnswerAuthor, str], Answer] = {}
+        for each in answers(record, decision_id):
+            if each.author in (AnswerAuthor.STUDENT, AnswerAuthor.TEACHER) and each.content:
+                newest.setdefault((each.author, each.author_name), each)
+        pairs = [
+            [one, other]
+            for one, other in combinations(newest.values(), 2)
+            if one.content != other.content and frozenset((one.answer_id, other.answer_id)) not in done
+        ]
+        if pairs:
+            left, right = chance.sample(chance.choice(pairs), 2)
+            return Pair(decision_id, left, right)
+    return None
 
 
 def votes(record: Record, *, limit: int = 100_000) -> list[BlindVote]:

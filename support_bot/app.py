@@ -23,6 +23,7 @@ from conversations.store import Record
 from support_bot.access import Operators
 from support_bot.session import Session
 from support_bot.settings import SupportBotSettings
+from support_bot.watch import watch_canary
 
 PASSWORD_VARIABLE = "SUPPORT_BOT_CONSOLE_PASSWORD"
 SECONDS_TO_FINISH = 2
@@ -78,9 +79,12 @@ async def _serve(
     lines = Console(emoji=False, stderr=True, soft_wrap=True)
     lines.print(f"chat:    http://{host}:{settings.serve.chat_port}", markup=False)
     lines.print(f"console: http://{host}:{settings.serve.console_port} (user {operators.operator})", markup=False)
+    watching = asyncio.create_task(watch_canary(session.stored), name="watch over the canary")
     try:
         await asyncio.gather(*(server.serve(sockets=[listening]) for server, listening in servers))
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         await session.close()
 
 

@@ -4,6 +4,7 @@ In: the record and a release. Out: a server, or one sentence about why there is 
 """
 
 import itertools
+from collections.abc import Collection
 
 from conversations import releases
 from conversations.errors import OutsideError
@@ -13,12 +14,13 @@ from conversations.store import Record
 _turns = itertools.count()
 
 
-def choose_server(record: Record, release_id: str) -> StudentServer:
+def choose_server(record: Record, release_id: str, *, avoiding: Collection[str] = ()) -> StudentServer:
     """Return a server for the next answer; where several have the release they take turns.
 
+    `avoiding` names servers, by their server_id, that just could not be reached.
     Raises OutsideError, which says what the servers are doing, when none has it.
     """
-    servers = releases.servers_with(record, release_id)
+    servers = [each for each in releases.servers_with(record, release_id) if each.server_id not in avoiding]
     if not servers:
         raise OutsideError(f"no student server has {release_id!r} loaded; {_why(record, release_id)}")
     return servers[next(_turns) % len(servers)]

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from conversations import releases, rollouts, turns
@@ -26,12 +26,14 @@ from conversations.prompt import (
     messages_for_model,
 )
 from conversations.redaction import Placeholders, StreamRestorer
-from conversations.releases import ServerState
+from conversations.releases import ServerState, StudentServer
 from conversations.store import Record
-from conversations.turns import ReplyInProgress, ReplyMeasures, Turn
-from support_bot.completion import AnswerFailed, Decoding, FailureCode, Piece, Students
+from conversations.turns import ReplyInProgress, Turn
+from support_bot.completion import AnswerFailed, Decoding, FailureCode, Students
+from support_bot.growing import Growing
 from support_bot.routing import choose_server
 from support_bot.settings import SupportBotSettings
+from support_bot.shadowing import Answered, Shadowing
 
 SECONDS_BETWEEN_SAVES = 1.0
 SECONDS_BETWEEN_GLIMPSES = 0.125
@@ -68,63 +70,6 @@ class Glimpse:
     is_open: bool
 
 
-@dataclass
-class _Growing:
-    """An answer on its way; lives until its turn is closed."""
-
-    conversation_id: str
-    question_turn_id: str = ""
-    turn_id: str | None = None
-    text: str = ""
-    is_open: bool = True
-    ends_as: TurnStatus = TurnStatus.INTERRUPTED
-    started_monotonic: float = field(default_factory=time.monotonic)
-    first_token_ms: float | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    logprob_sum: float = 0.0
-    logprob_count: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-
-    def tell(self) -> None:
-        """Wake whoever watches."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def grow(self, text: str) -> None:
-        """Append text, without white space at the very beginning."""
-        more = text if self.text else text.lstrip()
-        if not more:
-            return
-        if self.first_token_ms is None:
-            self.first_token_ms = self.elapsed_ms()
-        self.text += more
-        self.tell()
-
-    def take(self, piece: Piece, shown: str) -> None:
-        """Append a piece as the customer sees it, and note what it tells of its cost."""
-        self.logprob_sum += sum(piece.token_logprobs)
-        self.logprob_count += len(piece.token_logprobs)
-        self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
-        self.completion_tokens = piece.completion_tokens or self.completion_tokens
-        self.grow(shown)
-
-    def elapsed_ms(self) -> float:
-        """Return the milliseconds since the question came."""
-        return (time.monotonic() - self.started_monotonic) * 1000
-
-    def measures(self) -> ReplyMeasures:
-        """Return what the answer took until now."""
-        return ReplyMeasures(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            first_token_ms=self.first_token_ms,
-            latency_ms=self.elapsed_ms(),
-            mean_token_logprob=self.logprob_sum / self.logprob_count if self.logprob_count else None,
-        )
-
-
 class Session:
     """Answers the conversations of one process. Open it inside a running event loop and close it there."""
 
@@ -138,7 +83,7 @@ class Session:
         self.settings = settings
         self._renderer = Renderer.load(settings.student.base)
         self._prompt_version = digest_of_settings(settings.prompt.system, self._renderer)
-        self._growing: dict[str, _Growing] = {}
+        self._growing: dict[str, Growing] = {}
         self._students = Students()
         self._decoding = Decoding(
             max_tokens=settings.prompt.max_answer_tokens,
@@ -146,6 +91,9 @@ class Session:
             stop_ids=self._renderer.stop_ids,
             max_first_token_seconds=settings.serve.max_first_token_seconds,
             max_answer_seconds=settings.serve.max_answer_seconds,
+        )
+        self._shadowing = Shadowing(
+            self.stored, self._students, self._decoding, at_once=settings.serve.shadow_answers_at_once
         )
 
     async def ask(self, conversation_id: str, text: str) -> Turn:
@@ -253,6 +201,7 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._shadowing.close()
         await self._students.close()
         await asyncio.to_thread(self.stored.close)
 
@@ -266,24 +215,24 @@ class Session:
             raise MessageRefused(f"Your message has {len(said)} characters; please keep it under {longest}.")
         return said
 
-    def _reserve(self, conversation_id: str) -> _Growing:
+    def _reserve(self, conversation_id: str) -> Growing:
         if conversation_id in self._growing:
             raise ReplyInProgress(conversation_id)
-        growing = _Growing(conversation_id)
+        growing = Growing(conversation_id)
         self._growing[conversation_id] = growing
         return growing
 
-    def _release(self, growing: _Growing) -> None:
+    def _release(self, growing: Growing) -> None:
         growing.is_open = False
         if self._growing.get(growing.conversation_id) is growing:
             del self._growing[growing.conversation_id]
         growing.tell()
 
-    def _start(self, growing: _Growing, question_turn_id: str) -> None:
+    def _start(self, growing: Growing, question_turn_id: str) -> None:
         growing.question_turn_id = question_turn_id
         growing.task = asyncio.create_task(self._write(growing), name=f"reply {growing.conversation_id}")
 
-    async def _write(self, growing: _Growing) -> None:
+    async def _write(self, growing: Growing) -> None:
         """Write one answer into the record; whatever happens, its turn is closed when this returns."""
         status, code = TurnStatus.FAILED, FailureCode.OUR_BUG
         try:
@@ -302,8 +251,10 @@ class Session:
                 await asyncio.shield(asyncio.create_task(self._finish(growing, status, code)))
             finally:
                 self._release(growing)
+        if status is TurnStatus.COMPLETE:
+            self._shadowing.offer(Answered(growing.question_turn_id, growing.release_id, growing.token_ids, growing.said))
 
-    async def _finish(self, growing: _Growing, status: TurnStatus, code: FailureCode) -> None:
+    async def _finish(self, growing: Growing, status: TurnStatus, code: FailureCode) -> None:
         if growing.turn_id is None:
             return
         growing.text = growing.text.rstrip()
@@ -316,41 +267,71 @@ class Session:
             failure_code=code.value if status is TurnStatus.FAILED else None,
         )
 
-    async def _answer(self, growing: _Growing) -> None:
+    async def _answer(self, growing: Growing) -> None:
         # A pending turn that is half begun when the cancellation comes must still be found and closed.
         beginning = asyncio.create_task(self.stored.write(self._begin, growing))
         try:
-            release_id = await asyncio.shield(beginning)
+            await asyncio.shield(beginning)
         except asyncio.CancelledError:
             await asyncio.wait([beginning])
             raise
         prompt, placeholders = await self.stored.read(self._prompt, growing)
+        growing.token_ids = prompt.token_ids
         growing.prompt_tokens = len(prompt.token_ids)
-        try:
-            server = await self.stored.read(choose_server, release_id)
-        except OutsideError as error:
-            _log.warning("%s", error)
-            raise AnswerFailed(FailureCode.NO_SERVER) from None
+        server = await self._server(growing.release_id)
         restorer = StreamRestorer(placeholders)
+        try:
+            await self._stream(growing, server, restorer)
+        except AnswerFailed as failure:
+            if failure.code is not FailureCode.UNREACHABLE:
+                raise
+            other = await self._other_server(growing.release_id, server)
+            if other is None:
+                raise
+            await self._stream(growing, other, restorer)
+        growing.grow(restorer.finish())
+        if not growing.text.strip():
+            raise AnswerFailed(FailureCode.EMPTY)
+
+    async def _stream(self, growing: Growing, server: StudentServer, restorer: StreamRestorer) -> None:
+        """Let an answer grow from what a server streams."""
         last_saved = time.monotonic()
-        async with aclosing(self._students.stream(server.base_url, release_id, prompt.token_ids, self._decoding)) as pieces:
+        stream = self._students.stream(server.base_url, growing.release_id, growing.token_ids, self._decoding)
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
                 growing.take(piece, restorer.feed(piece.text))
                 if growing.text and time.monotonic() - last_saved >= SECONDS_BETWEEN_SAVES:
                     last_saved = time.monotonic()
                     await self.stored.write(_save, growing)
-        growing.grow(restorer.finish())
-        if not growing.text.strip():
-            raise AnswerFailed(FailureCode.EMPTY)
 
-    def _begin(self, record: Record, growing: _Growing) -> str:
-        """Write the pending turn, and return the release that answers."""
+    async def _server(self, release_id: str) -> StudentServer:
+        try:
+            return await self.stored.read(choose_server, release_id)
+        except OutsideError as error:
+            _log.warning("%s", error)
+            raise AnswerFailed(FailureCode.NO_SERVER) from None
+
+    async def _other_server(self, release_id: str, unreached: StudentServer) -> StudentServer | None:
+        """Return another server with the release, after one that could not be reached before its first token."""
+        try:
+            other = await self.stored.read(choose_server, release_id, avoiding=[unreached.server_id])
+        except OutsideError:
+            return None
+        _log.warning("%s could not be reached; %s answers instead", unreached.base_url, other.base_url)
+        return other
+
+    def _begin(self, record: Record, growing: Growing) -> None:
+        """Choose the release that answers, and write the pending turn."""
         conversation = turns.conversation(record, growing.conversation_id)
-        release_id = rollouts.release_for(record, growing.conversation_id, conversation.release_id)
+        rested = rollouts.has_rested(
+            record, growing.conversation_id, growing.question_turn_id, hours=self.settings.serve.rest_hours
+        )
+        release_id = rollouts.release_for(record, growing.conversation_id, conversation.release_id, rested=rested)
         if release_id is None:
             raise AnswerFailed(FailureCode.NO_SERVER)
         if release_id != conversation.release_id:
             turns.hold_release(record, growing.conversation_id, release_id)
+        growing.release_id = release_id
         growing.turn_id = turns.begin_reply(
             record,
             growing.conversation_id,
@@ -359,9 +340,8 @@ class Session:
             prompt_version=self._prompt_version,
             decoding={"max_tokens": self._decoding.max_tokens, "temperature": self._decoding.temperature},
         ).turn_id
-        return release_id
 
-    def _prompt(self, record: Record, growing: _Growing) -> tuple[Prompt, Placeholders]:
+    def _prompt(self, record: Record, growing: Growing) -> tuple[Prompt, Placeholders]:
         """Return what the student reads, redacted, and the table that puts the customer's own data back."""
         thread = turns.branch_to(turns.all_turns(record, growing.conversation_id), growing.question_turn_id)
         spoken = [SpokenTurn(each.role, each.status, each.content, each.extra_json) for each in thread]
@@ -389,11 +369,11 @@ def question_without_answer(thread: list[Turn]) -> Turn | None:
     return None
 
 
-def _save(record: Record, growing: _Growing) -> None:
+def _save(record: Record, growing: Growing) -> None:
     if growing.turn_id is not None:
         turns.save_partial(record, growing.turn_id, growing.text, first_token_ms=growing.first_token_ms)
 
 
-async def _closed(growing: _Growing) -> None:
+async def _closed(growing: Growing) -> None:
     while growing.is_open:
         await growing.changed.wait()

@@ -24,7 +24,11 @@ QUEUE_LOOK_SECONDS = 0.02
 
 
 class ServeTable(Table):
-    """Where the two pages are, what they are called, and how long a customer may write and wait."""
+    """Where the two pages are, what they are called, and how long a customer may write and wait.
+
+    A conversation in which nothing was said for `rest_hours` counts as a new one when a release is chosen for it.
+    `shadow_answers_at_once` is how many answers of a shadow may be on their way; what comes above is dropped.
+    """
 
     host: str = "127.0.0.1"
     chat_port: int = Field(default=7860, ge=1, le=65535)
@@ -36,6 +40,8 @@ class ServeTable(Table):
     max_message_chars: int = Field(default=2000, ge=1)
     max_first_token_seconds: float = Field(default=60, gt=0)
     max_answer_seconds: float = Field(default=180, gt=0)
+    rest_hours: float = Field(default=12, gt=0)
+    shadow_answers_at_once: int = Field(default=2, ge=1)
 
 
 class SupportBotSettings(RoomSettings):
