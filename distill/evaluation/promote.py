@@ -1,8 +1,8 @@
 """The stage `promote`: the gate between a candidate and the customers.
 
-In: the measured rows. Out: promotion, refusal or "inconclusive", each with the bounds and the numbers. It fails closed: what is missing
-or too little to tell is never a yes. The pointer to the release in service moves last, in one transaction, and only to a release that
-a healthy server has in memory.
+In: the measured rows. Out: promotion, refusal or "inconclusive", each with the bounds and the numbers. It fails closed: what is
+missing or too little to tell is never a yes. The pointer to the release in service moves last, in one transaction, and only to a
+release that a healthy server has in memory.
 """
 
 from conversations import releases, rollouts, runs
@@ -34,7 +34,7 @@ def promote(run: Run) -> Outcome:
     if not has_served(run, release_id):
         trial = _act(run, release_id, verdict)
         if trial is not None:
-            gate["canary"] = {"rollout_id": trial.rollout_id, "share": trial.share}
+            gate = {**gate, "canary": {"rollout_id": trial.rollout_id, "share": trial.share}}
             _publish(run, {**report, "gate": gate})
     return Outcome(
         Counts(
@@ -111,12 +111,18 @@ def _publish(run: Run, report: Report) -> None:
 
 
 def _judged(run: Run) -> Judged | None:
-    """Return what became of the judge, or None where the settings ask for none."""
+    """Return what became of the judge, or None where the settings ask for none or no decision was one for a judge."""
     if run.settings.judge is None or not run.settings.evaluate.judged_decisions:
         return None
     path = run.folder / Stage.EVALUATE / JUDGE_FILE
     if not path.is_file():
-        return Judged(down=f"there is no {path.name} of this run", flags=())
+        return Judged(down=f"there is no {path.name} of this run")
     told: dict[str, Json] = read_json(path)
-    down, flags = told.get("down"), told.get("flags")
-    return Judged(str(down or ""), tuple(map(str, flags)) if isinstance(flags, list) else ())
+    down, flags, decisions = told.get("down"), told.get("flags"), told.get("decisions")
+    if decisions == 0:
+        return None
+    return Judged(
+        down=str(down or ""),
+        flags=tuple(map(str, flags)) if isinstance(flags, list) else (),
+        decisions=decisions if isinstance(decisions, int) else 0,
+    )

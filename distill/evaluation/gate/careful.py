@@ -1,9 +1,9 @@
 """The intervals that the gate acts on: 95 % ones by conversation that hold also for few conversations and for rare differences.
 
 In: scores by decision, with the conversation that each belongs to. Out: values with intervals. A percentile bootstrap, which a report
-shows, promotes too much where nearly every answer is alike: it has drawn no loss because it has seen none. So two made-up
-conversations of the usual length are added, one at each end of the scale (Bonett & Price 2012, who add them to paired proportions;
-Agresti & Coull 1998 to single ones), and the interval is Student's, over conversations. `make bench SUBJECT=gate` measures both.
+shows, promotes too much where nearly every answer is alike: it draws no loss where it has seen none. So made-up conversations of the
+usual length are added at both ends of the scale (Bonett & Price 2012 add one at each to paired proportions, Agresti & Coull 1998 two
+to single ones), and the interval is Student's, over conversations. `make bench SUBJECT=gate` measures both.
 """
 
 from collections.abc import Sequence
@@ -27,18 +27,21 @@ class _Sums:
 
 
 def difference_interval(pairs: Sequence[tuple[Score, Score]]) -> Estimate | None:
-    """Return how the first of each pair differs from the second; scores lie between 0 and 1. None without any pair."""
-    return _careful_mean([Score(one.decision_id, one.conversation_id, one.value - other.value) for one, other in pairs], -1, 1)
+    """Return how the first of each pair differs from the second; scores lie between 0 and 1. None without any pair.
+
+    Two students differ seldom, and then often one way: two conversations are made up at each end.
+    """
+    return _careful_mean(_differences(pairs), lowest=-1, made_up=2)
 
 
 def rate_interval(scores: Sequence[Score]) -> Estimate | None:
     """Return a mean of scores between 0 and 1. None without any."""
-    return _careful_mean(scores, 0, 1)
+    return _careful_mean(scores, lowest=0, made_up=1)
 
 
 def plain_difference_interval(pairs: Sequence[tuple[Score, Score]]) -> Estimate | None:
     """Return the same as `difference_interval` without the made-up conversations, which would hide what a few rows show surely."""
-    return _plain_mean([Score(one.decision_id, one.conversation_id, one.value - other.value) for one, other in pairs])
+    return _careful_mean(_differences(pairs), lowest=-1, made_up=0)
 
 
 def share_interval(pairs: Sequence[tuple[Score, Score]]) -> Estimate | None:
@@ -65,31 +68,23 @@ def share_interval(pairs: Sequence[tuple[Score, Score]]) -> Estimate | None:
     return Estimate(value, float((middle - root) / square), float((middle + root) / square), len(pairs))
 
 
-def _careful_mean(scores: Sequence[Score], lowest: float, highest: float) -> Estimate | None:
+def _differences(pairs: Sequence[tuple[Score, Score]]) -> list[Score]:
+    return [Score(one.decision_id, one.conversation_id, one.value - other.value) for one, other in pairs]
+
+
+def _careful_mean(scores: Sequence[Score], *, lowest: float, made_up: int) -> Estimate | None:
+    """Return a mean of scores between `lowest` and 1, with so many conversations made up at each end."""
     sums = _by_conversation(scores)
     if sums is None:
         return None
-    size = float(sums.counts.mean())
-    made_up = _Sums(
-        np.append(sums.scores, [lowest * size, highest * size]),
-        np.append(sums.counts, [size, size]),
-    )
-    return _student_interval(float(sums.scores.sum() / sums.counts.sum()), made_up, len(scores), len(sums.counts))
-
-
-def _plain_mean(scores: Sequence[Score]) -> Estimate | None:
-    sums = _by_conversation(scores)
-    if sums is None:
-        return None
-    return _student_interval(float(sums.scores.sum() / sums.counts.sum()), sums, len(scores), len(sums.counts))
-
-
-def _student_interval(value: float, sums: _Sums, n: int, conversations: int) -> Estimate:
-    if conversations < 2:
-        return Estimate(value, None, None, n)
-    middle = float(sums.scores.sum() / sums.counts.sum())
-    half = _student(len(sums.counts)) * float(np.sqrt(_covariance(sums, sums)))
-    return Estimate(value, middle - half, middle + half, n)
+    value, size = float(sums.scores.sum() / sums.counts.sum()), float(sums.counts.mean())
+    if len(sums.counts) < 2:
+        return Estimate(value, None, None, len(scores))
+    ends = np.repeat([lowest * size, size], made_up)
+    careful = _Sums(np.append(sums.scores, ends), np.append(sums.counts, np.full(len(ends), size)))
+    middle = float(careful.scores.sum() / careful.counts.sum())
+    half = _student(len(careful.counts)) * float(np.sqrt(_covariance(careful, careful)))
+    return Estimate(value, middle - half, middle + half, len(scores))
 
 
 def _covariance(one: _Sums, other: _Sums) -> float:
@@ -110,6 +105,8 @@ def _by_conversation(scores: Sequence[Score]) -> _Sums | None:
     if not scores:
         return None
     place: dict[str, int] = {}
-    positions = [place.setdefault(score.conversation_id, len(place)) for score in scores]
-    values = np.array([score.value for score in scores])
-    return _Sums(np.bincount(positions, weights=values), np.bincount(positions).astype(np.float64))
+    positions = np.array([place.setdefault(score.conversation_id, len(place)) for score in scores])
+    sums, counts = np.zeros(len(place)), np.zeros(len(place))
+    np.add.at(sums, positions, np.array([score.value for score in scores]))
+    np.add.at(counts, positions, 1.0)
+    return _Sums(sums, counts)

@@ -25,7 +25,9 @@ def check_conduct(evidence: Evidence) -> list[Check]:
         (Metric.FORMAT_FAULT_RATE, "has a fault of form in", bounds.max_format_fault_rate),
         (Metric.DECLINED_RATE, "declines what the handbook answers in", declined),
     )
-    checks = [_check_rate(evidence, metric, told, ceiling) for metric, told, ceiling in ceilings if ceiling not in (None, 1.0)]
+    checks = [
+        _check_rate(evidence, metric, told, ceiling) for metric, told, ceiling in ceilings if ceiling not in (None, 1.0)
+    ]
     return [*checks, check_failed_answers(evidence)]
 
 

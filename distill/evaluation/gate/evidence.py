@@ -20,10 +20,11 @@ Pair = tuple[Score, Score]
 
 @dataclass(frozen=True)
 class Judged:
-    """Whether answers were to be judged, and what became of that: None where nothing was written."""
+    """What became of the judge: why it was down, what speaks against it, and how many decisions were drawn for it."""
 
     down: str
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    decisions: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Pairs:
 class Evidence:
     """Everything that a verdict rests on. `candidate` is its part of the report; `in_service` is None before the first student.
 
-    `judged` is None where the settings ask for no judge; one that should have been there and left nothing is down.
+    `judged` is None where the settings ask for no judge, or the edition has no decision for one; one that should have been there and
+    left nothing is down.
     """
 
     rows: Sequence[EvaluationRow]

@@ -45,10 +45,15 @@ def check_judge(evidence: Evidence) -> Check | None:
     if evidence.judged.down:
         return unclear(JUDGE, f"the judge did not answer: {evidence.judged.down}")
     grades, _ = evidence.candidate_scores(Metric.JUDGE_GRADE)
-    if not grades:
-        return unclear(JUDGE, "the judge graded none of the candidate's answers")
+    if not grades or 2 * len(grades) < evidence.judged.decisions:
+        return unclear(
+            JUDGE,
+            f"the judge graded {len(grades)} of the candidate's answers, and {evidence.judged.decisions} were drawn for it",
+        )
     flags = "; ".join(evidence.judged.flags)
     if flags and evidence.quality_metric in _JUDGES_METRICS:
         return unclear(JUDGE, f"{evidence.quality_metric} is measured by a judge that cannot be relied on: {flags}")
     mean = sum(grade.value for grade in grades) / len(grades)
-    return passed(JUDGE, f"the judge graded {len(grades)} answers, {mean:.2f} of 1 on average{f' ({flags})' if flags else ''}", mean)
+    return passed(
+        JUDGE, f"the judge graded {len(grades)} answers, {mean:.2f} of 1 on average{f' ({flags})' if flags else ''}", mean
+    )

@@ -67,7 +67,9 @@ def check_topics(evidence: Evidence) -> Check | None:
         if topics:
             told = ", ".join(_told_topic(topic, measured[topic]) for topic in sorted(topics))
             value = min(measured[topic].value for topic in topics)
-            return outcome(TOPICS, f"is worse than the release in service in {told}; it may be {-bound:+.0%}{unseen}", value, -bound)
+            return outcome(
+                TOPICS, f"is worse than the release in service in {told}; it may be {-bound:+.0%}{unseen}", value, -bound
+            )
     told = f"is worst beside the release in service in {_told_topic(worst, measured[worst])}, of {len(measured)} topics"
     return passed(TOPICS, f"{told}; none may surely be worse than {-bound:+.0%}{unseen}", measured[worst].value, -bound)
 
