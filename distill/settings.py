@@ -328,21 +328,27 @@ class EvaluateTable(Table):
 
 
 class PromoteTable(Table):
-    """The gate. A release goes into service only when every bound holds."""
+    """The gate. A release goes into service only when every bound holds; a floor of 0 and a rate's ceiling of 1 bound nothing."""
 
     min_retained: float = Field(ge=0, description="lower bound of the share of the teacher's quality that is kept")
-    max_wrong_fact_rate: float = Field(ge=0, le=1)
+    max_wrong_fact_rate: float = Field(ge=0, le=1, description="upper bound")
     max_loss_to_released: float = Field(
-        ge=0, description="how much worse than the release in service it may be, lower bound"
+        ge=0, description="how much worse than the release in service it may be, lower bound of the difference"
     )
     min_decisions: int = Field(default=50, ge=1)
     max_topic_loss: float = Field(
         default=0.2, ge=0, description="how much worse than the release in service no topic may surely be"
     )
     min_topic_decisions: int = Field(default=5, ge=2, description="a topic with fewer is not looked at alone")
-    max_leak_rate: float = Field(default=0.0, ge=0, le=1)
-    max_format_fault_rate: float = Field(default=0.05, ge=0, le=1)
-    max_declined_rate: float = Field(default=0.25, ge=0, le=1, description="of questions that the handbook answers")
+    max_leak_rate: float = Field(default=0.0, ge=0, le=1, description="upper bound; 0: none may be seen")
+    max_format_fault_rate: float = Field(default=0.1, ge=0, le=1, description="upper bound")
+    max_declined_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="upper bound, of questions that the handbook answers; empty: 0.25 where there is a handbook",
+    )
+    max_failed_rate: float = Field(default=0.02, ge=0, le=1, description="of decisions that it gave no answer to")
     max_latency_p95_ms: float | None = Field(default=None, gt=0)
     max_memory_gb: float | None = Field(default=None, gt=0, description="of the process that serves it, 1 GB = 10^9 bytes")
     canary_share: float = Field(

@@ -1,56 +1,41 @@
 """The stage `promote`: the gate between a candidate and the customers.
 
-In: the measured rows. Out: promotion, refusal or "inconclusive", each with the gates and the numbers. It fails closed: what
-is missing or too little to tell is never a yes.
+In: the measured rows. Out: promotion, refusal or "inconclusive", each with the bounds and the numbers. It fails closed: what is
+missing or too little to tell is never a yes. The pointer to the release in service moves last, in one transaction, and only to a
+release that a healthy server has in memory.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
-
-from conversations import releases
+from conversations import releases, rollouts, runs
+from conversations.errors import OutsideError
 from conversations.messages import Json
-from distill.evaluation.figures.intervals import Estimate
-from distill.evaluation.report import Report, build_report, estimate_difference, write_report
-from distill.evaluation.scoring.metric import Metric
-from distill.run import Counts, Outcome, Run
-from distill.settings import PromoteTable
+from distill.evaluation.answering.generation import wait_until_loaded
+from distill.evaluation.evaluate import ROWS
+from distill.evaluation.gate.bounds import judge
+from distill.evaluation.gate.canary import begin_canary
+from distill.evaluation.gate.evidence import Evidence, Judged
+from distill.evaluation.gate.verdict import GateOutcome, Verdict
+from distill.evaluation.report import Report, build_report, write_report
+from distill.rows import EvaluationRow, read_rows
+from distill.run import Counts, Outcome, Run, Stage, read_json
 
-
-class GateOutcome(StrEnum):
-    """What the gate says."""
-
-    PROMOTE = "promote"
-    REFUSE = "refuse"
-    INCONCLUSIVE = "inconclusive"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The gate's word and its reasons, the number in each."""
-
-    outcome: GateOutcome
-    reasons: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Json]:
-        """Return the verdict as reports hold it."""
-        return {"outcome": self.outcome.value, "reasons": list(self.reasons)}
+JUDGE_FILE = "judge.json"
 
 
 def promote(run: Run) -> Outcome:
-    """Put the candidate into service if every gate lets it; write the report either way."""
+    """Put the candidate into service, or on trial first, if every bound lets it; write the report either way.
+
+    Raises OutsideError, and leaves the release in service, where no healthy server loads the candidate in time.
+    """
     report = build_report(run)
-    verdict = judge(report, run.settings.promote, estimate_difference(run))
     release_id = str(report["release_id"])
-    write_report(run, {**report, "gate": verdict.as_json()})
-    reason = "; ".join(verdict.reasons)
-    actor = f"distill promote {run.run_id}"
-    match verdict.outcome:
-        case GateOutcome.PROMOTE:
-            releases.promote(run.record, release_id, actor=actor, reason=reason)
-        case GateOutcome.REFUSE:
-            releases.refuse(run.record, release_id, actor=actor, reason=reason)
-        case GateOutcome.INCONCLUSIVE:
-            releases.set_aside(run.record, release_id, actor=actor, reason=reason)
+    verdict = judge(collect_evidence(run, report))
+    gate = verdict.as_json()
+    _publish(run, {**report, "gate": gate})
+    if not has_served(run, release_id):
+        trial = _act(run, release_id, verdict)
+        if trial is not None:
+            gate = {**gate, "canary": {"rollout_id": trial.rollout_id, "share": trial.share}}
+            _publish(run, {**report, "gate": gate})
     return Outcome(
         Counts(
             taken_in=1,
@@ -59,96 +44,85 @@ def promote(run: Run) -> Outcome:
             unscored=int(verdict.outcome is GateOutcome.INCONCLUSIVE),
             rejected_by_reason={"gate": 1} if verdict.outcome is GateOutcome.REFUSE else {},
         ),
-        {**verdict.as_json(), "release_id": release_id, "started_from": report["started_from"]},
+        {**gate, "release_id": release_id, "started_from": report["started_from"]},
     )
 
 
-def judge(report: Report, gate: PromoteTable, against_released: Estimate | None) -> Verdict:
-    """Hold a report against the gate's bounds."""
+def collect_evidence(run: Run, report: Report) -> Evidence:
+    """Return what the gate decides on."""
     models = report["models"]
-    assert isinstance(models, dict)
-    candidate = models["candidate"]
-    assert isinstance(candidate, dict)
-    passed: list[str] = []
-    failed: list[str] = []
-    unclear: list[str] = []
-    _check_retained(report["retained"], gate, passed, failed, unclear)
-    _check_wrong_facts(candidate["quality"], gate, passed, failed, unclear)
-    if "released" in models:
-        _check_released(against_released, gate, passed, failed, unclear)
-    if gate.max_latency_p95_ms is not None:
-        _check_latency(candidate["latency_ms"], gate.max_latency_p95_ms, passed, failed, unclear)
-    if failed:
-        return Verdict(GateOutcome.REFUSE, tuple(failed))
-    if unclear:
-        return Verdict(GateOutcome.INCONCLUSIVE, tuple(unclear))
-    return Verdict(GateOutcome.PROMOTE, tuple(passed))
-
-
-def _check_retained(value: Json, gate: PromoteTable, passed: list[str], failed: list[str], unclear: list[str]) -> None:
-    retained = _estimate(value)
-    if retained is None or retained.low is None or retained.high is None:
-        unclear.append("the share of the teacher's quality that is kept could not be measured")
-        return
-    told = (
-        f"keeps {retained.value:.1%} of the teacher's quality ({retained.low:.1%} to {retained.high:.1%}, n={retained.n}); "
-        f"the floor for the lower bound is {gate.min_retained:.0%}"
+    candidate = models.get("candidate") if isinstance(models, dict) else None
+    return Evidence(
+        rows=list(read_rows(run.folder / Stage.EVALUATE / ROWS, EvaluationRow)),
+        candidate=candidate if isinstance(candidate, dict) else {},
+        release_id=str(report["release_id"]),
+        quality_metric=str(run.settings.evaluate.quality_metric),
+        bounds=run.settings.promote,
+        in_service=releases.in_service(run.record),
+        has_handbook=run.settings.handbook is not None,
+        judged=_judged(run),
     )
-    if retained.n < gate.min_decisions:
-        unclear.append(f"{told}; {gate.min_decisions} decisions are needed")
-    elif retained.low >= gate.min_retained:
-        passed.append(told)
-    elif retained.high < gate.min_retained:
-        failed.append(told)
-    else:
-        (failed if retained.value < gate.min_retained else unclear).append(told)
 
 
-def _check_wrong_facts(value: Json, gate: PromoteTable, passed: list[str], failed: list[str], unclear: list[str]) -> None:
-    quality = value if isinstance(value, dict) else {}
-    rate = _estimate(quality.get(Metric.WRONG_FACT_RATE))
-    if rate is None:
-        unclear.append("the rate of wrong facts could not be measured")
-        return
-    told = f"states a wrong fact in {rate.value:.1%} of answers (n={rate.n}); the ceiling is {gate.max_wrong_fact_rate:.0%}"
-    (passed if rate.value <= gate.max_wrong_fact_rate else failed).append(told)
+def has_served(run: Run, release_id: str) -> bool:
+    """Tell whether the candidate was put into service or on trial before: a stage that was cut off there must not do it again.
 
-
-def _check_released(
-    difference: Estimate | None, gate: PromoteTable, passed: list[str], failed: list[str], unclear: list[str]
-) -> None:
-    if difference is None or difference.low is None or difference.high is None:
-        unclear.append("the difference to the release in service could not be measured")
-        return
-    told = (
-        f"differs from the release in service by {difference.value:+.1%} "
-        f"({difference.low:+.1%} to {difference.high:+.1%}, n={difference.n}); "
-        f"the lower bound may be {-gate.max_loss_to_released:+.1%} at least"
+    What has happened to it since, such as a rollback, stays.
+    """
+    state = releases.release(run.record, release_id).state
+    return state is not releases.ReleaseState.CANDIDATE or any(
+        trial.release_id == release_id and trial.kind is rollouts.RolloutKind.CANARY
+        for trial in rollouts.rollouts(run.record, limit=1000)
     )
-    if difference.low >= -gate.max_loss_to_released:
-        passed.append(told)
-    else:
-        (failed if difference.value < -gate.max_loss_to_released else unclear).append(told)
 
 
-def _check_latency(value: Json, ceiling_ms: float, passed: list[str], failed: list[str], unclear: list[str]) -> None:
-    p95 = value.get("p95") if isinstance(value, dict) else None
-    if not isinstance(p95, int | float):
-        unclear.append("the latency could not be measured")
-        return
-    told = f"answers within {p95:.0f} ms in 95 % of cases; the ceiling is {ceiling_ms:.0f} ms"
-    (passed if p95 <= ceiling_ms else failed).append(told)
+def _act(run: Run, release_id: str, verdict: Verdict) -> rollouts.Rollout | None:
+    """Do what the gate says; return the trial where one begins."""
+    actor, reason = f"distill promote {run.run_id}", "; ".join(verdict.reasons)
+    match verdict.outcome:
+        case GateOutcome.PROMOTE:
+            load(run, release_id, actor)
+            if run.settings.promote.canary_share and releases.in_service(run.record) is not None:
+                return begin_canary(run.record, run.settings, release_id, actor=actor, reason=reason)
+            releases.promote(run.record, release_id, actor=actor, reason=reason)
+        case GateOutcome.REFUSE:
+            releases.refuse(run.record, release_id, actor=actor, reason=reason)
+        case GateOutcome.INCONCLUSIVE:
+            releases.set_aside(run.record, release_id, actor=actor, reason=reason)
+    return None
 
 
-def _estimate(value: Json) -> Estimate | None:
-    """Read an estimate back from a report."""
-    if not isinstance(value, dict) or not isinstance(value.get("value"), int | float):
+def load(run: Run, release_id: str, actor: str) -> None:
+    """Have a release loaded, and wait until a healthy server has it in memory.
+
+    Raises OutsideError where nobody does.
+    """
+    releases.want(run.record, release_id, wanted_by=actor)
+    try:
+        wait_until_loaded(run.record, release_id, run.settings.evaluate.load_timeout_seconds)
+    except OutsideError as error:
+        raise OutsideError(f"{error}; the release in service stays") from None
+
+
+def _publish(run: Run, report: Report) -> None:
+    """Write the report where people look: the run's folder, and the record for the console."""
+    write_report(run, report)
+    runs.note_report(run.record, run.run_id, report)
+
+
+def _judged(run: Run) -> Judged | None:
+    """Return what became of the judge, or None where the settings ask for none or no decision was one for a judge."""
+    if run.settings.judge is None or not run.settings.evaluate.judged_decisions:
         return None
-    number, low, high, n = value["value"], value.get("low"), value.get("high"), value.get("n")
-    assert isinstance(number, int | float) and isinstance(n, int)
-    return Estimate(
-        float(number),
-        float(low) if isinstance(low, int | float) else None,
-        float(high) if isinstance(high, int | float) else None,
-        n,
+    path = run.folder / Stage.EVALUATE / JUDGE_FILE
+    if not path.is_file():
+        return Judged(down=f"there is no {path.name} of this run")
+    told: dict[str, Json] = read_json(path)
+    down, flags, decisions = told.get("down"), told.get("flags"), told.get("decisions")
+    if decisions == 0:
+        return None
+    return Judged(
+        down=str(down or ""),
+        flags=tuple(map(str, flags)) if isinstance(flags, list) else (),
+        decisions=decisions if isinstance(decisions, int) else 0,
     )

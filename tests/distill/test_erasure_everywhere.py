@@ -20,7 +20,6 @@ from conversations import (
     releases,
     replies,
     rollouts,
-    runs,
     search,
     shadows,
     turns,

@@ -1,14 +1,89 @@
-"""The end of a canary: what a scheduler asks at each look.
+"""A canary as the gate begins and ends it: a share of new conversations first, everybody once it has passed its hours.
 
-In: the record. Out: one sentence where a canary goes on, and "" where none does.
+In: the record and the settings. Out: a rollout, or one sentence about what became of it. Its rules are the record's
+(`conversations.online.violated`); the chat process acts on them too, and whichever is first counts.
 """
 
-from conversations import rollouts
+from datetime import UTC, datetime, timedelta
+
+from conversations import online, releases, rollouts
+from conversations.errors import OutsideError
+from conversations.releases import ReleaseState
+from conversations.rollouts import Rollout, RolloutKind, Rules
 from conversations.store import Record
+from distill.evaluation.answering.generation import wait_until_loaded
 from distill.settings import DistillSettings
+
+ACTOR = "distill schedule"
+
+
+def begin_canary(
+    record: Record, settings: DistillSettings, release_id: str, *, actor: str, reason: str, share: float | None = None
+) -> Rollout:
+    """Begin a canary by the rules of [canary], for [promote] canary_share of new conversations unless another share is given.
+
+    Raises OutsideError while another canary goes on, and OperatorError for a release or a share that cannot be.
+    """
+    _check_none_goes_on(record)
+    table = settings.canary
+    return rollouts.start(
+        record,
+        RolloutKind.CANARY,
+        release_id,
+        share=settings.promote.canary_share if share is None else share,
+        rules=Rules(
+            max_error_rate=table.max_error_rate,
+            max_thumbs_down_rate=table.max_thumbs_down_rate,
+            min_turns=table.min_turns,
+            hours=table.hours,
+        ),
+        actor=actor,
+        reason=reason,
+    )
+
+
+def load_for_canary(record: Record, settings: DistillSettings, release_id: str, *, actor: str) -> None:
+    """Have a release loaded before customers are given to it; one that cannot be tried is left to `begin_canary` to refuse.
+
+    Raises OutsideError while another canary goes on, or where no healthy server loads the release in time.
+    """
+    _check_none_goes_on(record)
+    if releases.release(record, release_id).state in (ReleaseState.CANDIDATE, ReleaseState.RETIRED):
+        releases.want(record, release_id, wanted_by=actor)
+        wait_until_loaded(record, release_id, settings.evaluate.load_timeout_seconds)
 
 
 def finish_canary(record: Record, settings: DistillSettings) -> str:
-    """Say whether a canary goes on."""
-    going = rollouts.running(record, rollouts.RolloutKind.CANARY)
-    return f"{going.release_id} is on trial" if going else ""
+    """Take back a canary that breaks a rule, put one into service that has passed, and say so; "" where nothing is to be said."""
+    canary = rollouts.running(record, RolloutKind.CANARY)
+    if canary is None:
+        return ""
+    met = online.figures_of(record, canary.release_id, since_utc=canary.started_at_utc)
+    broken = online.violated(canary, met)
+    if broken:
+        acted = rollouts.take_back(record, canary.rollout_id, actor=ACTOR, reason=broken)
+        return f"the canary of {canary.release_id} is rolled back: {broken}" if acted else ""
+    if not _has_passed(canary, met.turns):
+        return ""
+    reason = f"a canary for {canary.rules.hours:g} hours or more, with {canary.rules.min_turns} turns or more, and no rule was broken"
+    if not releases.servers_with(record, canary.release_id):
+        return (
+            f"the canary of {canary.release_id} has passed, but no student server has it loaded; start `support-bot student`"
+        )
+    acted = rollouts.promote(record, canary.rollout_id, actor=ACTOR, reason=f"{reason}: {met.turns} turns")
+    return f"{canary.release_id} is in service: {reason}" if acted else ""
+
+
+def _has_passed(canary: Rollout, turns: int) -> bool:
+    """Tell whether a canary has had its hours and its turns."""
+    hours = datetime.now(UTC) - datetime.fromisoformat(canary.started_at_utc)
+    return hours >= timedelta(hours=canary.rules.hours) and turns >= canary.rules.min_turns
+
+
+def _check_none_goes_on(record: Record) -> None:
+    going = rollouts.running(record, RolloutKind.CANARY)
+    if going is not None:
+        raise OutsideError(
+            f"a canary of {going.release_id!r} goes on since {going.started_at_utc}, and there is one at a time; run the same command "
+            "again when it has ended (`distill canary` shows how it stands), or end it with `distill canary --stop`"
+        )

@@ -1,0 +1,188 @@
+"""The commands of `distill` about releases: promote, rollback, and the list of them all; `cli_trials` has canary and shadow.
+
+In: options and the record. Out: what changed, or how things stand. What a release learnt and how it was measured is the run's to say.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from conversations import releases, rollouts, runs
+from conversations.errors import OperatorError, Refused
+from conversations.messages import Json
+from conversations.rollouts import RolloutKind
+from conversations.settings import read_settings
+from conversations.store import Record, open_existing
+from distill.cli_trials import add_trials, rollout_json
+from distill.run import Stage, open_run
+from distill.settings import DistillSettings
+from distill.terminal import (
+    AsJson,
+    Reason,
+    RunName,
+    SettingsFile,
+    operator_name,
+    print_json,
+    print_manifest,
+    progress,
+    say,
+    say_table,
+)
+
+
+def add_promote(app: typer.Typer) -> None:
+    """Add the command of the last stage."""
+    app.command("promote", help="Put the candidate into service if the gate lets it, or against the gate with a reason.")(
+        promote
+    )
+
+
+def add_releases(app: typer.Typer) -> None:
+    """Add the commands about releases."""
+    add_trials(app)
+    app.command()(rollback)
+    app.command("releases")(list_releases)
+
+
+def promote(
+    run: RunName,
+    override: Annotated[
+        str | None,
+        typer.Option(
+            "--override", metavar="REASON", help="Put a candidate into service that the gate did not; kept in the audit."
+        ),
+    ] = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the gate, or override what it said."""
+    read = read_settings(DistillSettings, settings)
+    from distill.cycle import perform_stage
+    from distill.evaluation.gate.override import override as override_gate
+
+    with Record(read.record.path) as record, progress() as announce, open_run(record, read, run, announce) as opened:
+        if override is not None:
+            report = override_gate(opened, by=operator_name("distill promote"), reason=override)
+        else:
+            manifest = perform_stage(opened, Stage.PROMOTE)
+    if override is not None:
+        if as_json:
+            print_json(report)
+            return
+        say(f"{report['release_id']} is in service, against the gate; the reason is in the audit and in the run's report")
+        return
+    print_manifest(manifest, as_json)
+    reasons = manifest.details["reasons"]
+    told = "; ".join(map(str, reasons if isinstance(reasons, list) else []))
+    if manifest.details["outcome"] != "promote":
+        raise Refused(
+            f"the gate says {manifest.details['outcome']}: {told}; the student in service stays; `distill promote --run {run} "
+            "--override REASON` puts this one into service all the same"
+        )
+    if not as_json:
+        say(f"the gate says promote: {told}")
+
+
+def rollback(
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="RELEASE", help="The release to restore (else the one before).")
+    ] = None,
+    reason: Reason = "rolled back by the operator",
+) -> None:
+    """Undo the newest change: a canary that goes on, else the release in service. Open conversations move at their next turn."""
+    read = read_settings(DistillSettings, settings)
+    with open_existing(read.record.path) as record:
+        before = releases.in_service(record)
+        undone = rollouts.roll_back(record, to=to, actor=operator_name("distill rollback"), reason=reason)
+    if as_json:
+        print_json({"in_service": undone.in_service, "rolled_back": undone.release_id})
+        return
+    if undone.release_id == before:
+        say(f"{undone.in_service} is in service again")
+    else:
+        say(f"the canary of {undone.release_id} is rolled back; {undone.in_service} stays in service")
+
+
+def list_releases(settings: SettingsFile = None, as_json: AsJson = False) -> None:
+    """List every release of the student: which is in service or on trial, what it was measured at, and who has it loaded."""
+    read = read_settings(DistillSettings, settings)
+    with open_existing(read.record.path) as record:
+        every = releases.releases(record)
+        current = releases.in_service(record)
+        trials = {kind: rollouts.running(record, kind) for kind in RolloutKind}
+        loaded = {each.release_id: [on.server_id for on in releases.servers_with(record, each.release_id)] for each in every}
+        metrics = {each.release_id: {**each.metrics, **_measured(record, each)} for each in every}
+    if as_json:
+        rows: list[Json] = [
+            {
+                "release_id": each.release_id,
+                "run_id": each.run_id,
+                "state": each.state.value,
+                "base": each.base,
+                "kind": each.kind.value,
+                "started_from": each.start or None,
+                "created_at_utc": each.created_at_utc,
+                "weights_path": each.weights_path,
+                "metrics": metrics[each.release_id],
+                "loaded_on": list(loaded[each.release_id]),
+            }
+            for each in every
+        ]
+        print_json({"in_service": current, **{kind.value: rollout_json(trials[kind]) for kind in trials}, "releases": rows})
+        return
+    if not every:
+        say("no release yet; `support-bot student` enters the base student")
+        return
+    table = Table()
+    for title in ("release", "state", "quality", "loaded on", "kind", "started from", "run", "made"):
+        table.add_column(title, no_wrap=True)
+    for each in every:
+        on_trial = [
+            f"{kind.value} {trial.share:.0%}"
+            for kind, trial in trials.items()
+            if trial is not None and trial.release_id == each.release_id
+        ]
+        table.add_row(
+            each.release_id,
+            ", ".join([each.state.value, *on_trial]),
+            _quality(metrics[each.release_id]),
+            ", ".join(loaded[each.release_id]) or "nowhere",
+            each.kind.value,
+            each.start,
+            each.run_id or "",
+            each.created_at_utc,
+        )
+    # Other commands need the names, which no terminal may cut.
+    say_table(table)
+
+
+def _measured(record: Record, release: releases.Release) -> dict[str, Json]:
+    """Return what the report of a release's run says of it. A release itself never changes."""
+    if release.run_id is None:
+        return {}
+    try:
+        report = runs.run(record, release.run_id).report
+    except OperatorError:
+        # Entered by hand, or by a record that was put together of others.
+        return {}
+    models = (report or {}).get("models")
+    candidate = models.get("candidate") if isinstance(models, dict) else None
+    if report is None or not isinstance(candidate, dict):
+        return {}
+    measured = {
+        name: candidate.get(name) for name in ("quality", "latency_ms", "first_token_ms", "memory_bytes", "weights_bytes")
+    }
+    told = {name: report.get(name) for name in ("quality_metric", "retained", "test_edition")}
+    gate = report.get("gate")
+    return {**measured, **told, "gate": gate.get("outcome") if isinstance(gate, dict) else None}
+
+
+def _quality(metrics: Mapping[str, Json]) -> str:
+    quality, metric = metrics.get("quality"), metrics.get("quality_metric")
+    found = quality.get(str(metric)) if isinstance(quality, dict) else None
+    value = found.get("value") if isinstance(found, dict) else None
+    return f"{metric} {value:.1%}" if isinstance(value, int | float) else "not measured"

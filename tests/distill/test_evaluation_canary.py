@@ -1,0 +1,179 @@
+"""What a canary promises on the teaching side: it begins loaded, ends by its rules, and the commands say how it stands."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_run import BASE, OLD, candidate_of, load, measured_run
+from typer.testing import CliRunner
+
+from conversations import audit, releases, rollouts, turns
+from conversations.errors import Failure, OperatorError, OutsideError
+from conversations.messages import Author, Role, TurnStatus
+from conversations.releases import ReleaseState
+from conversations.rollouts import Rollout, RolloutKind, RolloutState
+from conversations.store import Record
+from conversations.turns import ReplyMeasures
+from distill.cli import app
+from distill.evaluation.gate.canary import begin_canary, finish_canary
+from distill.run import Run
+
+RULES = "[canary]\nmin_turns = 4\nhours = 1.0\nmax_error_rate = 0.2"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with measured_run(tmp_path, promote="canary_share = 0.5", more=RULES) as opened:
+        load(opened.record, candidate_of(opened), OLD)
+        yield opened
+
+
+def begun(run: Run) -> Rollout:
+    return begin_canary(run.record, run.settings, candidate_of(run), actor="test", reason="test")
+
+
+def answered(record: Record, release_id: str, count: int, status: TurnStatus = TurnStatus.COMPLETE) -> None:
+    for _ in range(count):
+        talk = turns.create_conversation(record, customer_id="anna", channel="test").conversation_id
+        question = turns.append_message(record, talk, Role.USER, Author.CUSTOMER, "Why is the light red?")
+        reply = turns.begin_reply(
+            record, talk, question_turn_id=question.turn_id, release_id=release_id, prompt_version="1", decoding={}
+        )
+        measures = ReplyMeasures(first_token_ms=10.0, latency_ms=100.0)
+        turns.finish_reply(record, reply.turn_id, status=status, content="so it is", measures=measures)
+        turns.hold_release(record, talk, release_id)
+
+
+def hours_pass(record: Record, hours: float) -> None:
+    """The canary began so much earlier."""
+    with record.write() as transaction:
+        transaction.execute(
+            "UPDATE rollouts SET started_at_utc = strftime('%Y-%m-%dT%H:%M:%fZ', started_at_utc, ?)",
+            [f"-{hours * 60:.0f} minutes"],
+        )
+
+
+def test_a_canary_that_had_its_hours_and_turns_without_a_broken_rule_is_put_into_service(run: Run) -> None:
+    canary = begun(run)
+    answered(run.record, canary.release_id, 5)
+    assert finish_canary(run.record, run.settings) == ""
+    hours_pass(run.record, 1.5)
+    assert f"{canary.release_id} is in service" in finish_canary(run.record, run.settings)
+    assert releases.in_service(run.record) == canary.release_id
+    assert rollouts.rollout(run.record, canary.rollout_id).state is RolloutState.PROMOTED
+    assert finish_canary(run.record, run.settings) == ""
+
+
+def test_hours_without_turns_are_no_trial(run: Run) -> None:
+    canary = begun(run)
+    answered(run.record, canary.release_id, 3)
+    hours_pass(run.record, 30)
+    assert finish_canary(run.record, run.settings) == "" and releases.in_service(run.record) == OLD
+
+
+def test_a_canary_that_breaks_a_rule_is_rolled_back_and_says_with_which_number(run: Run) -> None:
+    canary = begun(run)
+    answered(run.record, canary.release_id, 2)
+    answered(run.record, canary.release_id, 6, TurnStatus.FAILED)
+    told = finish_canary(run.record, run.settings)
+    assert "is rolled back: the error rate is 75.0%" in told
+    assert releases.in_service(run.record) == OLD
+    assert releases.release(run.record, canary.release_id).state is ReleaseState.ROLLED_BACK
+    assert not releases.may_go_on(run.record, canary.release_id)
+
+
+def test_a_canary_that_has_passed_waits_while_nobody_has_it_loaded(run: Run) -> None:
+    canary = begun(run)
+    answered(run.record, canary.release_id, 5)
+    hours_pass(run.record, 1.5)
+    releases.forget_load(run.record, "s1", canary.release_id)
+    assert "no student server has it loaded" in finish_canary(run.record, run.settings)
+    assert releases.in_service(run.record) == OLD
+    load(run.record, canary.release_id)
+    assert "is in service" in finish_canary(run.record, run.settings)
+
+
+def command(run: Run, *words: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, [*words, "--json", "--settings", str(run.settings.settings_file)])
+    if done.exception is not None:
+        raise done.exception
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_the_command_begins_shows_and_stops_a_canary_and_its_open_conversations_move(run: Run) -> None:
+    assert command(run, "canary")["canary"] is None
+    name = candidate_of(run)
+    begun_one = command(run, "canary", name, "--share", "0.1", "--reason", "we want to see")
+    assert (begun_one["canary"]["release_id"], begun_one["canary"]["share"]) == (name, 0.1)
+    answered(run.record, name, 3)
+    answered(run.record, OLD, 2)
+    shown = command(run, "canary")
+    assert shown["figures"][name]["turns"] == 3 and shown["figures"][OLD]["turns"] == 2 and shown["violated"] == ""
+    (held,) = {each.release_id for each in turns.conversations_of(run.record, "anna")} - {OLD}
+    talk = next(each for each in turns.conversations_of(run.record, "anna") if each.release_id == held)
+    assert rollouts.release_for(run.record, talk.conversation_id, held) == name
+    stopped = command(run, "canary", "--stop", "--reason", "seen enough")
+    assert stopped["canary"]["state"] == "rolled_back" and stopped["in_service"] == OLD
+    assert rollouts.release_for(run.record, talk.conversation_id, held) == OLD
+    told = [each for each in audit.newest(run.record, 20) if each.action == "canary rolled back"]
+    assert "seen enough" in told[0].detail_json and told[0].actor.startswith("distill canary (")
+
+
+def test_the_command_puts_a_canary_into_service_now(run: Run) -> None:
+    begun(run)
+    assert command(run, "canary", "--promote")["in_service"] == candidate_of(run)
+    assert releases.in_service(run.record) == candidate_of(run)
+
+
+def test_rollback_undoes_a_canary_first_and_then_the_release_in_service(run: Run) -> None:
+    begun(run)
+    assert command(run, "rollback") == {"in_service": OLD, "rolled_back": candidate_of(run)}
+    assert command(run, "rollback") == {"in_service": BASE, "rolled_back": OLD}
+
+
+def test_a_shadow_is_begun_shown_listed_and_stopped(run: Run) -> None:
+    name = candidate_of(run)
+    assert command(run, "shadow", name, "--share", "0.05")["shadow"]["share"] == 0.05
+    assert command(run, "releases")["shadow"]["release_id"] == name
+    assert command(run, "shadow")["figures"]["answers"] == 0
+    stopped = command(run, "shadow", "--stop")
+    assert stopped["shadow"]["state"] == "stopped" and stopped["in_service"] == OLD
+    assert rollouts.running(run.record, RolloutKind.SHADOW) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "told"),
+    [
+        (["canary", "--stop"], OperatorError, "no canary goes on"),
+        (["canary", "--promote"], OperatorError, "no canary goes on"),
+        (["canary", "--stop", "--promote"], OperatorError, "one thing at a time"),
+        (["canary", "--share", "0.1"], OperatorError, "one thing at a time"),
+        (["canary", "nobody", "--share", "0.1"], OperatorError, "no release 'nobody'"),
+        (["canary", OLD, "--share", "0.1"], OperatorError, "is in service"),
+        (["canary", BASE, "--share", "0.1"], OutsideError, "nobody loaded the release"),
+        (["canary", "CANDIDATE", "--share", "1.5"], OperatorError, "a share of 1.5"),
+        (["shadow", "--stop"], OperatorError, "no shadow goes on"),
+        (["shadow", "CANDIDATE"], OperatorError, "needs a share of turns"),
+    ],
+)
+def test_what_cannot_be_tried_is_said_and_changes_nothing(
+    run: Run, words: list[str], error: type[Failure], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        command(run, *[candidate_of(run) if word == "CANDIDATE" else word for word in words])
+    assert rollouts.rollouts(run.record) == [] and releases.in_service(run.record) == OLD
+
+
+def test_the_tables_for_people_name_release_state_figures_and_servers(run: Run) -> None:
+    canary = begun(run)
+    answered(run.record, canary.release_id, 3)
+    settings = ["--settings", str(run.settings.settings_file)]
+    shown = CliRunner().invoke(app, ["canary", *settings]).stdout
+    assert f"canary of {canary.release_id}: running; 50% of new conversations" in shown
+    assert "0.0% (0.0% to" in shown and "it breaks no rule" in shown and "10 / 10" in shown
+    listed = CliRunner().invoke(app, ["releases", *settings]).stdout
+    assert "candidate, canary 50%" in listed and "in_service" in listed and "s1" in listed and "nowhere" in listed
+    assert "none goes on" not in listed
