@@ -135,9 +135,7 @@ def _judging(
     by_teachers = {row.decision_id for row in left}
     for row in rows:
         is_evaluated = (
-            row.split is Split.TEST
-            and row.task is Task.CONVERSATION
-            and evaluated < settings.evaluate.judged_decisions
+            row.split is Split.TEST and row.task is Task.CONVERSATION and evaluated < settings.evaluate.judged_decisions
         )
         evaluated += is_evaluated
         is_compared = (
