@@ -20,6 +20,8 @@ from distill.evaluation.scoring.judged import JudgedRow
 from distill.rows import EvaluationRow, read_rows
 from distill.run import Stage, read_json
 
+# The models that redact and embed take seconds to load.
+pytestmark = pytest.mark.slow
 JUDGE = """
 [teachers.other]
 base_url = "{base_url}"

@@ -18,6 +18,8 @@ from distill.evaluation.answering.generation import Generated, Question, Student
 from distill.evaluation.answering.load import measure_load, row_of, under_load
 from distill.run import Stage, read_json
 
+# The models that redact and embed take seconds to load.
+pytestmark = pytest.mark.slow
 EVALUATE = "load_levels = [1, 4]\nload_seconds = 0.4\n"
 
 

@@ -17,6 +17,8 @@ from distill.evaluation.answering.contestants import register_candidate
 from distill.evaluation.answering.taken import weights_bytes, weights_bytes_of
 from distill.run import Stage, new_run, read_json
 
+# The models that redact and embed take seconds to load.
+pytestmark = pytest.mark.slow
 NEVER_TWICE = "an answer that was given is asked for again"
 
 

@@ -6,8 +6,9 @@ that could not be had is a failure with its reason, never a text.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import openai
 
@@ -19,6 +20,8 @@ from conversations.settings import PromptTable
 from conversations.store import Record
 
 _TIMEOUT_SECONDS = 300
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,20 @@ async def answer_together(
         async with gate:
             on_answer(await student.answer(question))
 
-    async with asyncio.TaskGroup() as group:
-        for question in questions:
-            group.create_task(one(question))
+    await side_by_side([one(question) for question in questions])
+
+
+async def side_by_side(tasks: Sequence[Coroutine[object, object, Found]]) -> list[Found]:
+    """Await all of them at once and return what they found, in their order. The first failure ends the others and is raised as it is.
+
+    A group of failures, as a TaskGroup raises it, would be taken for a bug of ours whatever is in it.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            begun = [group.create_task(each) for each in tasks]
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None
+    return [each.result() for each in begun]
 
 
 def wait_until_loaded(record: Record, release_id: str, timeout_seconds: float) -> releases.StudentServer:

@@ -17,7 +17,7 @@ from conversations.messages import Json, utc_now
 from conversations.prompt import Renderer
 from distill.evaluation.answering.asking import drawn_by_hash, questions_of, student_of
 from distill.evaluation.answering.contestants import StudentModel
-from distill.evaluation.answering.generation import Generated, Question, Student
+from distill.evaluation.answering.generation import Generated, Question, Student, side_by_side
 from distill.evaluation.figures.intervals import percentile
 from distill.evaluation.scoring.row import MODELS
 from distill.rows import DatasetRow, EvaluationRow, read_rows
@@ -129,9 +129,7 @@ async def under_load(
                     # Who refuses at once would otherwise be asked as fast as it refuses.
                     await asyncio.sleep(min(1.0, seconds / 10))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(customer())
+        await side_by_side([customer() for _ in range(concurrency)])
         return answers, time.perf_counter() - started
     finally:
         await student.close()

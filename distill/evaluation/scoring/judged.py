@@ -5,12 +5,11 @@ own likings, and its agreement with the operators' blind votes. It is asked thro
 [teach] hold and no ruling is paid twice. What it has not said stays empty.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
 from conversations import decisions, votes
 from conversations.messages import Json
@@ -18,6 +17,7 @@ from conversations.redaction import Redactor
 from conversations.votes import BlindVote, Choice
 from distill.dataset.judge import Judge, Preference, open_judge
 from distill.evaluation.answering.asking import drawn_by_hash
+from distill.evaluation.answering.generation import Found, side_by_side
 from distill.evaluation.scoring.agreement import Agreement, agreement_of
 from distill.evaluation.scoring.form import as_chosen, evidence_of
 from distill.evaluation.scoring.leaks import personal_data_in
@@ -30,8 +30,6 @@ from distill.run import Run
 _WORTH = {Preference.FIRST: 1.0, Preference.TIE: 0.5, Preference.SECOND: 0.0, Preference.UNSCORED: None}
 _CHOSEN = {Preference.FIRST: Choice.LEFT, Preference.SECOND: Choice.RIGHT, Preference.TIE: Choice.TIE}
 _AGAINST: Mapping[Model, Metric] = {"teacher": Metric.JUDGE_WINS_TEACHER, "released": Metric.JUDGE_WINS_RELEASED}
-
-Found = TypeVar("Found")
 
 
 class JudgedRow(RowModel):
@@ -205,4 +203,4 @@ async def _all_of(asked: Sequence[Callable[[], Awaitable[Found]]], tell: Callabl
         tell(done)
         return found
 
-    return list(await asyncio.gather(*(one(each) for each in asked)))
+    return await side_by_side([one(each) for each in asked])
