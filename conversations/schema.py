@@ -83,12 +83,6 @@ def m005_on_trial_and_scheduled(db: Database) -> None:
     _run_script(db, "005_on_trial_and_scheduled.sql")
 
 
-@record_migrations()
-def m006_online_figures(db: Database) -> None:
-    """Find what a release did lately, and who refers to an answer, without reading every row."""
-    _run_script(db, "006_online_figures.sql")
-
-
 def _run_script(db: Database, name: str) -> None:
     for statement in statements(files("conversations").joinpath("migrations", name).read_text(encoding="utf-8")):
         db.conn.execute(statement)

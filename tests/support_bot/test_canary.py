@@ -21,6 +21,7 @@ from conversations.messages import Role, TurnStatus, utc_text
 from conversations.prompt import Renderer
 from conversations.releases import Load, ReleaseState, ServerState
 from conversations.rollouts import Rollout, RolloutKind, RolloutState, Rules
+from distill.terminal import operator_name
 from support_bot.completion import FailureCode
 from support_bot.console.releases import show_releases
 from support_bot.session import Session
@@ -116,7 +117,7 @@ def test_the_command_rolls_a_canary_back_as_the_button_does(world: ChatWorld) ->
         assert (await ask_and_wait(session, talk, "And now?")).release_id == world.base
 
     in_session(world, act)
-    assert_rolled_back(world, canary, by="distill rollback")
+    assert_rolled_back(world, canary, by=operator_name("distill rollback"))
 
 
 def assert_rolled_back(world: ChatWorld, canary: Rollout, *, by: str) -> None:
