@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from measured_run import TAUGHT, measured_run, trained
 from small_run import QUESTIONS, small_run
 from tiny_student import tiny_student
+from trained_run import TAUGHT, measured_run, trained
 
 from conversations import decisions, releases
 from conversations.errors import OperatorError, OutsideError
