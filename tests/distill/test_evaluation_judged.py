@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from measured_run import MeasuredRun, measured_run
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS
+from trained_run import MeasuredRun, measured_run
 
 from conversations import decisions, votes
 from conversations.decisions import AnswerAuthor

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from measured_run import measured_run
+from trained_run import measured_run
 from typer.testing import CliRunner
 
 from conversations import releases, runs

@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from measured_run import TAUGHT, measured_run, trained
 from small_run import QUESTIONS, small_run
 from tiny_student import tiny_student
+from trained_run import TAUGHT, measured_run, trained
 
 from conversations import decisions, releases
 from conversations.errors import OperatorError, OutsideError
@@ -70,6 +70,8 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was_and_asks_nothing_twi
     tmp_path: Path, answers_before: int
 ) -> None:
     with measured_run(tmp_path) as measured:
+        # Characters that some functions take for the end of a line.
+        measured.student.answer = "A line\u2028in two, and\x85more."
         seen = 0
 
         def die(stage: Stage, share: float, note: str) -> None:
@@ -84,7 +86,6 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was_and_asks_nothing_twi
         journal = measured.run.folder / "evaluate" / ".answered.jsonl"
         # The line after the last whole one, as a kill in mid-write leaves it.
         journal.write_text(journal.read_text(encoding="utf-8") + '{"model": "candidate", "tim', encoding="utf-8")
-        measured.student.answer = "A line\u2028in two, and\x85more."
         measured.load()
         measured.evaluate()
         asked = Counter((str(body["model"]), str(body["prompt"])) for body in measured.student.requests)

@@ -11,7 +11,7 @@ from distill.evaluation.scoring.meaning import similarities
 from distill.evaluation.scoring.metric import Metric, metrics_of, quality_metrics_of
 from distill.rows import Task
 
-WORDS = ("the", "was", "a", "cat", "cats", "sat", "on", "mat,", "Mat.", "Denver", "Broncos", "24", "it's")
+WORDS = ("the", "ads", "ad", "a", "cat", "cats", "sat", "on", "mat,", "Mat.", "Denver", "Broncos", "24", "it's")
 PHRASES = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 
 
@@ -65,6 +65,8 @@ def test_rouge_is_lins_example_and_the_librarys() -> None:
     # Lin 2004, section 3: the longest common subsequence is two of four words, and all four words are there.
     assert texts.rouge("the gunman kill police", ("police killed the gunman",)) == (1.0, 0.5)
     assert texts.rouge("police kill the gunman", ("nothing alike", "police killed the gunman")) == (1.0, 1.0)
+    # Short words are not stemmed: "ads" is not "ad".
+    assert texts.rouge("his ads", ("hi ad",)) == (0.0, 0.0) and texts.rouge("cats", ("cat",)) == (1.0, 1.0)
     # The library's own tokenizer drops every letter that is not English.
     assert texts.rouge("Перезавантажте роутер", ("Перезавантажте роутер зараз",)) == (pytest.approx(0.8), pytest.approx(0.8))
 
