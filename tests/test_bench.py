@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, cycles, cycles_data, intervals, kills, online, record, study, teach, train
+from tests.bench import choose, cycles, cycles_data, gate, intervals, kills, online, record, study, teach, train
 from tests.bench.study_trial import Trial
 from tests.distill.tiny_student import tiny_student, write_dataset
 
@@ -155,3 +155,17 @@ def test_study_of_the_defaults_trains_answers_and_compares_and_repeats_nothing(t
 def test_the_intervals_of_reports_hold_the_truth_where_plain_percentiles_do_not() -> None:
     found = intervals.figures([8], editions=60)["8 conversations"]
     assert found["share kept"] >= 90 > found["share kept, plain percentiles"]
+
+
+@pytest.mark.slow
+def test_the_gate_lets_hardly_any_worse_candidate_through_and_nothing_unmeasured() -> None:
+    found = gate.figures(gate.made_up_conversations(), 100, sizes=(120,), margins=(0.05,), floors=(0.85,))
+    for worse in (*found["worse"].values(), *found["clearly worse"].values(), *found["floor"].values()):
+        assert worse["n=120"]["promoted"] <= 5, worse
+    assert found["equal"]["equal, margin 5%"]["n=120"]["promoted"] > 0
+    assert found["n=10"] == {"promote": 0, "refuse": 0, "inconclusive": 200}
+    assert found["judge down"]["promote"] == 0
+    # The simulation sees what it is there to see: the plain bootstrap lets such candidates through.
+    alone = found["worse"]["worse by the margin of 5%, losses alone, whole conversations"]["n=120"]
+    assert alone["bootstrap would promote"] > 5
+    gate.show(found)

@@ -13,7 +13,9 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,12 +90,12 @@ def drawn_rows(pool: Sequence[Conversation], case: Case, n: int, rng: np.random.
     while decisions < n:
         conversation = pool[rng.integers(len(pool))][: n - decisions]
         together = rng.random(2)
-        for topic, score in conversation:
+        for turn, (topic, score) in enumerate(conversation):
             lost, mended = (together if case.whole_conversations else rng.random(2)) < (loses, mends)
             ours = (0.0 if lost else score) + ((1 - score) if mended else 0.0)
             for model, value in (("candidate", ours), ("released", score), ("teacher", score)):
-                rows.append(_row(f"d{decisions}", f"c{place}", topic, model, value))
-            decisions += 1
+                rows.append(_row(place, turn, topic, model, value))
+        decisions += len(conversation)
         place += 1
     return rows
 
@@ -132,14 +134,21 @@ def shares(pool: Sequence[Conversation], case: Case, n: int, candidates: int, se
     return {name: round(100 * count / candidates, 1) for name, count in counts.items()}
 
 
-def figures(pool: Sequence[Conversation], candidates: int, sizes: Sequence[int] = SIZES, seed: int = 7) -> dict[str, object]:
+def figures(
+    pool: Sequence[Conversation],
+    candidates: int,
+    sizes: Sequence[int] = SIZES,
+    margins: Sequence[float] = MARGINS,
+    floors: Sequence[float] = FLOORS,
+    seed: int = 7,
+) -> dict[str, Any]:
     """Return every figure."""
     worse = {
         f"worse by the margin of {margin:.0%}, {how}": {
             f"n={n}": shares(pool, Case(margin, margin, churn=churn, whole_conversations=whole), n, candidates, seed)
             for n in sizes
         }
-        for margin in MARGINS
+        for margin in margins
         for how, churn, whole in (
             ("answers turn both ways", CHURN, False),
             ("losses alone", 0.0, False),
@@ -150,18 +159,18 @@ def figures(pool: Sequence[Conversation], candidates: int, sizes: Sequence[int] 
         f"10 points worse, margin {margin:.0%}": {
             f"n={n}": shares(pool, Case(0.1, margin), n, candidates, seed) for n in sizes
         }
-        for margin in MARGINS[:2]
+        for margin in margins[:2]
     }
     equal = {
         f"equal, margin {margin:.0%}": {f"n={n}": shares(pool, Case(0.0, margin), n, candidates, seed) for n in sizes}
-        for margin in MARGINS
+        for margin in margins
     }
     mean = float(np.mean([score for each in pool for _, score in each]))
     floor = {
         f"keeps exactly the floor of {share:.0%}, {how}": {
             f"n={n}": shares(pool, Case((1 - share) * mean, 1.0, share, churn, whole), n, candidates, seed) for n in sizes
         }
-        for share in FLOORS
+        for share in floors
         for how, churn, whole in (("answers turn both ways", CHURN, False), ("losses alone, whole conversations", 0.0, True))
     }
     rng = np.random.default_rng(seed)
@@ -171,7 +180,7 @@ def figures(pool: Sequence[Conversation], candidates: int, sizes: Sequence[int] 
         for _ in range(candidates)
     ]
     down = [
-        verdict(drawn_rows(pool, Case(0.0, 0.1), 500, rng), Case(0.0, 0.1), Judged("connection refused"))[0]
+        verdict(drawn_rows(pool, Case(0.0, 0.1), 250, rng), Case(0.0, 0.1), Judged("connection refused"))[0]
         for _ in range(candidates)
     ]
     return {
@@ -225,12 +234,14 @@ def main() -> None:
     written(found, wanted.json)
 
 
-def _row(decision_id: str, conversation_id: str, topic: str, model: str, value: float) -> EvaluationRow:
+# Simulated candidates are made of the same few rows over and over.
+@lru_cache(maxsize=100_000)
+def _row(place: int, turn: int, topic: str, model: str, value: float) -> EvaluationRow:
     scores: dict[str, float | None] = {METRIC: value}
     if model == "candidate":
         scores |= {"leak_rate": 0.0, "format_fault_rate": 0.0}
     return EvaluationRow.model_construct(
-        decision_id=decision_id, conversation_id=conversation_id, topic=topic, model=model, release_id=model, text="",
+        decision_id=f"d{place}.{turn}", conversation_id=f"c{place}", topic=topic, model=model, release_id=model, text="",
         scores=scores, timed=False, first_token_ms=None, latency_ms=None, prompt_tokens=None, completion_tokens=None, failure="",
     )  # fmt: skip
 
