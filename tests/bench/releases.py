@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -140,7 +141,7 @@ async def _answered(session: Session, conversation_id: str) -> None:
 
 def replies_of(running: RunningStudent, conversation_id: str) -> list[Reply]:
     """Return a conversation's answers with the prompts that the student read."""
-    renderer = Renderer.load(running.settings.student.base)
+    renderer = _renderer(running.settings.student.base)
     prompt = running.settings.prompt
     thread = turns.thread(running.record, conversation_id)
     found = []
@@ -154,6 +155,11 @@ def replies_of(running: RunningStudent, conversation_id: str) -> list[Reply]:
     return found
 
 
+@cache
+def _renderer(base: Path) -> Renderer:
+    return Renderer.load(base)
+
+
 def origins_of(running: RunningStudent, replies: Sequence[Reply], names: Sequence[str]) -> dict[str, object]:
     """Ask each release every prompt again, and tell which release's answer each reply is likest to.
 
@@ -161,7 +167,7 @@ def origins_of(running: RunningStudent, replies: Sequence[Reply], names: Sequenc
     another: "like none" then.
     """
     max_tokens = running.settings.prompt.max_answer_tokens
-    stop_ids = list(Renderer.load(running.settings.student.base).stop_ids)
+    stop_ids = list(_renderer(running.settings.student.base).stop_ids)
 
     def again(task: tuple[str, Reply]) -> str:
         name, reply = task
