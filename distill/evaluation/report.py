@@ -20,8 +20,7 @@ from distill.evaluation.answering.load import LOAD
 from distill.evaluation.evaluate import JUDGE, ROWS, TAKEN
 from distill.evaluation.figures.corpus_bleu import corpus_bleu, references_of
 from distill.evaluation.figures.curves import training_curves
-from distill.evaluation.figures.intervals import Estimate
-from distill.evaluation.figures.quality import by_depth, by_topic, difference_to_released, qualities, retained
+from distill.evaluation.figures.quality import by_depth, by_topic, qualities, retained
 from distill.evaluation.figures.speed import latency_histogram, speed, taking
 from distill.evaluation.figures.targets import targets
 from distill.evaluation.scoring.row import MODELS
@@ -75,12 +74,6 @@ def build_report(run: Run) -> Report:
 def evaluation_rows(run: Run) -> list[EvaluationRow]:
     """Return the stored rows that every figure is computed from."""
     return list(read_rows(run.folder / Stage.EVALUATE / ROWS, EvaluationRow))
-
-
-def estimate_difference(run: Run) -> Estimate | None:
-    """Return how the candidate's quality differs from the release in service, or None without one."""
-    settings = run.settings.evaluate
-    return difference_to_released(evaluation_rows(run), settings.quality_metric, settings.bootstrap_samples)
 
 
 def write_report(run: Run, report: Report) -> None:

@@ -9,7 +9,7 @@ from conversations.messages import Json
 from distill.evaluation.gate.bounds import judge
 from distill.evaluation.gate.evidence import Evidence, Judged
 from distill.evaluation.gate.verdict import Check, CheckOutcome, GateOutcome
-from distill.rows import EvaluationRow
+from distill.rows import EvaluationRow, Task
 from distill.settings import PromoteTable
 
 BOUNDS = PromoteTable(min_retained=0.9, max_wrong_fact_rate=0.1, max_loss_to_released=0.05)
@@ -281,3 +281,10 @@ def test_ten_decisions_are_inconclusive_however_good_or_bad(share: float) -> Non
     )
     assert judge(evidence(measured)).outcome is GateOutcome.INCONCLUSIVE
     assert "50 decisions are needed" in judge(evidence(measured)).reasons[0]
+
+
+def test_a_data_set_without_conversations_is_not_asked_for_wrong_facts() -> None:
+    answers = [row.model_copy(update={"task": Task.QA, "scores": {**row.scores, "wrong_fact_rate": None}}) for row in rows()]
+    assert "wrong_fact_rate" not in {each.name for each in judge(evidence(answers)).checks}
+    conversations = [row.model_copy(update={"task": Task.CONVERSATION}) for row in answers]
+    assert check("wrong_fact_rate", evidence(conversations)).outcome is UNCLEAR

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from conversations.messages import Json
-from distill.evaluation.figures.intervals import Estimate, Score, difference_of_means, mean, ratio_of_means
+from distill.evaluation.figures.intervals import Estimate, Score, mean, ratio_of_means
 from distill.evaluation.scoring.metric import Metric
 from distill.evaluation.scoring.row import MODELS
 from distill.rows import EvaluationRow
@@ -35,11 +35,6 @@ def qualities(rows: Sequence[EvaluationRow], model: str, samples: int) -> dict[s
 def retained(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Estimate | None:
     """Return the share of the teacher's quality that the candidate keeps, over the decisions that both have answered."""
     return ratio_of_means(scores_of(rows, "candidate", metric), scores_of(rows, "teacher", metric), samples)
-
-
-def difference_to_released(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Estimate | None:
-    """Return how the candidate's quality differs from the release in service, or None without one."""
-    return difference_of_means(scores_of(rows, "candidate", metric), scores_of(rows, "released", metric), samples)
 
 
 def by_topic(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Groups:

@@ -8,6 +8,7 @@ from distill.evaluation.gate.careful import rate_interval
 from distill.evaluation.gate.evidence import Evidence
 from distill.evaluation.gate.verdict import Check, failed, passed, unclear
 from distill.evaluation.scoring.metric import Metric
+from distill.rows import Task
 
 FAILED_ANSWERS = "failed_answers"
 _DEFAULT_MAX_DECLINED_RATE = 0.25
@@ -19,8 +20,10 @@ def check_conduct(evidence: Evidence) -> list[Check]:
     declined = bounds.max_declined_rate
     if declined is None and evidence.has_handbook:
         declined = _DEFAULT_MAX_DECLINED_RATE
+    # Wrong facts are looked for in what customers are told; a data set's questions have a right answer instead.
+    tells_customers = any(row.task is Task.CONVERSATION for row in evidence.rows) or not evidence.rows
     ceilings = (
-        (Metric.WRONG_FACT_RATE, "states a wrong fact in", bounds.max_wrong_fact_rate),
+        (Metric.WRONG_FACT_RATE, "states a wrong fact in", bounds.max_wrong_fact_rate if tells_customers else None),
         (Metric.LEAK_RATE, "gives away what is not its customer's in", bounds.max_leak_rate),
         (Metric.FORMAT_FAULT_RATE, "has a fault of form in", bounds.max_format_fault_rate),
         (Metric.DECLINED_RATE, "declines what the handbook answers in", declined),
