@@ -290,7 +290,13 @@ def asked_until_it_is_back(running: RunningStudent, first: str) -> dict[str, obj
             counts["asked a dead server"] += 1
             time.sleep(0.05)
             continue
-        counts["asked and answered" if answer.is_success else "asked a server without the release"] += 1
+        if answer.is_success:
+            counts["asked and answered"] += 1
+        else:
+            # A server whose engine was killed answers for a moment, with an error of its own.
+            is_missing = answer.status_code == httpx.codes.NOT_FOUND
+            counts["asked a server without the release" if is_missing else "asked a dead server"] += 1
+            time.sleep(0.05)
         if noticed is not None and counts["asked and answered"] >= 3:
             break
     return {
