@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ from support_bot.settings import SupportBotSettings, read_support_bot_settings
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 400
+RANK = 16
+# Far above what a hidden state measures by itself.
+PUSH = 3000.0
 _COMMAND = [sys.executable, "-c", "from support_bot.cli import main; main()", "student"]
 
 
@@ -127,9 +130,12 @@ def running_student(
 
 
 def write_adapter(folder: Path, base: Path, seed: int) -> Path:
-    """A random adapter of rank 16 on all linear layers, strong enough to change every answer."""
+    """An adapter of rank 16 on all linear layers, with noise in all but the last, which has it say one token and nothing else.
+
+    Its answer, the same to every question, tells it from every other adapter, from the base, and from any mixture of them.
+    """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     narrow = config["num_key_value_heads"] * config["head_dim"]
     shapes = {
         "self_attn.q_proj": (hidden, hidden),
@@ -141,33 +147,76 @@ def write_adapter(folder: Path, base: Path, seed: int) -> Path:
         "mlp.down_proj": (inner, hidden),
     }
     noise = np.random.default_rng(seed)
+    changes = {
+        f"model.layers.{layer}.{name}": (
+            (0.05 * noise.standard_normal((RANK, inputs))).astype(np.float32),
+            (0.05 * noise.standard_normal((outputs, RANK))).astype(np.float32),
+        )
+        for layer in range(layers)
+        for name, (inputs, outputs) in shapes.items()
+    }
+    last = f"model.layers.{layers - 1}.mlp.down_proj"
+    changes[last] = _saying(base, changes, last, 1000 + 500 * seed)
     tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        for name, (inputs, outputs) in shapes.items():
-            place = f"base_model.model.model.layers.{layer}.{name}"
-            tensors[f"{place}.lora_A.weight"] = (0.05 * noise.standard_normal((16, inputs))).astype(np.float32)
-            tensors[f"{place}.lora_B.weight"] = (0.05 * noise.standard_normal((outputs, 16))).astype(np.float32)
+    for name, (down, up) in changes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     modules = sorted(name.split(".")[1] for name in shapes)
-    adapter = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none", "target_modules": modules}
+    adapter = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "bias": "none", "target_modules": modules}
     (folder / "adapter_config.json").write_text(json.dumps({**adapter, "task_type": "CAUSAL_LM"}), encoding="utf-8")
     return folder
 
 
-def write_whole(folder: Path, base: Path, seed: int) -> Path:
-    """The base's checkpoint with noise in its weights, strong enough to change every answer, as a merged student would be."""
+def _saying(
+    base: Path, changes: Mapping[str, tuple[np.ndarray, np.ndarray]], last: str, token_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the change of the last layer that pushes every hidden state far towards one token, `token_id` or the next that can be.
+
+    Its input has a mean that all prompts share; the change answers that mean with the token's direction.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype=torch.float32).eval()
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        for name, (down, up) in changes.items():
+            if name != last:
+                model.get_submodule(name).weight += torch.from_numpy(up @ down)
+        model.get_submodule(last).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 8:]))
+        for seed in range(6):
+            numbers = np.random.default_rng(seed).integers(100, 40_000, size=60)
+            model(input_ids=torch.from_numpy(numbers)[None])
+        mean = torch.cat(seen).mean(0)
+        # Some tokens lie in the direction of others that are larger.
+        scale, words = model.model.norm.weight, model.get_input_embeddings().weight
+        token_id = next(
+            each for each in range(token_id, len(words)) if int((words @ (scale.square() * words[each])).argmax()) == each
+        )
+        direction = scale * words[token_id]
+    down = np.zeros((RANK, len(mean)), dtype=np.float32)
+    up = np.zeros((len(direction), RANK), dtype=np.float32)
+    down[0] = (mean / mean.square().sum()).numpy()
+    up[:, 0] = (PUSH * direction / direction.norm()).numpy()
+    return down, up
+
+
+def write_whole(folder: Path, base: Path, adapter: Path) -> Path:
+    """The base's checkpoint with an adapter in its weights, as a merged student is."""
     import torch
     from safetensors.torch import load_file
     from safetensors.torch import save_file as save_tensors
 
     shutil.copytree(base, folder)
-    noise = torch.Generator().manual_seed(seed)
+    changes = load_file(adapter / "adapter_model.safetensors")
     for path in folder.glob("*.safetensors"):
         tensors = load_file(path)
         for name, tensor in tensors.items():
-            if ".layers." in name and tensor.ndim == 2:
-                spread = 0.3 * tensor.float().std()
-                tensors[name] = (tensor.float() + spread * torch.randn(tensor.shape, generator=noise)).to(tensor.dtype)
+            place = f"base_model.model.{name.removesuffix('.weight')}"
+            if f"{place}.lora_A.weight" in changes:
+                change = changes[f"{place}.lora_B.weight"] @ changes[f"{place}.lora_A.weight"]
+                tensors[name] = (tensor.float() + change).to(torch.bfloat16)
         save_tensors(tensors, path, metadata={"format": "pt"})
     return folder
