@@ -97,6 +97,14 @@ def test_a_prompt_and_an_answer_that_exceed_the_context_are_refused(tmp_path: Pa
     assert "1792 tokens" in ended.stderr and "allows 512" in ended.stderr
 
 
+def test_a_release_that_would_be_dropped_before_its_conversations_have_rested_is_refused(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    ended = run_student(settings_file(tmp_path, "keep_hours = 6"))
+    assert ended.returncode == 2
+    assert "keep_hours = 6" in ended.stderr and "rest_hours = 12" in ended.stderr
+
+
 def serve_only_short(folder: Path, **changes: object) -> None:
     """Make the checkpoint a merged student with LongRoPE that was trained with the short factors."""
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
