@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from conversations import audit, releases
 from conversations.errors import OperatorError
+from conversations.gate_word import gate_word, held_back, note_override
 from conversations.messages import new_name, utc_now, utc_text
 from conversations.releases.needs import is_kept
 from conversations.store import Record, Row, Transaction
@@ -81,23 +82,15 @@ def start(
     rules: Rules | None = None,
     actor: str,
     reason: str,
+    against_gate: bool = False,
 ) -> Rollout:
-    """Begin to try a release, and ask the servers to load it.
+    """Begin to try a release, and ask the servers to load it. A canary `against_gate` leaves an override in the audit.
 
-    Raises OperatorError for an unknown or refused release, the one that is in service, a canary of one that was rolled back (no
-    conversation stays with it), a share that is none, and while another rollout of the kind is going on.
+    Raises OperatorError as `check_can_start`, and while another rollout of the kind is going on.
     """
-    if not 0 < share <= 1:
-        raise OperatorError(f"a share of {share!r}; expected more than 0 and at most 1, such as 0.1; mend it")
-    known = releases.release(record, release_id)
-    barred = {releases.ReleaseState.IN_SERVICE, releases.ReleaseState.REFUSED}
-    if kind is RolloutKind.CANARY:
-        barred.add(releases.ReleaseState.ROLLED_BACK)
-    if known.state in barred:
-        raise OperatorError(
-            f"the release {release_id!r} is {known.state.value.replace('_', ' ')}; expected a candidate or an earlier release; "
-            "`distill releases` lists them"
-        )
+    check_can_start(record, kind, release_id, share=share, against_gate=against_gate)
+    is_override = kind is RolloutKind.CANARY and bool(held_back(record, release_id))
+    gate = gate_word(record, release_id)
     rollout_id = new_name("rollout")
     with record.write() as transaction:
         going = transaction.query("SELECT release_id FROM rollouts WHERE kind = ? AND state = 'running'", [kind])
@@ -120,7 +113,34 @@ def start(
         )
         releases.want_in(transaction, release_id, actor)
         audit.note(transaction, actor, f"{kind} started", release_id, {"share": share, "reason": reason})
+        if is_override:
+            note_override(transaction, release_id, gate, actor=actor, reason=reason)
     return rollout(record, rollout_id)
+
+
+def check_can_start(record: Record, kind: RolloutKind, release_id: str, *, share: float, against_gate: bool = False) -> None:
+    """Make sure that a release can be tried.
+
+    Raises OperatorError for an unknown or refused release, the one that is in service, a share that is none, a canary of one that was
+    rolled back (no conversation stays with it), and a canary that the gate holds back, unless an operator goes `against_gate`.
+    """
+    if not 0 < share <= 1:
+        raise OperatorError(f"a share of {share!r}; expected more than 0 and at most 1, such as 0.1; mend it")
+    known = releases.release(record, release_id)
+    barred = {releases.ReleaseState.IN_SERVICE, releases.ReleaseState.REFUSED}
+    if kind is RolloutKind.CANARY:
+        barred.add(releases.ReleaseState.ROLLED_BACK)
+    if known.state in barred:
+        raise OperatorError(
+            f"the release {release_id!r} is {known.state.value.replace('_', ' ')}; expected a candidate or an earlier release; "
+            "`distill releases` lists them"
+        )
+    why = held_back(record, release_id) if kind is RolloutKind.CANARY and not against_gate else ""
+    if why:
+        raise OperatorError(
+            f"{why}; expected a release that it let through or that was in service before; `distill promote --run ID` asks the gate, "
+            f"`distill canary {release_id} --override REASON` tries it against the gate"
+        )
 
 
 def end(record: Record, rollout_id: str, state: RolloutState, *, actor: str, reason: str) -> bool:
@@ -141,12 +161,19 @@ def take_back(record: Record, rollout_id: str, *, actor: str, reason: str) -> bo
         return release_id is not None
 
 
-def promote(record: Record, rollout_id: str, *, actor: str, reason: str) -> bool:
+def promote(record: Record, rollout_id: str, *, actor: str, reason: str, against_gate: bool = False) -> bool:
     """End a canary as promoted and put its release into service, in one transaction; False where it had ended before.
 
-    Raises OperatorError where no server has the release loaded.
+    Raises OperatorError where no server has the release loaded, and where the gate holds it back, unless an operator goes
+    `against_gate`, which leaves an override in the audit.
     """
     tried = rollout(record, rollout_id)
+    why = held_back(record, tried.release_id)
+    if why and not against_gate:
+        raise OperatorError(
+            f"{why}, so its canary puts it into service only against the gate: `distill canary --promote --override REASON`"
+        )
+    gate = gate_word(record, tried.release_id)
     if not releases.servers_with(record, tried.release_id):
         raise OperatorError(
             f"no student server has {tried.release_id!r} loaded, so nobody could answer with it; expected a server that is ready "
@@ -155,7 +182,10 @@ def promote(record: Record, rollout_id: str, *, actor: str, reason: str) -> bool
     with record.write() as transaction:
         release_id = _end_in(transaction, rollout_id, RolloutState.PROMOTED, actor, reason)
         if release_id is not None:
-            releases.promote_in(transaction, release_id, actor=actor, reason=reason)
+            told = f"the gate was overridden: {reason}" if why else reason
+            releases.promote_in(transaction, release_id, actor=actor, reason=told)
+            if why:
+                note_override(transaction, release_id, gate, actor=actor, reason=reason)
         return release_id is not None
 
 

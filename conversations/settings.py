@@ -49,7 +49,7 @@ SettingsPath = Annotated[Path, AfterValidator(_beside_settings)]
 class Table(BaseModel):
     """One table of the settings file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RecordTable(Table):

@@ -3,15 +3,17 @@
 In: options and the record. Out: what changed, or how things stand. What a release learnt and how it was measured is the run's to say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from conversations import releases, rollouts, runs
-from conversations.errors import OperatorError, Refused
+from conversations.errors import Refused
+from conversations.gate_word import gate_word, was_in_service
 from conversations.messages import Json
+from conversations.releases import ReleaseState
 from conversations.rollouts import RolloutKind
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
@@ -20,6 +22,7 @@ from distill.run import Stage, open_run
 from distill.settings import DistillSettings
 from distill.terminal import (
     AsJson,
+    Override,
     Reason,
     RunName,
     SettingsFile,
@@ -48,12 +51,7 @@ def add_releases(app: typer.Typer) -> None:
 
 def promote(
     run: RunName,
-    override: Annotated[
-        str | None,
-        typer.Option(
-            "--override", metavar="REASON", help="Put a candidate into service that the gate did not; kept in the audit."
-        ),
-    ] = None,
+    override: Override = None,
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -67,6 +65,8 @@ def promote(
             report = override_gate(opened, by=operator_name("distill promote"), reason=override)
         else:
             manifest = perform_stage(opened, Stage.PROMOTE)
+            passed = manifest.details["outcome"] == "promote"
+            standing = _standing(record, str(manifest.details["release_id"]), run, passed=passed)
     if override is not None:
         if as_json:
             print_json(report)
@@ -75,14 +75,30 @@ def promote(
         return
     print_manifest(manifest, as_json)
     reasons = manifest.details["reasons"]
-    told = "; ".join(map(str, reasons if isinstance(reasons, list) else []))
-    if manifest.details["outcome"] != "promote":
-        raise Refused(
-            f"the gate says {manifest.details['outcome']}: {told}; the student in service stays; `distill promote --run {run} "
-            "--override REASON` puts this one into service all the same"
-        )
+    lines = "".join(f"\n  {reason}" for reason in (reasons if isinstance(reasons, list) else []))
+    said = f"the gate says {manifest.details['outcome']}:{lines}"
+    if standing:
+        raise Refused(f"{said}\n{standing}")
     if not as_json:
-        say(f"the gate says promote: {told}")
+        say(said)
+
+
+def _standing(record: Record, release_id: str, run: str, *, passed: bool) -> str:
+    """Return how a release stands and what can be done; "" where it passed the gate and customers get it."""
+    state = releases.release(record, release_id).state
+    canary = rollouts.running(record, RolloutKind.CANARY)
+    on_trial = canary is not None and canary.release_id == release_id
+    if on_trial or state is ReleaseState.IN_SERVICE:
+        undo = "is a canary all the same; `distill canary --stop` ends it"
+        if state is ReleaseState.IN_SERVICE:
+            undo = "is in service all the same; `distill rollback` undoes that"
+        return "" if passed else f"{release_id} {undo}"
+    if was_in_service(record, release_id):
+        to_do = f"`distill rollback --to {release_id}` restores it"
+    else:
+        to_do = f"`distill promote --run {run} --override REASON` puts it into service all the same"
+    stays = f"{releases.in_service(record) or 'nothing'} stays in service"
+    return f"{release_id} is {state.replace('_', ' ')} now; {stays}; {to_do}"
 
 
 def rollback(
@@ -98,13 +114,18 @@ def rollback(
     with open_existing(read.record.path) as record:
         before = releases.in_service(record)
         undone = rollouts.roll_back(record, to=to, actor=operator_name("distill rollback"), reason=reason)
+        loaded_on: list[Json] = [on.server_id for on in releases.servers_with(record, undone.in_service)]
     if as_json:
-        print_json({"in_service": undone.in_service, "rolled_back": undone.release_id})
+        print_json({"in_service": undone.in_service, "rolled_back": undone.release_id, "loaded_on": loaded_on})
         return
     if undone.release_id == before:
         say(f"{undone.in_service} is in service again")
     else:
         say(f"the canary of {undone.release_id} is rolled back; {undone.in_service} stays in service")
+    if not loaded_on:
+        say(
+            f"no student server has {undone.in_service} loaded; until `support-bot student` has loaded it, customers get no answer"
+        )
 
 
 def list_releases(settings: SettingsFile = None, as_json: AsJson = False) -> None:
@@ -115,7 +136,8 @@ def list_releases(settings: SettingsFile = None, as_json: AsJson = False) -> Non
         current = releases.in_service(record)
         trials = {kind: rollouts.running(record, kind) for kind in RolloutKind}
         loaded = {each.release_id: [on.server_id for on in releases.servers_with(record, each.release_id)] for each in every}
-        metrics = {each.release_id: {**each.metrics, **_measured(record, each)} for each in every}
+        reports = [known.report for known in runs.runs(record, limit=1000) if known.report]
+        metrics = {each.release_id: {**each.metrics, **_measured(record, each, reports)} for each in every}
     if as_json:
         rows: list[Json] = [
             {
@@ -160,25 +182,28 @@ def list_releases(settings: SettingsFile = None, as_json: AsJson = False) -> Non
     say_table(table)
 
 
-def _measured(record: Record, release: releases.Release) -> dict[str, Json]:
-    """Return what the report of a release's run says of it. A release itself never changes."""
-    if release.run_id is None:
-        return {}
-    try:
-        report = runs.run(record, release.run_id).report
-    except OperatorError:
-        # Entered by hand, or by a record that was put together of others.
-        return {}
-    models = (report or {}).get("models")
-    candidate = models.get("candidate") if isinstance(models, dict) else None
-    if report is None or not isinstance(candidate, dict):
-        return {}
-    measured = {
-        name: candidate.get(name) for name in ("quality", "latency_ms", "first_token_ms", "memory_bytes", "weights_bytes")
-    }
-    told = {name: report.get(name) for name in ("quality_metric", "retained", "test_edition")}
-    gate = report.get("gate")
-    return {**measured, **told, "gate": gate.get("outcome") if isinstance(gate, dict) else None}
+def _measured(record: Record, release: releases.Release, reports: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """Return what the newest report that measured a release says of it, as its candidate or beside one, and its own gate's word."""
+    found: dict[str, Json] = {}
+    for report in reports:
+        models = report.get("models")
+        parts = models if isinstance(models, dict) else {}
+        name, part = next(
+            (
+                (name, part)
+                for name, part in parts.items()
+                if isinstance(part, dict) and part.get("release_id") == release.release_id
+            ),
+            ("", {}),
+        )
+        if part:
+            measured = ("quality", "latency_ms", "first_token_ms", "memory_bytes", "weights_bytes")
+            found = {key: part.get(key) for key in measured}
+            found |= {key: report.get(key) for key in ("quality_metric", "test_edition")}
+            found["retained"] = report.get("retained") if name == "candidate" else None
+            break
+    said = gate_word(record, release.release_id)
+    return {**found, "gate": said.get("outcome")} if found or said else {}
 
 
 def _quality(metrics: Mapping[str, Json]) -> str:

@@ -18,7 +18,7 @@ from conversations.rollouts import Rollout, RolloutKind, RolloutState
 from conversations.settings import read_settings
 from conversations.store import open_existing
 from distill.settings import DistillSettings
-from distill.terminal import AsJson, Reason, SettingsFile, operator_name, print_json, say, say_table
+from distill.terminal import AsJson, Override, Reason, SettingsFile, operator_name, print_json, say, say_table
 
 Share = Annotated[
     float | None, typer.Option("--share", help="Of new conversations (canary) or of turns (shadow), such as 0.1.")
@@ -40,6 +40,7 @@ def canary(
     share: Share = None,
     stop: Stop = False,
     promote: Annotated[bool, typer.Option("--promote", help="Put the canary into service now.")] = False,
+    override: Override = None,
     reason: Reason = "asked for by the operator",
     settings: SettingsFile = None,
     as_json: AsJson = False,
@@ -47,19 +48,31 @@ def canary(
     """Give a release a share of new conversations first; or show, stop or promote the one that goes on."""
     read = read_settings(DistillSettings, settings)
     _check_wishes("canary", release, share, stop, promote)
+    if override is not None and release is None and not promote:
+        raise OperatorError("nothing to override; --override REASON goes with a RELEASE, or with --promote")
     actor = operator_name("distill canary")
     with open_existing(read.record.path) as record:
         if release is not None:
-            from distill.evaluation.gate.canary import begin_canary, load_for_canary
+            from distill.evaluation.gate.canary import begin_canary, load_for_trial
 
             wanted = read.promote.canary_share if share is None else share
-            load_for_canary(record, read, release, actor=actor)
-            begin_canary(record, read, release, actor=actor, reason=reason, share=wanted)
+            if not wanted:
+                raise OperatorError(
+                    "a canary needs a share of new conversations; expected more than 0, with --share 0.1 or [promote] canary_share"
+                )
+            against = override is not None
+            load_for_trial(record, read, RolloutKind.CANARY, release, share=wanted, actor=actor, against_gate=against)
+            begin_canary(record, read, release, actor=actor, reason=override or reason, share=wanted, against_gate=against)
         going = rollouts.running(record, RolloutKind.CANARY)
         if stop or promote:
             going = _needed(going, RolloutKind.CANARY)
-            act = rollouts.promote if promote else rollouts.take_back
-            act(record, going.rollout_id, actor=actor, reason=reason)
+            if override is not None:
+                from distill.evaluation.gate.override import override_canary
+
+                override_canary(record, read, going, by=actor, reason=override)
+            else:
+                act = rollouts.promote if promote else rollouts.take_back
+                act(record, going.rollout_id, actor=actor, reason=reason)
             going = rollouts.rollout(record, going.rollout_id)
         current = releases.in_service(record)
         met = online.figures(record, since_utc=going.started_at_utc) if going else {}
@@ -77,7 +90,8 @@ def canary(
     _say_rollout(going, RolloutKind.CANARY, current)
     if going is not None:
         _say_figures(met, going, current)
-        say(f"it breaks a rule: {broken}" if broken else "it breaks no rule")
+        if going.state is RolloutState.RUNNING:
+            say(f"it breaks a rule: {broken}" if broken else "it breaks no rule")
 
 
 def shadow(
@@ -96,6 +110,9 @@ def shadow(
         if release is not None:
             if share is None:
                 raise OperatorError("`distill shadow RELEASE` needs a share of turns: --share 0.05")
+            from distill.evaluation.gate.canary import load_for_trial
+
+            load_for_trial(record, read, RolloutKind.SHADOW, release, share=share, actor=actor)
             rollouts.start(record, RolloutKind.SHADOW, release, share=share, actor=actor, reason=reason)
         going = rollouts.running(record, RolloutKind.SHADOW)
         if stop:
@@ -112,7 +129,7 @@ def shadow(
         ratio = "not measured" if met.mean_length_ratio is None else f"{met.mean_length_ratio:.2f}"
         say(
             f"{met.answers} answers; failed: {_told(met.failures)}; the same words as the customer got: {_told(met.same)}; "
-            f"length beside those: {ratio}; whole answer p50 / p95: {_pair(met.latency_p50_ms, met.latency_p95_ms)} ms"
+            f"length beside those: {ratio}; whole answer p50 / p95 (ms): {_pair(met.latency_p50_ms, met.latency_p95_ms)}"
         )
 
 
@@ -150,9 +167,12 @@ def _say_rollout(rollout: Rollout | None, kind: RolloutKind, current: str | None
 
 
 def _say_figures(met: Mapping[str, OnlineFigures], going: Rollout, current: str | None) -> None:
+    names = [name for name in dict.fromkeys((going.release_id, current)) if name in met]
+    if not names:
+        say("no answer of it, nor of the release in service, since it began")
+        return
     table = Table(title="Since it began, with 95 % intervals", title_justify="left")
     table.add_column("")
-    names = [name for name in dict.fromkeys((going.release_id, current)) if name in met]
     for name in names:
         table.add_column(str(name), justify="right", no_wrap=True)
     shown = [met[str(name)] for name in names]

@@ -5,7 +5,7 @@ In: the settings file. Out: frozen models. Teacher, student, paths and gates hav
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -309,9 +309,11 @@ class EvaluateTable(Table):
         default="fact_accuracy", description="in which the share of the teacher that is kept is told; as the task has it"
     )
     concurrency: int = Field(default=16, ge=1)
-    timed_decisions: int = Field(default=8, ge=1, description="asked one at a time, for latency")
+    timed_decisions: int = Field(
+        default=20, ge=1, description="asked one at a time, for latency; [promote] max_latency_p95_ms needs 20"
+    )
     max_answer_tokens: int | None = Field(default=None, ge=8, description="empty: as customers get, [prompt] says it")
-    bootstrap_samples: int = Field(default=2000, ge=100)
+    bootstrap_samples: int = Field(default=2000, ge=100, le=20_000)
     load_timeout_seconds: float = Field(
         default=180,
         gt=0,
@@ -320,8 +322,8 @@ class EvaluateTable(Table):
     judged_decisions: int = Field(
         default=200, ge=0, description="at most so many are graded and compared by the judge of [judge]; 0: none"
     )
-    load_levels: tuple[int, ...] = Field(
-        default=(1, 4, 16, 64), description="requests at once, for `distill evaluate --load`"
+    load_levels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 4, 16, 64), min_length=1, description="requests at once, for `distill evaluate --load`"
     )
     load_seconds: float = Field(default=60, gt=0, description="at each level, for `distill evaluate --load`")
     server_usd_per_hour: float = Field(ge=0, description="what an hour of the student's machine costs")

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from conversations.errors import OperatorError
 from conversations.messages import Json
 from distill.run import Manifest
 
@@ -29,7 +30,19 @@ RunName = Annotated[
     str, typer.Option("--run", metavar="ID", help="The run; `distill choose` and `distill cycle` begin one.")
 ]
 
-Reason = Annotated[str, typer.Option(help="Why; kept in the audit.")]
+
+def _given(reason: str | None) -> str | None:
+    """Return a reason that is one. Raises OperatorError for an empty one: the audit would keep nothing."""
+    if reason is not None and not reason.strip():
+        raise OperatorError("the reason is empty; expected why, for the audit, such as --reason 'complaints'; give one")
+    return reason
+
+
+Reason = Annotated[str, typer.Option(help="Why; kept in the audit.", callback=_given)]
+Override = Annotated[
+    str | None,
+    typer.Option("--override", metavar="REASON", help="Act against the gate, and why; kept in the audit.", callback=_given),
+]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from statistics import quantiles
 import pytest
 from conftest import talk_of
 
-from conversations import audit, online, releases, rollouts, shadows, turns
+from conversations import audit, gate_word, online, releases, rollouts, runs, shadows, turns
 from conversations.errors import OperatorError
 from conversations.messages import Author, ConversationState, Role, TurnStatus, Vote, utc_now, utc_text
 from conversations.online import rate
@@ -36,8 +36,9 @@ def candidate(record: Record, name: str) -> str:
 def canary_of(record: Record, name: str, **rules: float) -> Rollout:
     based(record)
     return rollouts.start(
-        record, RolloutKind.CANARY, candidate(record, name), share=0.5, rules=Rules(**rules), actor="test", reason="test"
-    )
+        record, RolloutKind.CANARY, candidate(record, name), share=0.5, rules=Rules(**rules), actor="test", reason="test",
+        against_gate=True,
+    )  # fmt: skip
 
 
 def answered(
@@ -199,14 +200,49 @@ def test_a_rollback_to_a_named_release_leaves_the_canary_going(record: Record) -
 def test_a_canary_is_promoted_once_and_only_where_a_server_has_it(record: Record) -> None:
     canary = canary_of(record, "student-1")
     with pytest.raises(OperatorError, match="no student server has 'student-1' loaded"):
-        rollouts.promote(record, canary.rollout_id, actor="olga", reason="good")
+        rollouts.promote(record, canary.rollout_id, actor="olga", reason="good", against_gate=True)
     assert rollouts.running(record, RolloutKind.CANARY) == canary
     releases.announce_server(record, server_id="s", base_url="http://a", base="tiny", state=ServerState.READY)
     releases.note_load(record, Load("s", "student-1", True, ""))
-    assert rollouts.promote(record, canary.rollout_id, actor="olga", reason="good")
-    assert not rollouts.promote(record, canary.rollout_id, actor="olga", reason="good")
+    assert rollouts.promote(record, canary.rollout_id, actor="olga", reason="good", against_gate=True)
+    assert not rollouts.promote(record, canary.rollout_id, actor="olga", reason="good", against_gate=True)
     assert not rollouts.take_back(record, canary.rollout_id, actor="watch", reason="errors")
     assert releases.in_service(record) == "student-1"
+
+
+def test_a_release_that_the_gate_holds_back_is_tried_and_promoted_only_against_it(record: Record) -> None:
+    based(record)
+    releases.announce_server(record, server_id="s", base_url="http://a", base="tiny", state=ServerState.READY)
+    releases.note_load(record, Load("s", candidate(record, "student-1"), True, ""))
+    with pytest.raises(OperatorError, match=r"never asked about 'student-1'; .*canary student-1 --override REASON"):
+        rollouts.start(record, RolloutKind.CANARY, "student-1", share=0.5, actor="olga", reason="look")
+    canary = rollouts.start(
+        record, RolloutKind.CANARY, "student-1", share=0.5, actor="olga", reason="look", against_gate=True
+    )
+    with pytest.raises(OperatorError, match="canary --promote --override REASON"):
+        rollouts.promote(record, canary.rollout_id, actor="olga", reason="good")
+    assert rollouts.running(record, RolloutKind.CANARY) == canary
+    assert rollouts.promote(record, canary.rollout_id, actor="olga", reason="good", against_gate=True)
+    told = [each for each in audit.newest(record, 20) if each.action == "gate overridden"]
+    assert [(each.actor, each.target) for each in told] == [("olga", "student-1")] * 2
+    # It has been in service, so that it may be tried again as any other.
+    releases.promote(record, candidate(record, "student-2"), actor="olga", reason="better")
+    assert rollouts.start(record, RolloutKind.CANARY, "student-1", share=0.5, actor="olga", reason="again")
+    assert len([each for each in audit.newest(record, 20) if each.action == "gate overridden"]) == 2
+
+
+@pytest.mark.parametrize(("outcome", "is_held"), [("promote", False), ("inconclusive", True), ("refuse", True)])
+def test_the_gates_word_is_that_of_the_releases_own_run(record: Record, outcome: str, is_held: bool) -> None:
+    runs.begin_run(record, run_id="run_1", path="here", settings_digest="")
+    for name in ("student-1", "student-2"):
+        releases.register(
+            record, Release(name, "run_1", "tiny", ReleaseKind.LORA, "", "", {}, "2026", ReleaseState.CANDIDATE),
+            actor="test", reason="test",
+        )  # fmt: skip
+    assert "never asked" in gate_word.held_back(record, "student-1")
+    runs.note_report(record, "run_1", {"release_id": "student-1", "gate": {"outcome": outcome}})
+    assert (f"said {outcome}" in gate_word.held_back(record, "student-1")) is is_held
+    assert "never asked" in gate_word.held_back(record, "student-2")
 
 
 def test_a_release_that_was_rolled_back_is_no_canary_again(record: Record) -> None:

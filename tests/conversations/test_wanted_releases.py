@@ -80,7 +80,7 @@ def test_a_release_is_kept_while_an_open_conversation_holds_it_and_let_go_once_t
 def test_a_release_on_trial_is_kept_until_its_trial_ends(record: Record, base: str) -> None:
     promoted(record, "student-1")
     tried = candidate(record, "student-2")
-    trial = rollouts.start(record, RolloutKind.CANARY, tried, share=0.1, actor="operator", reason="test")
+    trial = rollouts.start(record, RolloutKind.CANARY, tried, share=0.1, actor="operator", reason="test", against_gate=True)
     make_older(record, "wanted_loads", "wanted_at_utc")
     assert needs.settle(record, keep_hours=24) == [] and needed_for(record)[tried] is Need.ON_TRIAL
     rollouts.end(record, trial.rollout_id, RolloutState.STOPPED, actor="operator", reason="test")

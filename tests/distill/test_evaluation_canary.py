@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import BASE, OLD, candidate_of, load, measured_run
+from made_up_run import BASE, OLD, candidate_of, let_through, load, measured_run, scored
 from typer.testing import CliRunner
 
-from conversations import audit, releases, rollouts, turns
-from conversations.errors import Failure, OperatorError, OutsideError
+from conversations import audit, releases, rollouts, runs, turns
+from conversations.errors import Failure, OperatorError, OutsideError, Refused
 from conversations.messages import Author, Role, TurnStatus
 from conversations.releases import ReleaseState
 from conversations.rollouts import Rollout, RolloutKind, RolloutState
 from conversations.store import Record
 from conversations.turns import ReplyMeasures
 from distill.cli import app
+from distill.cycle import perform_stage
 from distill.evaluation.gate.canary import begin_canary, finish_canary
-from distill.run import Run
+from distill.evaluation.report import read_report
+from distill.rows import EvaluationRow
+from distill.run import Run, Stage
 
 RULES = "[canary]\nmin_turns = 4\nhours = 1.0\nmax_error_rate = 0.2"
 
@@ -26,7 +29,7 @@ RULES = "[canary]\nmin_turns = 4\nhours = 1.0\nmax_error_rate = 0.2"
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     with measured_run(tmp_path, promote="canary_share = 0.5", more=RULES) as opened:
-        load(opened.record, candidate_of(opened), OLD)
+        load(opened.record, let_through(opened), OLD)
         yield opened
 
 
@@ -103,6 +106,56 @@ def command(run: Run, *words: str) -> dict[str, Any]:
     return told
 
 
+def spoken(run: Run, *words: str) -> str:
+    done = CliRunner().invoke(app, [*words, "--settings", str(run.settings.settings_file)])
+    assert done.exit_code == 0, done.exception
+    return done.stdout
+
+
+def test_a_canary_against_the_gate_ends_by_an_override_alone_and_leaves_its_traces(tmp_path: Path) -> None:
+    def change(row: EvaluationRow) -> EvaluationRow:
+        return scored(row, format_fault_rate=2.0) if row.model == "candidate" and row.decision_id == "decision_3" else row
+
+    with measured_run(tmp_path, change=change, more=RULES) as run:
+        name = candidate_of(run)
+        load(run.record, name)
+        assert perform_stage(run, Stage.PROMOTE).details["outcome"] == "inconclusive"
+    with Record(run.settings.record.path) as record:
+        load(record, name)
+        with pytest.raises(OperatorError, match="the gate said inconclusive"):
+            command(run, "canary", name, "--share", "0.5")
+        assert rollouts.rollouts(record) == []
+        canary = command(run, "canary", name, "--share", "0.5", "--override", "we know the form")["canary"]
+        answered(record, name, 5)
+        hours_pass(record, 1.5)
+        assert "has passed its hours, but the gate said inconclusive" in finish_canary(record, run.settings)
+        with pytest.raises(OperatorError, match="--promote --override REASON"):
+            command(run, "canary", "--promote")
+        assert releases.in_service(record) == OLD and rollouts.rollout(record, canary["rollout_id"]).ended_at_utc is None
+        assert command(run, "canary", "--promote", "--override", "no complaints")["in_service"] == name
+        told = [json.loads(each.detail_json) for each in audit.newest(record, 30) if each.action == "gate overridden"]
+        assert [each["reason"] for each in told] == ["no complaints", "we know the form"]
+        assert {each["outcome"] for each in told} == {"inconclusive"} and told[0]["checks"][0]["name"] == "format_fault_rate"
+        gate = read_report(run.folder)["gate"]
+        assert isinstance(gate, dict) and isinstance(gate["overridden"], dict)
+        assert gate["overridden"]["reason"] == "no complaints"
+        with pytest.raises(Refused, match=rf"{name} is in service all the same; `distill rollback` undoes that"):
+            command(run, "promote", "--run", run.run_id)
+        assert releases.in_service(record) == name
+
+
+def test_a_canary_that_was_stopped_can_still_go_into_service_by_an_override(tmp_path: Path) -> None:
+    with measured_run(tmp_path, promote="canary_share = 0.5", load_seconds=5) as run:
+        load(run.record, candidate_of(run))
+        perform_stage(run, Stage.PROMOTE)
+    command(run, "canary", "--stop")
+    told = f"{candidate_of(run)} is rolled back now; {OLD} stays in service; `distill promote --run {run.run_id} --override"
+    with pytest.raises(Refused, match=told):
+        command(run, "promote", "--run", run.run_id)
+    command(run, "promote", "--run", run.run_id, "--override", "it was stopped by mistake")
+    assert command(run, "releases")["in_service"] == candidate_of(run)
+
+
 def test_the_command_begins_shows_and_stops_a_canary_and_its_open_conversations_move(run: Run) -> None:
     assert command(run, "canary")["canary"] is None
     name = candidate_of(run)
@@ -130,8 +183,10 @@ def test_the_command_puts_a_canary_into_service_now(run: Run) -> None:
 
 def test_rollback_undoes_a_canary_first_and_then_the_release_in_service(run: Run) -> None:
     begun(run)
-    assert command(run, "rollback") == {"in_service": OLD, "rolled_back": candidate_of(run)}
-    assert command(run, "rollback") == {"in_service": BASE, "rolled_back": OLD}
+    assert command(run, "rollback") == {"in_service": OLD, "rolled_back": candidate_of(run), "loaded_on": ["s1"]}
+    told = spoken(run, "rollback")
+    assert f"{BASE} is in service again" in told and f"no student server has {BASE} loaded" in told
+    assert command(run, "rollback", "--to", OLD)["loaded_on"] == ["s1"]
 
 
 def test_a_shadow_is_begun_shown_listed_and_stopped(run: Run) -> None:
@@ -155,6 +210,15 @@ def test_a_shadow_is_begun_shown_listed_and_stopped(run: Run) -> None:
         (["canary", OLD, "--share", "0.1"], OperatorError, "is in service"),
         (["canary", BASE, "--share", "0.1"], OutsideError, "nobody loaded the release"),
         (["canary", "CANDIDATE", "--share", "1.5"], OperatorError, "a share of 1.5"),
+        (["canary", BASE, "--share", "nan"], OperatorError, "a share of nan"),
+        (["canary", BASE, "--share", "0"], OperatorError, "a canary needs a share"),
+        (["canary", BASE, "--share", "0.1", "--reason", " "], OperatorError, "the reason is empty"),
+        (["canary", "--stop", "--override", "because"], OperatorError, "nothing to override"),
+        (
+            ["shadow", BASE, "--share", "0.1"],
+            OutsideError,
+            r"nobody loaded .* within 0\.6 s .*s1 ready.*; it goes on loading",
+        ),
         (["shadow", "--stop"], OperatorError, "no shadow goes on"),
         (["shadow", "CANDIDATE"], OperatorError, "needs a share of turns"),
     ],
@@ -165,6 +229,24 @@ def test_what_cannot_be_tried_is_said_and_changes_nothing(
     with pytest.raises(error, match=told):
         command(run, *[candidate_of(run) if word == "CANDIDATE" else word for word in words])
     assert rollouts.rollouts(run.record) == [] and releases.in_service(run.record) == OLD
+
+
+def test_nothing_that_is_not_there_is_shown(run: Run) -> None:
+    canary = begun(run)
+    shown = spoken(run, "canary")
+    assert "no answer of it" in shown and "errors" not in shown and "it breaks no rule" in shown
+    assert "it breaks" not in spoken(run, "canary", "--stop")
+    spoken(run, "shadow", canary.release_id, "--share", "0.1")
+    assert "whole answer p50 / p95 (ms): not measured\n" in spoken(run, "shadow")
+
+
+def test_releases_shows_what_the_newest_run_measured_of_every_student(run: Run) -> None:
+    quality = {"fact_accuracy": {"value": 0.25}}
+    report = {"models": {"base": {"release_id": BASE, "quality": quality}}, "quality_metric": "fact_accuracy"}
+    runs.note_report(run.record, run.run_id, report)
+    assert "fact_accuracy 25.0%" in spoken(run, "releases")
+    metrics = {each["release_id"]: each["metrics"] for each in command(run, "releases")["releases"]}
+    assert metrics[BASE]["quality"] == quality and metrics[OLD] == {}
 
 
 def test_the_tables_for_people_name_release_state_figures_and_servers(run: Run) -> None:

@@ -14,7 +14,7 @@ from distill.settings import PromoteTable
 
 BOUNDS = PromoteTable(min_retained=0.9, max_wrong_fact_rate=0.1, max_loss_to_released=0.05)
 PART: dict[str, Json] = {
-    "latency_ms": {"p50": 700.0, "p95": 900.0}, "timed_answers": 8, "memory_bytes": 3_000_000_000, "gpu_memory_bytes": None,
+    "latency_ms": {"p50": 700.0, "p95": 900.0}, "timed_answers": 20, "memory_bytes": 3_000_000_000, "gpu_memory_bytes": None,
 }  # fmt: skip
 PASSED, FAILED, UNCLEAR = CheckOutcome.PASSED, CheckOutcome.FAILED, CheckOutcome.UNCLEAR
 
@@ -213,6 +213,28 @@ def test_failures_of_the_student_in_service_give_the_candidate_no_lead() -> None
 @pytest.mark.parametrize(("count", "outcome"), [(4, PASSED), (5, FAILED)])
 def test_answers_that_were_not_given_have_a_ceiling(count: int, outcome: CheckOutcome) -> None:
     assert check("failed_answers", evidence(failing("candidate", count))).outcome is outcome
+
+
+def test_what_leaves_two_checks_unclear_is_told_once_and_counts_in_words() -> None:
+    verdict = judge(evidence(changed("candidate", lambda place: place == 3, fact_accuracy=2.0)))
+    told = "the difference to the release in service: of the candidate's, 1 answer has no score from 0 to 1"
+    assert [each for each in verdict.reasons if "difference" in each] == [told]
+    assert any(each.endswith("is kept: 1 answer has no score from 0 to 1") for each in verdict.reasons)
+
+
+def test_no_interval_reaches_beyond_what_can_be_and_nought_has_no_sign() -> None:
+    worst = judge(evidence(changed("candidate", lambda place: True, fact_accuracy=0.0), max_loss_to_released=0.0))
+    told = " ".join(check.told for check in worst.checks)
+    assert "differs from the release in service by -100.0% (-100.0% to" in told and "keeps 0.0%" in told
+    assert "(0.0% to" in next(check.told for check in worst.checks if check.name == "retained")
+    assert "-0.0%" not in told and "may be +0.0% at least" in told
+
+
+def test_a_ceiling_of_latency_is_not_held_by_a_handful_of_timed_answers() -> None:
+    for p95 in (900.0, 1100.0):
+        part: dict[str, Json] = {**PART, "timed_answers": 19, "latency_ms": {"p50": 1.0, "p95": p95}}
+        found = check("latency_p95_ms", evidence(rows(), part=part, max_latency_p95_ms=1000.0))
+        assert found.outcome is UNCLEAR and "raise [evaluate] timed_decisions" in found.told
 
 
 @pytest.mark.parametrize(("p95", "outcome"), [(999.0, PASSED), (1001.0, FAILED), (None, UNCLEAR), (float("nan"), UNCLEAR)])

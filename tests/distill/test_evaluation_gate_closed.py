@@ -21,7 +21,7 @@ from distill.settings import PromoteTable
 BOUNDS = PromoteTable(
     min_retained=0.9, max_wrong_fact_rate=0.1, max_loss_to_released=0.05, max_latency_p95_ms=1000.0, max_memory_gb=4.0
 )
-PART: dict[str, Json] = {"latency_ms": {"p50": 700.0, "p95": 900.0}, "timed_answers": 8, "memory_bytes": 3_000_000_000}
+PART: dict[str, Json] = {"latency_ms": {"p50": 700.0, "p95": 900.0}, "timed_answers": 20, "memory_bytes": 3_000_000_000}
 WHOLE = Evidence(
     rows(change=lambda row: scored(row, judge_grade=0.8)),
     PART,
@@ -58,6 +58,7 @@ MISSING: dict[str, Evidence] = {
     "the teacher's score": without_score(METRIC, None, "teacher"),
     "the released student's score": without_score(METRIC, None, "released"),
     "the timed answers": replace(WHOLE, candidate={**PART, "timed_answers": 0}),
+    "enough timed answers": replace(WHOLE, candidate={**PART, "timed_answers": 19}),
     "the judge": replace(WHOLE, judged=Judged("connection refused")),
     "the quality metric": replace(WHOLE, quality_metric="no such metric"),
     **{f"the part's {name}": replace(WHOLE, candidate={key: PART[key] for key in PART if key != name}) for name in PART},

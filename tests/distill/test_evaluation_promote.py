@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_up_run import BASE, OLD, candidate_of, load, measured_run, scored
+from made_up_run import BASE, OLD, candidate_of, load, measured_run, scored, write_settings
 from typer.testing import CliRunner
 
 from conversations import audit, releases, rollouts, runs
@@ -18,6 +18,7 @@ from conversations.errors import OperatorError, OutsideError, Refused
 from conversations.messages import Json
 from conversations.releases import ReleaseState
 from conversations.rollouts import RolloutKind
+from conversations.settings import read_settings
 from conversations.store import Record
 from distill.cli import app
 from distill.cycle import perform_stage
@@ -25,6 +26,7 @@ from distill.evaluation.gate.override import override
 from distill.evaluation.report import read_report
 from distill.rows import EvaluationRow
 from distill.run import Run, Stage
+from distill.settings import DistillSettings
 
 
 def leaking(row: EvaluationRow) -> EvaluationRow:
@@ -215,6 +217,44 @@ def test_the_command_says_what_the_gate_said_and_exits_as_a_refusal(tmp_path: Pa
     assert (first["release_id"], first["state"], first["loaded_on"]) == (name, "in_service", ["s1"])
     assert first["metrics"]["quality"]["fact_accuracy"]["value"] == 1.0
     assert first["metrics"]["gate"] == "refuse"
+
+
+def test_the_command_says_of_a_release_that_was_rolled_back_since_that_nobody_gets_it(tmp_path: Path) -> None:
+    with measured_run(tmp_path) as run:
+        load(run.record, candidate_of(run))
+    ask = ["promote", "--run", run.run_id, "--settings", str(tmp_path / "settings.toml")]
+    asked = CliRunner().invoke(app, ask)
+    assert asked.exit_code == 0 and "the gate says promote:\n  keeps 100.0%" in asked.stdout, asked.exception
+    with Record(tmp_path / "record.db") as record:
+        releases.roll_back(record, to=BASE, actor="test", reason="complaints")
+    again = CliRunner().invoke(app, ask)
+    assert isinstance(again.exception, Refused)
+    told = f"{candidate_of(run)} is rolled back now; {BASE} stays in service; `distill rollback --to {candidate_of(run)}`"
+    assert told in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("table", "value"),
+    [
+        *(
+            ("promote", f"{name} = inf")
+            for name in ("min_retained", "max_loss_to_released", "max_topic_loss", "max_memory_gb")
+        ),
+        ("promote", "max_latency_p95_ms = inf"),
+        *(("evaluate", f"{name} = inf") for name in ("load_seconds", "load_timeout_seconds", "server_usd_per_hour")),
+        *(("evaluate", value) for value in ("bootstrap_samples = 100000000", "load_levels = []", "load_levels = [0, 4]")),
+        *(("canary", "hours = inf"), ("schedule", "every_hours = inf"), ("schedule", "cron_minutes = nan")),
+    ],
+)
+def test_a_number_without_an_end_bounds_nothing_and_is_refused(tmp_path: Path, table: str, value: str) -> None:
+    write_settings(tmp_path, "", "[canary]\n[schedule]", 0.6)
+    written = (tmp_path / "settings.toml").read_text(encoding="utf-8").splitlines()
+    name = value.split(" ")[0]
+    kept = [line for line in written if not line.startswith(f"{name} ")]
+    kept.insert(kept.index(f"[{table}]") + 1, value)
+    (tmp_path / "settings.toml").write_text("\n".join(kept), encoding="utf-8")
+    with pytest.raises(OperatorError, match=rf"\[{table}\]: {name}"):
+        read_settings(DistillSettings, tmp_path / "settings.toml")
 
 
 @pytest.mark.slow

@@ -38,7 +38,9 @@ def world(tmp_path: Path) -> Iterator[ChatWorld]:
 
 
 def on_trial(world: ChatWorld, kind: RolloutKind = RolloutKind.CANARY, share: float = 1.0, **rules: float) -> Rollout:
-    return rollouts.start(world.record, kind, "tuned-1", share=share, rules=Rules(**rules), actor="test", reason="try it")
+    return rollouts.start(
+        world.record, kind, "tuned-1", share=share, rules=Rules(**rules), actor="test", reason="try it", against_gate=True
+    )
 
 
 def writers(world: ChatWorld, conversation_id: str) -> list[str | None]:

@@ -447,11 +447,14 @@ def test_roll_back_needs_a_reason_and_restores_the_release_before(visitor, world
     )  # fmt: skip
 
 
-def on_trial(world: ChatWorld, name: str) -> Rollout:
+def on_trial(world: ChatWorld, name: str, *, has_served: bool = False) -> Rollout:
     world.new_release(name)
+    for each in (name, world.base) if has_served else ():
+        releases.promote(world.record, each, actor="test", reason="test")
     return rollouts.start(
-        world.record, RolloutKind.CANARY, name, share=1, rules=Rules(min_turns=3), actor="test", reason="the gate passed"
-    )
+        world.record, RolloutKind.CANARY, name, share=1, rules=Rules(min_turns=3), actor="test", reason="try it",
+        against_gate=True,
+    )  # fmt: skip
 
 
 def failed_answer(world: ChatWorld, release_id: str) -> None:
@@ -518,7 +521,7 @@ def test_a_canary_that_breaks_a_rule_goes_by_itself_and_the_open_page_says_so(vi
 
 
 def test_promote_now_puts_the_canary_into_service(visitor, world):
-    canary = on_trial(world, "tuned-5")
+    canary = on_trial(world, "tuned-5", has_served=True)
     page = log_in(visitor, world)
     page.get_by_role("tab", name="Releases").click()
     page.locator("#canary-reason").get_by_role("textbox").fill("good enough")
@@ -527,6 +530,17 @@ def test_promote_now_puts_the_canary_into_service(visitor, world):
     assert releases.in_service(world.record) == "tuned-5"
     assert rollouts.rollout(world.record, canary.rollout_id).state is RolloutState.PROMOTED
     releases.roll_back(world.record, to=world.base, actor="test", reason="the next test")
+
+
+def test_promote_now_does_not_go_round_the_gate(visitor, world):
+    canary = on_trial(world, "tuned-6")
+    page = log_in(visitor, world)
+    page.get_by_role("tab", name="Releases").click()
+    page.locator("#canary-reason").get_by_role("textbox").fill("good enough")
+    page.locator("#promote-canary").click()
+    expect(page.locator("#canary-said")).to_contain_text("the gate was never asked about 'tuned-6'")
+    assert releases.in_service(world.record) == world.base
+    assert rollouts.take_back(world.record, canary.rollout_id, actor="test", reason="the next test")
 
 
 def test_runs_tab_tells_what_schedulers_decided_and_why(visitor, world):

@@ -156,10 +156,15 @@ def wait_until_loaded(record: Record, release_id: str, timeout_seconds: float) -
                 f"the student server {failed[0].server_id!r} could not load {release_id!r}: {failed[0].detail}"
             )
         time.sleep(0.25)
-    known = [f"{server.server_id} {server.state}" for server in releases.servers(record) if server.is_fresh]
+    fresh = [server for server in releases.servers(record) if server.is_fresh]
+    known = ", ".join(f"{server.server_id} {server.state}" for server in fresh) or "none"
+    to_do = (
+        "it goes on loading: run the same command again, or raise [evaluate] load_timeout_seconds"
+        if any(server.state is releases.ServerState.READY for server in fresh)
+        else "start `support-bot student` and run the same command again"
+    )
     raise OutsideError(
-        f"nobody loaded the release {release_id!r} within {timeout_seconds:.0f} s "
-        f"(student servers: {', '.join(known) or 'none'}); start `support-bot student` and run the same command again"
+        f"nobody loaded the release {release_id!r} within {timeout_seconds:g} s (student servers: {known}); {to_do}"
     )
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from conversations import online, releases, rollouts
 from conversations.errors import OutsideError
-from conversations.releases import ReleaseState
+from conversations.gate_word import held_back
 from conversations.rollouts import Rollout, RolloutKind, Rules
 from conversations.store import Record
 from distill.evaluation.answering.generation import wait_until_loaded
@@ -18,13 +18,21 @@ ACTOR = "distill schedule"
 
 
 def begin_canary(
-    record: Record, settings: DistillSettings, release_id: str, *, actor: str, reason: str, share: float | None = None
+    record: Record,
+    settings: DistillSettings,
+    release_id: str,
+    *,
+    actor: str,
+    reason: str,
+    share: float | None = None,
+    against_gate: bool = False,
 ) -> Rollout:
     """Begin a canary by the rules of [canary], for [promote] canary_share of new conversations unless another share is given.
 
-    Raises OutsideError while another canary goes on, and OperatorError for a release or a share that cannot be.
+    Raises OutsideError while another canary goes on, and OperatorError for a release or a share that cannot be, and for a release that
+    the gate holds back, unless an operator goes `against_gate`.
     """
-    _check_none_goes_on(record)
+    _check_none_goes_on(record, RolloutKind.CANARY)
     table = settings.canary
     return rollouts.start(
         record,
@@ -39,18 +47,29 @@ def begin_canary(
         ),
         actor=actor,
         reason=reason,
+        against_gate=against_gate,
     )
 
 
-def load_for_canary(record: Record, settings: DistillSettings, release_id: str, *, actor: str) -> None:
-    """Have a release loaded before customers are given to it; one that cannot be tried is left to `begin_canary` to refuse.
+def load_for_trial(
+    record: Record,
+    settings: DistillSettings,
+    kind: RolloutKind,
+    release_id: str,
+    *,
+    share: float,
+    actor: str,
+    against_gate: bool = False,
+) -> None:
+    """Have a release loaded before it is tried.
 
-    Raises OutsideError while another canary goes on, or where no healthy server loads the release in time.
+    Raises OperatorError at once for what cannot be tried, and OutsideError while another one of the kind goes on, or where no healthy
+    server loads the release in time.
     """
-    _check_none_goes_on(record)
-    if releases.release(record, release_id).state in (ReleaseState.CANDIDATE, ReleaseState.RETIRED):
-        releases.want(record, release_id, wanted_by=actor)
-        wait_until_loaded(record, release_id, settings.evaluate.load_timeout_seconds)
+    _check_none_goes_on(record, kind)
+    rollouts.check_can_start(record, kind, release_id, share=share, against_gate=against_gate)
+    releases.want(record, release_id, wanted_by=actor)
+    wait_until_loaded(record, release_id, settings.evaluate.load_timeout_seconds)
 
 
 def finish_canary(record: Record, settings: DistillSettings) -> str:
@@ -65,6 +84,12 @@ def finish_canary(record: Record, settings: DistillSettings) -> str:
         return f"the canary of {canary.release_id} is rolled back: {broken}" if acted else ""
     if not _has_passed(canary, met.turns):
         return ""
+    why = held_back(record, canary.release_id)
+    if why:
+        return (
+            f"the canary of {canary.release_id} has passed its hours, but {why}; `distill canary --promote --override REASON` puts it "
+            "into service against the gate"
+        )
     reason = f"a canary for {canary.rules.hours:g} hours or more, with {canary.rules.min_turns} turns or more, and no rule was broken"
     if not releases.servers_with(record, canary.release_id):
         return (
@@ -80,10 +105,10 @@ def _has_passed(canary: Rollout, turns: int) -> bool:
     return hours >= timedelta(hours=canary.rules.hours) and turns >= canary.rules.min_turns
 
 
-def _check_none_goes_on(record: Record) -> None:
-    going = rollouts.running(record, RolloutKind.CANARY)
+def _check_none_goes_on(record: Record, kind: RolloutKind) -> None:
+    going = rollouts.running(record, kind)
     if going is not None:
         raise OutsideError(
-            f"a canary of {going.release_id!r} goes on since {going.started_at_utc}, and there is one at a time; run the same command "
-            "again when it has ended (`distill canary` shows how it stands), or end it with `distill canary --stop`"
+            f"a {kind} of {going.release_id!r} goes on since {going.started_at_utc}, and there is one at a time; run the same command "
+            f"again when it has ended (`distill {kind}` shows how it stands), or end it with `distill {kind} --stop`"
         )

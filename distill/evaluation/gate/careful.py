@@ -65,7 +65,7 @@ def share_interval(pairs: Sequence[tuple[Score, Score]]) -> Estimate | None:
         return Estimate(value, None, None, len(pairs))
     middle = a * b - q2 * _covariance(ones, others)
     root = np.sqrt(max(0.0, middle * middle - square * (a * a - q2 * _covariance(ones, ones))))
-    return Estimate(value, float((middle - root) / square), float((middle + root) / square), len(pairs))
+    return Estimate(value, max(0.0, float((middle - root) / square)), float((middle + root) / square), len(pairs))
 
 
 def _differences(pairs: Sequence[tuple[Score, Score]]) -> list[Score]:
@@ -84,7 +84,8 @@ def _careful_mean(scores: Sequence[Score], *, lowest: float, made_up: int) -> Es
     careful = _Sums(np.append(sums.scores, ends), np.append(sums.counts, np.full(len(ends), size)))
     middle = float(careful.scores.sum() / careful.counts.sum())
     half = _student(len(careful.counts)) * float(np.sqrt(_covariance(careful, careful)))
-    return Estimate(value, middle - half, middle + half, len(scores))
+    # The made-up conversations and Student's t may reach beyond what can be.
+    return Estimate(value, max(lowest, middle - half), min(1.0, middle + half), len(scores))
 
 
 def _covariance(one: _Sums, other: _Sums) -> float:

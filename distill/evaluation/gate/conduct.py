@@ -6,7 +6,7 @@ be seen: no number of answers shows that there is none. A ceiling of 1 bounds no
 
 from distill.evaluation.gate.careful import rate_interval
 from distill.evaluation.gate.evidence import Evidence
-from distill.evaluation.gate.verdict import Check, failed, passed, unclear
+from distill.evaluation.gate.verdict import Check, failed, no_score, passed, unclear
 from distill.evaluation.scoring.metric import Metric
 from distill.rows import Task
 
@@ -49,10 +49,9 @@ def _check_rate(evidence: Evidence, metric: Metric, does: str, ceiling: float | 
     scores, unscored = evidence.candidate_scores(metric)
     found = rate_interval(scores)
     if found is None or found.low is None or found.high is None or unscored:
-        missing = f"{unscored} answers have no score" if found is not None and unscored else "it could not be measured"
+        missing = no_score(unscored) if found is not None and unscored else "it could not be measured"
         return unclear(metric, f"{metric}: {missing}; the ceiling is {ceiling:.0%}", bound=ceiling)
-    low, high = max(0.0, found.low), min(1.0, found.high)
-    told = f"{does} {found.value:.1%} of answers ({low:.1%} to {high:.1%}, n={found.n}); "
+    told = f"{does} {found.value:.1%} of answers ({found.low:.1%} to {found.high:.1%}, n={found.n}); "
     told += "none may be seen" if ceiling == 0 else f"the ceiling for the upper bound is {ceiling:.0%}"
     # What none may be seen of is as bad in the tenth answer as in the hundredth.
     if ceiling == 0 and found.value > 0:
@@ -62,4 +61,4 @@ def _check_rate(evidence: Evidence, metric: Metric, does: str, ceiling: float | 
         return unclear(metric, f"{told}; {evidence.bounds.min_decisions} decisions are needed", found.value, ceiling)
     if found.value > ceiling:
         return failed(metric, told, found.value, ceiling)
-    return (passed if ceiling == 0 or high <= ceiling else unclear)(metric, told, found.value, ceiling)
+    return (passed if ceiling == 0 or found.high <= ceiling else unclear)(metric, told, found.value, ceiling)

@@ -9,6 +9,8 @@ from distill.evaluation.scoring.metric import Metric
 
 LATENCY, MEMORY, JUDGE = "latency_p95_ms", "memory_gb", "judge"
 _BYTES_PER_GB = 1e9
+# The 95th percentile of fewer is little more than their slowest.
+_MIN_TIMED_ANSWERS = 20
 _JUDGES_METRICS = (Metric.JUDGE_GRADE, Metric.JUDGE_WINS_TEACHER, Metric.JUDGE_WINS_RELEASED)
 
 
@@ -21,6 +23,9 @@ def check_latency(evidence: Evidence) -> Check | None:
     if p95 is None or not timed:
         return unclear(LATENCY, f"the latency could not be measured; the ceiling is {ceiling:,.0f} ms", bound=ceiling)
     told = f"answers within {p95:,.0f} ms in 95 % of cases (n={timed:.0f}); the ceiling is {ceiling:,.0f} ms"
+    if timed < _MIN_TIMED_ANSWERS:
+        needed = f"{_MIN_TIMED_ANSWERS} timed answers are needed: raise [evaluate] timed_decisions, and measure in a new run"
+        return unclear(LATENCY, f"{told}; {needed}", p95, ceiling)
     return (passed if p95 <= ceiling else failed)(LATENCY, told, p95, ceiling)
 
 

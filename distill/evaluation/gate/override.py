@@ -7,14 +7,18 @@ and a report that says so. Never a release whose weights are gone, nor one that 
 from collections.abc import Mapping
 from pathlib import Path
 
-from conversations import audit, releases, rollouts, runs
+from conversations import releases, rollouts, runs
 from conversations.errors import OperatorError
+from conversations.gate_word import gate_word, held_back, note_override, was_in_service
 from conversations.messages import Json, utc_now
 from conversations.releases import ReleaseState
+from conversations.rollouts import Rollout
+from conversations.store import Record
 from distill.evaluation.answering.generation import wait_until_loaded
 from distill.evaluation.gate.verdict import GateOutcome
-from distill.evaluation.report import Report, read_report, write_report
+from distill.evaluation.report import REPORT_FILE, Report, finished_run, read_report, write_report
 from distill.run import Run, Stage
+from distill.settings import DistillSettings
 
 
 def override(run: Run, *, by: str, reason: str) -> Report:
@@ -33,48 +37,62 @@ def override(run: Run, *, by: str, reason: str) -> Report:
     assert isinstance(gate, dict), "a finished gate leaves its word"
     release = releases.release(run.record, str(report["release_id"]))
     if release.state is not ReleaseState.IN_SERVICE:
-        _check(run, release, gate)
+        _check(run, release)
         releases.want(run.record, release.release_id, wanted_by=by)
         wait_until_loaded(run.record, release.release_id, run.settings.evaluate.load_timeout_seconds)
         with run.record.write() as transaction:
             releases.promote_in(transaction, release.release_id, actor=by, reason=f"the gate was overridden: {reason}")
-            told: dict[str, Json] = {"reason": reason, "run_id": run.run_id, **_told(gate)}
-            audit.note(transaction, by, "gate overridden", release.release_id, told)
+            note_override(transaction, release.release_id, gate, actor=by, reason=reason)
     elif gate["outcome"] == GateOutcome.PROMOTE or "overridden" in gate:
         raise OperatorError(f"the release {release.release_id!r} is in service already; nothing to override")
     # One that was cut off here is in service, and its report does not say so yet.
+    return _tell(run, report, gate, by, reason)
+
+
+def override_canary(record: Record, settings: DistillSettings, canary: Rollout, *, by: str, reason: str) -> None:
+    """Put a canary into service that the gate holds back; the audit says so, and its run's report where there is one.
+
+    Raises OperatorError where the gate lets it through, and where no server has it loaded.
+    """
+    if not held_back(record, canary.release_id):
+        raise OperatorError(
+            f"the gate does not hold {canary.release_id!r} back; nothing to override: `distill canary --promote` puts it into service"
+        )
+    gate = gate_word(record, canary.release_id)
+    acted = rollouts.promote(record, canary.rollout_id, actor=by, reason=reason, against_gate=True)
+    run_id = releases.release(record, canary.release_id).run_id
+    if acted and gate and run_id is not None:
+        known = runs.run(record, run_id)
+        if (Path(known.path) / REPORT_FILE).is_file():
+            _tell(finished_run(record, settings, known), read_report(Path(known.path)), gate, by, reason)
+
+
+def _tell(run: Run, report: Report, gate: Mapping[str, Json], by: str, reason: str) -> Report:
+    """Write into a run's report who overrode the gate and why, beside its own word."""
     said: Report = {**report, "gate": {**gate, "overridden": {"by": by, "reason": reason, "at": utc_now()}}}
     write_report(run, said)
     runs.note_report(run.record, run.run_id, said)
     return said
 
 
-def _check(run: Run, release: releases.Release, gate: Mapping[str, Json]) -> None:
-    """Raise OperatorError where there is nothing to override, or nothing to serve."""
+def _check(run: Run, release: releases.Release) -> None:
+    """Raise OperatorError where another command does it, or there is nothing to serve.
+
+    A release that the gate let through and whose canary was taken back may be overridden too: nothing else puts it into service.
+    """
     name, weights = release.release_id, Path(release.weights_path)
     canary = rollouts.running(run.record, rollouts.RolloutKind.CANARY)
     if canary is not None and canary.release_id == name:
-        raise OperatorError(f"the release {name!r} is a canary; `distill canary --promote` puts it into service")
-    if gate["outcome"] == GateOutcome.PROMOTE or release.state in (ReleaseState.RETIRED, ReleaseState.ROLLED_BACK):
         raise OperatorError(
-            f"the release {name!r} was let through before and is {release.state.value.replace('_', ' ')} now; expected one that the "
-            f"gate refused or could not tell of; `distill rollback --to {name}` restores one that was in service"
+            f"the release {name!r} is a canary; `distill canary --promote` puts it into service, "
+            "with --override REASON where the gate holds it back"
+        )
+    if was_in_service(run.record, name):
+        raise OperatorError(
+            f"the release {name!r} was in service before and is {release.state.value.replace('_', ' ')} now; "
+            f"`distill rollback --to {name}` restores it"
         )
     if not any(weights.glob("*.safetensors")):
         raise OperatorError(
             f"the weights of {name!r} are gone: {weights} holds no *.safetensors; a release without them cannot be served; train anew"
         )
-
-
-def _told(gate: Mapping[str, Json]) -> dict[str, Json]:
-    """Return what the audit keeps of the gate: its word, its reasons and the numbers of the checks that did not pass."""
-    checks = gate.get("checks")
-    return {
-        "outcome": gate.get("outcome"),
-        "reasons": gate.get("reasons"),
-        "checks": [
-            {name: check.get(name) for name in ("name", "outcome", "value", "bound")}
-            for check in (checks if isinstance(checks, list) else [])
-            if isinstance(check, dict) and check.get("outcome") != "passed"
-        ],
-    }

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from distill.evaluation.figures.intervals import Estimate
 from distill.evaluation.gate.careful import difference_interval, plain_difference_interval, share_interval
 from distill.evaluation.gate.evidence import Evidence, Pair, Pairs
-from distill.evaluation.gate.verdict import Check, failed, passed, unclear
+from distill.evaluation.gate.verdict import Check, failed, no_score, passed, unclear
 
 RELEASED, TOPICS, RETAINED = "loss_to_released", "topics", "retained"
 # Two conversations that happen to agree would make anything sure.
@@ -28,8 +28,8 @@ def check_released(evidence: Evidence) -> Check | None:
     if found is None or found.low is None or found.high is None:
         return unclear(RELEASED, "the difference to the release in service could not be measured")
     told = (
-        f"differs from the release in service by {found.value:+.1%} ({found.low:+.1%} to {found.high:+.1%}, n={found.n}"
-        f"{_failed_note(pairs)}); the lower bound may be {-bound:+.1%} at least"
+        f"differs from the release in service by {found.value:+z.1%} ({found.low:+z.1%} to {found.high:+z.1%}, n={found.n}"
+        f"{_failed_note(pairs)}); the lower bound may be {-bound:+z.1%} at least"
     )
     if found.n < evidence.bounds.min_decisions:
         return unclear(RELEASED, _too_few(told, evidence), found.value, -bound)
@@ -68,10 +68,10 @@ def check_topics(evidence: Evidence) -> Check | None:
             told = ", ".join(_told_topic(topic, measured[topic]) for topic in sorted(topics))
             value = min(measured[topic].value for topic in topics)
             return outcome(
-                TOPICS, f"is worse than the release in service in {told}; it may be {-bound:+.0%}{unseen}", value, -bound
+                TOPICS, f"is worse than the release in service in {told}; it may be {-bound:+z.0%}{unseen}", value, -bound
             )
     told = f"is worst beside the release in service in {_told_topic(worst, measured[worst])}, of {len(measured)} topics"
-    return passed(TOPICS, f"{told}; none may surely be worse than {-bound:+.0%}{unseen}", measured[worst].value, -bound)
+    return passed(TOPICS, f"{told}; none may surely be worse than {-bound:+z.0%}{unseen}", measured[worst].value, -bound)
 
 
 def check_retained(evidence: Evidence) -> Check | None:
@@ -82,7 +82,7 @@ def check_retained(evidence: Evidence) -> Check | None:
     pairs = evidence.pairs_with("teacher", evidence.quality_metric)
     found = share_interval(pairs.pairs)
     if found is None or found.low is None or found.high is None or pairs.unscored:
-        missing = f"{pairs.unscored} of its answers have no score" if pairs.unscored else "could not be measured"
+        missing = no_score(pairs.unscored) if pairs.unscored else "could not be measured"
         return unclear(RETAINED, f"the share of the teacher's {evidence.quality_metric} that is kept: {missing}")
     told = (
         f"keeps {found.value:.1%} of the teacher's {evidence.quality_metric} ({found.low:.1%} to {found.high:.1%}, n={found.n}"
@@ -105,7 +105,7 @@ def _pairs_with_released(evidence: Evidence) -> tuple[Pairs | None, str]:
         )
     pairs = evidence.pairs_with(model, evidence.quality_metric)
     if pairs.unscored:
-        return None, f"the difference to the release in service: {pairs.unscored} of the candidate's answers have no score"
+        return None, f"the difference to the release in service: of the candidate's, {no_score(pairs.unscored)}"
     return pairs, ""
 
 
@@ -126,8 +126,8 @@ def _by_topic(evidence: Evidence, pairs: Pairs) -> tuple[Mapping[str, Estimate],
 
 
 def _told_topic(topic: str, found: Estimate) -> str:
-    interval = f"{found.low:+.0%} to {found.high:+.0%}, " if found.low is not None and found.high is not None else ""
-    return f"{topic or 'no topic'} by {found.value:+.0%} ({interval}n={found.n})"
+    interval = f"{found.low:+z.0%} to {found.high:+z.0%}, " if found.low is not None and found.high is not None else ""
+    return f"{topic or 'no topic'} by {found.value:+z.0%} ({interval}n={found.n})"
 
 
 def _failed_note(pairs: Pairs) -> str:

@@ -64,6 +64,11 @@ class Verdict:
         }
 
 
+def no_score(answers: int) -> str:
+    """Return how many answers the metric gave no number, or one that no score can be."""
+    return f"{answers} answer has no score from 0 to 1" if answers == 1 else f"{answers} answers have no score from 0 to 1"
+
+
 def passed(name: str, told: str, value: float | None = None, bound: float | None = None) -> Check:
     """Return a check that holds."""
     return Check(name, CheckOutcome.PASSED, told, value, bound)
@@ -85,7 +90,8 @@ def verdict_of(checks: Sequence[Check]) -> Verdict:
         (CheckOutcome.FAILED, GateOutcome.REFUSE),
         (CheckOutcome.UNCLEAR, GateOutcome.INCONCLUSIVE),
     ):
-        reasons = tuple(check.told for check in checks if check.outcome is found)
+        # What leaves two checks unclear is one reason.
+        reasons = tuple(dict.fromkeys(check.told for check in checks if check.outcome is found))
         if reasons:
             return Verdict(outcome, reasons, tuple(checks))
     if not checks:
