@@ -63,7 +63,7 @@ def finish_canary(record: Record, settings: DistillSettings) -> str:
     if broken:
         acted = rollouts.take_back(record, canary.rollout_id, actor=ACTOR, reason=broken)
         return f"the canary of {canary.release_id} is rolled back: {broken}" if acted else ""
-    if not _has_passed(canary, met.turns):
+    if not _has_passed(canary, met.errors.n):
         return ""
     reason = f"a canary for {canary.rules.hours:g} hours or more, with {canary.rules.min_turns} turns or more, and no rule was broken"
     if not releases.servers_with(record, canary.release_id):
