@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from statistics import quantiles
 
@@ -70,6 +71,7 @@ def test_online_figures_are_what_counting_every_turn_gives(record: Record) -> No
     statuses = [TurnStatus.COMPLETE] * 6 + [TurnStatus.FAILED, TurnStatus.STOPPED, TurnStatus.INTERRUPTED]
     expected: dict[str, dict[str, list]] = {base: {}, tried: {}}
     answered(record, tried, status=TurnStatus.FAILED, vote=Vote.DOWN)
+    time.sleep(0.002)  # The record counts milliseconds.
     since = utc_now()
     for number in range(120):
         release_id = chance.choice([base, tried])
