@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from conversations.rollouts import Rollout
+from conversations.rollouts import NO_SERVER_CODES, Rollout
 from conversations.store import Record
 
 # Of how many newest answers the times are told; a hundred thousand would change no digit that matters.
@@ -32,16 +32,18 @@ class Rate:
 class OnlineFigures:
     """What customers met of one release.
 
-    `errors` are failed answers among those that failed, were complete or were stopped by the customer: an answer that our own
-    process interrupted says nothing of a release, and is counted in `interrupted` alone. `thumbs_down` counts votes, `handoffs`
-    conversations that came to a person behind this release's answer. Times are those of the newest complete answers, at most
-    TIMED_ANSWERS, in milliseconds.
+    `errors` are failed answers among those that failed, were complete or were stopped by the customer. What our own process
+    interrupted, and what failed because no server with the release could be reached, says nothing of a release: it is counted in
+    `interrupted` and `no_server` alone. `thumbs_down` counts votes, `handoffs` conversations that
+    came to a person behind this release's answer. Times are those of the newest complete answers, at most TIMED_ANSWERS, in
+    milliseconds.
     """
 
     release_id: str
     turns: int
     conversations: int
     interrupted: int
+    no_server: int
     errors: Rate
     thumbs_down: Rate
     handoffs: Rate
@@ -86,13 +88,15 @@ def figures_of(record: Record, release_id: str, *, since_utc: str = "") -> Onlin
         release_id,
         since_utc,
     )
-    failed = by_status.get("failed", 0)
+    no_server = _count(record, _NO_SERVER, release_id, since_utc)
+    failed = by_status.get("failed", 0) - no_server
     first_tokens, latencies = _times(record, release_id, since_utc)
     return OnlineFigures(
         release_id=release_id,
         turns=sum(by_status.values()),
         conversations=answered,
         interrupted=by_status.get("interrupted", 0),
+        no_server=no_server,
         errors=rate(failed, failed + by_status.get("complete", 0) + by_status.get("stopped", 0)),
         thumbs_down=_thumbs_down(record, release_id, since_utc),
         handoffs=rate(_count(record, _HANDED_OVER, release_id, since_utc), answered),
@@ -142,6 +146,12 @@ WHERE :release_id = (
     SELECT t.release_id FROM turns t WHERE t.conversation_id = came.conversation_id AND t.turn_seq < came.seq
     AND t.author = 'student' AND t.created_at_utc >= :since ORDER BY t.turn_seq DESC LIMIT 1
 )"""
+
+
+# The index finds the failed ones; only those few rows are read.
+_NO_SERVER = f"""
+SELECT COUNT(*) AS n FROM turns WHERE release_id = :release_id AND created_at_utc >= :since AND status = 'failed'
+AND failure_code IN {NO_SERVER_CODES}"""
 
 
 def _count(record: Record, sql: str, release_id: str, since_utc: str) -> int:

@@ -17,6 +17,9 @@ from conversations.messages import new_name, utc_now, utc_text
 from conversations.releases.needs import is_kept
 from conversations.store import Record, Row, Transaction
 
+# How a reply failed (`support_bot.completion.FailureCode`) for which our servers were to blame, and no release.
+NO_SERVER_CODES = ("no_server", "unreachable")
+
 
 class RolloutKind(StrEnum):
     """How a release is tried."""
@@ -229,18 +232,33 @@ def rollouts(record: Record, limit: int = 20) -> list[Rollout]:
 def release_for(record: Record, conversation_id: str, held_release_id: str | None, *, rested: bool = False) -> str | None:
     """Return the release that answers a conversation next, or None before the first student.
 
-    It is the one that the conversation holds, unless that was rolled back or refused, no server keeps it any more, or the
-    conversation has `rested` so long that it counts as a new one. A new conversation gets the canary's release where it falls into its
-    share, else the one in service.
+    It is the one that the conversation holds, unless that was rolled back or refused, no server keeps it any more, an answer has
+    failed already for want of a server with it and the release in service has one, or the conversation has `rested` so long that it
+    counts as a new one. A new conversation gets the canary's release where it falls into its share and a server has that release,
+    else the one in service.
     """
     stays = held_release_id is not None and not rested and releases.may_go_on(record, held_release_id)
     if held_release_id is not None and stays and is_kept(record, held_release_id):
-        return held_release_id
+        return releases.in_service(record) if _is_stranded(record, conversation_id, held_release_id) else held_release_id
     is_new = held_release_id is None or rested
     canary = running(record, RolloutKind.CANARY) if is_new else None
-    if canary is not None and falls_into(canary, conversation_id):
+    if canary is not None and falls_into(canary, conversation_id) and releases.servers_with(record, canary.release_id):
         return canary.release_id
     return releases.in_service(record)
+
+
+def _is_stranded(record: Record, conversation_id: str, held_release_id: str) -> bool:
+    """Tell whether a conversation's newest answer found no server with its release, there is none now, and the one in service has."""
+    if releases.servers_with(record, held_release_id):
+        return False
+    row = record.one(
+        "SELECT failure_code FROM turns WHERE conversation_id = ? AND author = 'student' ORDER BY turn_seq DESC LIMIT 1",
+        [conversation_id],
+    )
+    current = releases.in_service(record)
+    if row is None or row["failure_code"] not in NO_SERVER_CODES or current is None:
+        return False
+    return bool(releases.servers_with(record, current))
 
 
 def has_rested(record: Record, conversation_id: str, question_turn_id: str, *, hours: float) -> bool:

@@ -64,6 +64,9 @@ class StudentTable(Table):
     base: SettingsPath = Field(description="a Hugging Face checkpoint folder")
     profile: Literal["cpu", "gpu"]
     host: str = "127.0.0.1"
+    announce_host: str = Field(
+        default="", description="under which name other machines or pods reach the servers, where that is not `host`"
+    )
     port: int = Field(default=8100, ge=1, le=65535)
     servers: tuple[str, ...] = ()
     max_model_len: int = Field(default=2048, ge=256)

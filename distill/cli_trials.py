@@ -178,6 +178,7 @@ def _say_figures(met: Mapping[str, OnlineFigures], going: Rollout, current: str 
     shown = [met[str(name)] for name in names]
     table.add_row("turns", *(str(each.turns) for each in shown))
     table.add_row("conversations", *(str(each.conversations) for each in shown))
+    table.add_row("no server (no fault of the release)", *(str(each.no_server) for each in shown))
     table.add_row("errors", *(_told(each.errors) for each in shown))
     table.add_row("thumbs down", *(_told(each.thumbs_down) for each in shown))
     table.add_row("handed to a person", *(_told(each.handoffs) for each in shown))

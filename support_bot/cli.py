@@ -7,6 +7,7 @@ and the exit codes of the command contract. The parts that need large libraries 
 import json
 import logging
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -62,7 +63,11 @@ def student(
     from support_bot.student import look_after_students
 
     console = Console(emoji=False, stderr=True, soft_wrap=True, highlight=False)
-    summary = look_after_students(settings, parent_pid=parent_pid, say=lambda line: console.print(line, markup=False))
+
+    def say(line: str) -> None:
+        console.print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {line}", markup=False)
+
+    summary = look_after_students(settings, parent_pid=parent_pid, say=say)
     if as_json:
         _print_answer(summary)
 

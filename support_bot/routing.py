@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from conversations import releases
 from conversations.errors import OutsideError
-from conversations.releases import ServerState, StudentServer
+from conversations.releases import ReleaseKind, ServerState, StudentServer
 from conversations.store import Record
 
 _turns = itertools.count()
@@ -25,6 +25,21 @@ def choose_server(record: Record, release_id: str, avoiding: Collection[str] = (
         what = f"no other student server than {', '.join(sorted(avoiding))}" if avoiding else "no student server"
         raise OutsideError(f"{what} has {release_id!r} loaded; {_why(record, release_id)}")
     return servers[next(_turns) % len(servers)]
+
+
+def is_loading(record: Record, release_id: str) -> bool:
+    """Tell whether a ready server is about to have a release: it is wanted, and the server has not yet said how its load ended.
+
+    A whole release is loaded by no server but its own, whose start takes longer than anybody waits.
+    """
+    wanted = next((each for each in releases.wanted(record) if each.release_id == release_id), None)
+    if wanted is None or wanted.kind in (ReleaseKind.MERGED, ReleaseKind.FULL):
+        return False
+    told = {load.server_id for load in releases.loads(record) if load.release_id == release_id}
+    return any(
+        server.state is ServerState.READY and server.is_fresh and server.release_id is None and server.server_id not in told
+        for server in releases.servers(record)
+    )
 
 
 def any_server_ready(record: Record) -> bool:

@@ -31,12 +31,15 @@ from conversations.store import Record
 from conversations.turns import ReplyInProgress, Turn
 from support_bot.completion import AnswerFailed, Decoding, FailureCode, Students
 from support_bot.growing import Growing
-from support_bot.routing import choose_server
+from support_bot.routing import choose_server, is_loading
 from support_bot.settings import SupportBotSettings
 from support_bot.shadowing import Answered, Shadowing
 
 SECONDS_BETWEEN_SAVES = 1.0
 SECONDS_BETWEEN_GLIMPSES = 0.125
+# A rollback may restore a release that a server has to load first; the check with real prompts is most of it.
+SECONDS_TO_WAIT_FOR_A_LOAD = 10.0
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -305,11 +308,16 @@ class Session:
                     await self.stored.write(_save, growing)
 
     async def _server(self, release_id: str) -> StudentServer:
-        try:
-            return await self.stored.read(choose_server, release_id)
-        except OutsideError as error:
-            _log.warning("%s", error)
-            raise AnswerFailed(FailureCode.NO_SERVER) from None
+        """Return a server with the release; where a ready one is just loading it, wait for that a while."""
+        deadline = time.monotonic() + SECONDS_TO_WAIT_FOR_A_LOAD
+        while True:
+            try:
+                return await self.stored.read(choose_server, release_id)
+            except OutsideError as error:
+                if time.monotonic() > deadline or not await self.stored.read(is_loading, release_id):
+                    _log.warning("%s", error)
+                    raise AnswerFailed(FailureCode.NO_SERVER) from None
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
     async def _other_server(self, release_id: str, unreached: StudentServer) -> StudentServer | None:
         """Return another server with the release, after one that could not be reached before its first token."""

@@ -179,8 +179,8 @@ def served_dtype(student: StudentTable) -> str:
 
 
 def server_url(student: StudentTable) -> str:
-    """Return where this machine reaches the student's server, without a trailing slash."""
-    host = "127.0.0.1" if student.host in ("0.0.0.0", "::", "") else student.host
+    """Return where the supervisor, and whoever reads the record, reaches the student's server, without a trailing slash."""
+    host = student.announce_host or ("127.0.0.1" if student.host in ("0.0.0.0", "::", "") else student.host)
     return f"http://[{host}]:{student.port}" if ":" in host else f"http://{host}:{student.port}"
 
 

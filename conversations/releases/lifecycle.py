@@ -1,7 +1,7 @@
 """What happens to a release: registered, promoted, refused, set aside, rolled back, restored; and which one is in service.
 
 In: what the gate decided and what an operator asked for. Out: events behind a release, and the pointer that they make. The release
-in service changes in one transaction.
+in service changes in one transaction, which also ends the canary of the release that comes into service.
 """
 
 import json
@@ -129,13 +129,18 @@ def promote_in(transaction: Transaction, release_id: str, *, actor: str, reason:
             f"the weights of the release {release_id!r} are gone: there is no folder {weights_path}; expected what its run wrote; "
             "restore that folder, or train anew; the release in service goes on"
         )
-    want_in(transaction, release_id, actor)
-    _event(transaction, release_id, "promoted", actor, reason)
+    _put_into_service(transaction, release_id, "promoted", actor, reason)
 
 
 def take_back_in(transaction: Transaction, release_id: str, *, actor: str, reason: str) -> None:
-    """Note that a release that was on trial is rolled back, inside an open transaction; the one in service stays."""
+    """Note that a release that was on trial is rolled back, inside an open transaction; the one in service stays.
+
+    One that came into service meanwhile leaves it, where there is an earlier one to go back to.
+    """
     _event(transaction, release_id, "rolled_back", actor, reason)
+    served, before = served_and_before(transaction)
+    if release_id == served and before is not None:
+        _put_into_service(transaction, before, "restored", actor, reason)
 
 
 def refuse(record: Record, release_id: str, *, actor: str, reason: str) -> None:
@@ -157,13 +162,13 @@ def set_aside(record: Record, release_id: str, *, actor: str, reason: str) -> No
 def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str) -> str:
     """Take the release in service out of it and restore another; return the restored one's name.
 
-    Without `to`, the newest before it that was in service and was not rolled back, of those that can be served if there are any.
+    Without `to`, the newest before it in `_line` that was not rolled back, of those that can be served if there are any.
     Raises OperatorError when there is none, and for a `to` whose weights are gone and that no server has in memory.
     """
     with record.write() as transaction:
         served = _served(transaction)
         current = served[-1] if served else None
-        target = to or _previous(transaction, served)
+        target = to or _previous(transaction)
         if target is None or current is None:
             raise OperatorError("no earlier release to roll back to; `distill releases` lists what there is")
         if target == current:
@@ -178,8 +183,7 @@ def roll_back(record: Record, *, to: str | None = None, actor: str, reason: str)
                 "`distill releases --json` names; restore that, or give another release with --to"
             )
         _event(transaction, current, "rolled_back", actor, reason)
-        want_in(transaction, target, actor)
-        _event(transaction, target, "restored", actor, reason)
+        _put_into_service(transaction, target, "restored", actor, reason)
     return target
 
 
@@ -252,6 +256,19 @@ def _event(transaction: Transaction, release_id: str, event: str, actor: str, re
     audit.note(transaction, actor, f"release {event}", release_id, {"reason": reason})
 
 
+def _put_into_service(transaction: Transaction, release_id: str, event: str, actor: str, reason: str) -> None:
+    """Make a release the one in service; a canary of it has come to its end with that."""
+    canary = transaction.execute(
+        "UPDATE rollouts SET state = 'promoted', ended_by = ?, ended_because = ?, ended_at_utc = ? "
+        "WHERE kind = 'canary' AND state = 'running' AND release_id = ?",
+        [actor, reason, utc_now(), release_id],
+    )
+    if canary:
+        audit.note(transaction, actor, "canary promoted", release_id, {"reason": reason})
+    want_in(transaction, release_id, actor)
+    _event(transaction, release_id, event, actor, reason)
+
+
 def want_in(transaction: Transaction, release_id: str, wanted_by: str) -> None:
     """Ask the servers to load a release, inside an open transaction; asking again has them try again what failed."""
     transaction.execute(
@@ -265,7 +282,7 @@ def want_in(transaction: Transaction, release_id: str, wanted_by: str) -> None:
 def served_and_before(source: Record | Transaction) -> tuple[str | None, str | None]:
     """Return the release in service, and the one that a rollback would restore."""
     served = _served(source)
-    return (served[-1] if served else None), _previous(source, served)
+    return (served[-1] if served else None), _previous(source)
 
 
 def _let_go(transaction: Transaction, release_id: str) -> None:
@@ -285,18 +302,34 @@ def _served(source: Record | Transaction) -> list[str]:
     return [str(row["release_id"]) for row in rows]
 
 
-def _previous(source: Record | Transaction, served: list[str]) -> str | None:
-    """Return the newest release before the present one that was not rolled back or refused since.
+def _line(source: Record | Transaction) -> list[str]:
+    """Return how the release in service came to be there: what was promoted, without what a rollback went back over."""
+    line: list[str] = []
+    for row in source.query(
+        "SELECT release_id, event FROM release_events WHERE event IN ('promoted', 'restored') ORDER BY release_event_id"
+    ):
+        release_id = str(row["release_id"])
+        if row["event"] == "restored" and release_id in line:
+            while line[-1] != release_id:
+                line.pop()
+        else:
+            line.append(release_id)
+    return line
+
+
+def _previous(source: Record | Transaction) -> str | None:
+    """Return the newest release before the present one in the line that was not rolled back or refused since.
 
     One that cannot be served, as it looks from this machine, comes behind all others: an undo must not fail for a folder that is
     mounted elsewhere.
     """
     earlier = []
-    for release_id in dict.fromkeys(reversed(served[:-1])):
+    line = _line(source)
+    for release_id in dict.fromkeys(reversed(line[:-1])):
         last = source.query(
             "SELECT event FROM release_events WHERE release_id = ? ORDER BY release_event_id DESC LIMIT 1", [release_id]
         )
-        if release_id != served[-1] and last[0]["event"] not in ("rolled_back", "refused"):
+        if release_id != line[-1] and last[0]["event"] not in ("rolled_back", "refused"):
             earlier.append(release_id)
     return next((name for name in earlier if _can_be_served(source, name)), next(iter(earlier), None))
 

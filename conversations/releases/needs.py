@@ -9,12 +9,15 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 
 from conversations.messages import utc_text
+from conversations.processes import is_alive
 from conversations.releases import lifecycle, student_servers
 from conversations.releases.lifecycle import Release, ReleaseKind
 from conversations.store import Record, Row, Transaction
 
 # A candidate whose run was killed leaves a wish behind that nobody takes back.
 CANDIDATE_HOURS = 48.0
+# Longer than any answer may take; nobody can tell whether a process on another machine still lives.
+ANSWER_HOURS = 1.0
 
 
 class Need(IntEnum):
@@ -77,11 +80,8 @@ def is_kept(record: Record, release_id: str) -> bool:
 
 
 def answers_under_way(record: Record, release_id: str) -> int:
-    """Return how many answers of a release have begun and not ended."""
-    row = record.one(
-        "SELECT COUNT(*) AS n FROM turns WHERE status IN ('pending', 'streaming') AND release_id = ?", [release_id]
-    )
-    return int(row["n"] or 0) if row else 0
+    """Return how many answers of a release have begun and not ended; those of a process that died are over."""
+    return _answering(record).count(release_id)
 
 
 def _unneeded(source: Record | Transaction, keep_hours: float) -> list[str]:
@@ -104,7 +104,6 @@ def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
         "SELECT DISTINCT release_id FROM conversations WHERE release_id IS NOT NULL AND updated_at_utc >= ?",
         _ago(keep_hours),
     )
-    answering = _names(source, "SELECT DISTINCT release_id FROM turns WHERE status IN ('pending', 'streaming')")
     fresh = {
         name
         for name, row in wishes.items()
@@ -117,7 +116,7 @@ def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
         Need.IN_SERVICE: {served} if served else set(),
         Need.BASE: set(bases[-1:]),
         Need.ON_TRIAL: _names(source, "SELECT release_id FROM rollouts WHERE state = 'running'"),
-        Need.CONVERSATIONS: answering | (held - is_gone),
+        Need.CONVERSATIONS: set(_answering(source)) | (held - is_gone),
         Need.CANDIDATE: fresh - set(bases),
         Need.BEFORE: {before} if before else set(),
     }
@@ -126,6 +125,16 @@ def _needs(source: Record | Transaction, keep_hours: float) -> dict[str, Need]:
         for name in wishes
         if any(name in names for names in needed_for.values())
     }
+
+
+def _answering(source: Record | Transaction) -> list[str]:
+    """Return the release of each answer that is on its way in a process that lives."""
+    rows = source.query(
+        "SELECT release_id, process_token FROM turns WHERE status IN ('pending', 'streaming') AND release_id IS NOT NULL "
+        "AND created_at_utc >= ?",
+        [_ago(ANSWER_HOURS)],
+    )
+    return [str(row["release_id"]) for row in rows if is_alive(str(row["process_token"]))]
 
 
 def _was_wished_after(may_be_at_once: bool, row: Row) -> bool:

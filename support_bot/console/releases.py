@@ -3,10 +3,13 @@
 In: an operator's reason. Out: a rollback in the record, at once and in one transaction; the servers follow the record.
 """
 
+from datetime import UTC, datetime, timedelta
+
 import gradio as gr
 
 from conversations import releases, rollouts
 from conversations.errors import Failure
+from conversations.messages import utc_text
 from conversations.releases import Release, ReleaseState, ServerState, StudentServer
 from conversations.store import Record
 from support_bot.console import markup
@@ -16,6 +19,7 @@ from support_bot.console.desk import QUIETLY, Desk, Drawing
 PREVIOUS = "the one before"
 SECONDS_BETWEEN_LOOKS = 3
 SHOWN_EVENTS = 30
+HOURS_SILENT_SERVERS_SHOWN = 24
 _TONES: dict[ReleaseState, markup.Tone] = {
     ReleaseState.IN_SERVICE: "good",
     ReleaseState.CANDIDATE: "busy",
@@ -87,7 +91,11 @@ def show_releases(record: Record) -> str:
     )
     servers = markup.table(
         ("server", "state", "has loaded", "memory", "last word (UTC)"),
-        [_server_row(each, loaded.get(each.server_id, [])) for each in releases.servers(record)],
+        [
+            _server_row(each, loaded.get(each.server_id, []))
+            for each in releases.servers(record)
+            if each.heartbeat_at_utc >= utc_text(datetime.now(UTC) - timedelta(hours=HOURS_SILENT_SERVERS_SHOWN))
+        ],
         empty="No student server is known; `support-bot student` starts one.",
     )
     happened = markup.table(
@@ -135,6 +143,8 @@ def _server_row(each: StudentServer, loaded: list[str]) -> tuple[markup.Cell, ..
 
 
 def _memory(each: StudentServer) -> str:
-    """Return what a server's processes take; "" where its supervisor cannot see them."""
+    """Return what a server's processes take; "" where its supervisor cannot see them, or has fallen silent."""
+    if not each.is_fresh:
+        return ""
     kinds = ((each.memory_bytes, "GB"), (each.gpu_memory_bytes, "GB on the GPU"))
     return ", ".join(f"{taken / 1e9:.1f} {unit}" for taken, unit in kinds if taken is not None)

@@ -22,6 +22,10 @@ from support_bot.console.desk import QUIETLY, Desk
 DAYS_WITHOUT_CANARY = 7
 SHOWN_ROLLOUTS = 10
 MAX_REASON_CHARACTERS = 500
+_HOW_COUNTED = (
+    "Shares with their 95 % intervals (Wilson); times are the median and the 95th percentile. Answers for which no server could be "
+    "reached are no errors of a release."
+)
 _TONES: dict[RolloutState, markup.Tone] = {
     RolloutState.RUNNING: "busy",
     RolloutState.PROMOTED: "good",
@@ -109,6 +113,7 @@ def show_rollouts(record: Record) -> str:
             "release",
             "turns",
             "conversations",
+            "no server",
             "errors",
             "thumbs down",
             "to a person",
@@ -120,7 +125,7 @@ def show_rollouts(record: Record) -> str:
     )
     return (
         f"{markup.heading('On trial')}{_canary_line(canary)}{_shadow_line(record, shadow)}{markup.heading(title)}{table}"
-        f"{markup.note('Shares with their 95 % intervals (Wilson); times are the median and the 95th percentile.')}"
+        f"{markup.note(_HOW_COUNTED)}"
     )
 
 
@@ -164,11 +169,12 @@ def _met_row(record: Record, release_id: str, met: OnlineFigures | None, canary:
         f"{markup.code(release_id).html}<br>{markup.pill(state, 'busy' if state == 'canary' else 'plain').html}"
     )
     if met is None:
-        return (name, 0, 0, None, None, None, None, None)
+        return (name, 0, 0, 0, None, None, None, None, None)
     return (
         name,
         met.turns,
         met.conversations,
+        met.no_server,
         _share_cell(met.errors),
         _share_cell(met.thumbs_down),
         _share_cell(met.handoffs),

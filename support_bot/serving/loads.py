@@ -136,11 +136,13 @@ class ServerLoads:
             return
         # Counted before the attempt, so that weights which end the server are not tried for ever.
         trial.attempts += 1
-        began = time.monotonic()
+        began, told = time.monotonic(), trial.problem
         trial.problem = await self._load_and_check(release, is_there=is_there)
         await self._remember(name, trial.problem)
         if trial.problem:
-            self._say(f"student: {self._student.base_url} could not load {name}: {trial.problem}")
+            if trial.problem != told:
+                tries = f"tried {self._pace.load_attempts} times at most"
+                self._say(f"student: {self._student.base_url} could not load {name}: {trial.problem} ({tries})")
             return
         trial.attempts = 0
         if self._is_open:

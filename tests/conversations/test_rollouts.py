@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from statistics import quantiles
 
@@ -49,6 +50,7 @@ def answered(
     status: TurnStatus = TurnStatus.COMPLETE,
     vote: Vote | None = None,
     latency_ms: float = 100.0,
+    failure_code: str | None = None,
 ) -> turns.Turn:
     talk = talk or talk_of(record, "anna", "Why is the light red?")
     question = [each for each in turns.all_turns(record, talk) if each.role is Role.USER][-1]
@@ -56,7 +58,9 @@ def answered(
         record, talk, question_turn_id=question.turn_id, release_id=release_id, prompt_version="1", decoding={}
     )
     measures = ReplyMeasures(first_token_ms=latency_ms / 10, latency_ms=latency_ms)
-    reply = turns.finish_reply(record, reply.turn_id, status=status, content="so it is", measures=measures)
+    reply = turns.finish_reply(
+        record, reply.turn_id, status=status, content="so it is", measures=measures, failure_code=failure_code
+    )
     if vote is not None:
         turns.vote_on(record, reply.turn_id, "anna", vote)
     return reply
@@ -68,6 +72,7 @@ def test_online_figures_are_what_counting_every_turn_gives(record: Record) -> No
     statuses = [TurnStatus.COMPLETE] * 6 + [TurnStatus.FAILED, TurnStatus.STOPPED, TurnStatus.INTERRUPTED]
     expected: dict[str, dict[str, list]] = {base: {}, tried: {}}
     answered(record, tried, status=TurnStatus.FAILED, vote=Vote.DOWN)
+    time.sleep(0.002)  # The record counts milliseconds.
     since = utc_now()
     for number in range(120):
         release_id = chance.choice([base, tried])
@@ -128,6 +133,70 @@ def test_the_error_rule_needs_enough_answers_and_a_lower_end_above_the_maximum(
     assert bool(broken) is is_broken
     if is_broken:
         assert f"{failed} of {of} answers" in broken and "above the rule's 5.0%" in broken
+
+
+def test_an_outage_of_the_servers_is_no_error_of_a_release_and_takes_no_canary_back(record: Record) -> None:
+    canary = canary_of(record, "student-1", min_turns=20)
+    for number in range(26):
+        answered(record, "student-1", status=TurnStatus.FAILED, failure_code=rollouts.NO_SERVER_CODES[number % 2])
+    answered(record, "student-1", status=TurnStatus.FAILED, failure_code="broke_off")
+    answered(record, "student-1")
+    met = online.figures_of(record, "student-1")
+    assert (met.no_server, met.errors) == (26, rate(1, 2))
+    assert online.violated(canary, met) == ""
+
+
+def test_a_release_that_comes_into_service_ends_its_canary_in_the_same_transaction(record: Record) -> None:
+    canary = canary_of(record, "student-1")
+    releases.promote(record, "student-1", actor="gate", reason="better")
+    ended = rollouts.rollout(record, canary.rollout_id)
+    assert (ended.state, ended.ended_by, ended.ended_because) == (RolloutState.PROMOTED, "gate", "better")
+    releases.promote(record, candidate(record, "student-2"), actor="gate", reason="better still")
+    again = rollouts.start(record, RolloutKind.CANARY, "student-1", share=0.5, actor="olga", reason="once more")
+    assert rollouts.roll_back(record, to="student-1", actor="olga", reason="complaints").in_service == "student-1"
+    assert rollouts.rollout(record, again.rollout_id).state is RolloutState.PROMOTED
+    assert rollouts.running(record, RolloutKind.CANARY) is None
+    assert rollouts.roll_back(record, actor="olga", reason="complaints").release_id == "student-1"
+    assert releases.in_service(record) != "student-1"
+
+
+def test_a_canary_whose_release_came_into_service_leaves_it_when_it_is_taken_back(record: Record) -> None:
+    base = based(record)
+    releases.promote(record, candidate(record, "student-1"), actor="gate", reason="better")
+    with record.write() as transaction:
+        # A record of an earlier version may hold one.
+        transaction.execute(
+            "INSERT INTO rollouts VALUES ('r', 'canary', 'student-1', 0.5, '{}', 'running', 't', '2026-01-01', NULL, NULL, NULL)"
+        )
+    assert rollouts.take_back(record, "r", actor="watch", reason="errors")
+    assert releases.in_service(record) == base
+    assert releases.release(record, "student-1").state is ReleaseState.ROLLED_BACK
+
+
+def test_a_new_conversation_gets_the_canary_only_while_a_server_has_it(record: Record) -> None:
+    base = based(record)
+    rollouts.start(record, RolloutKind.CANARY, candidate(record, "student-1"), share=1, actor="t", reason="t")
+    assert rollouts.release_for(record, "a conversation", None) == base
+    serve(record, "student-1")
+    assert rollouts.release_for(record, "a conversation", None) == "student-1"
+
+
+def test_a_conversation_that_found_no_server_moves_once_the_release_in_service_has_one(record: Record) -> None:
+    base = based(record)
+    held = candidate(record, "student-1")
+    releases.want(record, held, wanted_by="test")
+    talk = talk_of(record, "anna", "Why is the light red?")
+    serve(record, base)
+    assert rollouts.release_for(record, talk, held) == held, "it stays before anything has failed"
+    answered(record, held, talk=talk, status=TurnStatus.FAILED, failure_code="no_server")
+    assert rollouts.release_for(record, talk, held) == base
+    serve(record, held)
+    assert rollouts.release_for(record, talk, held) == held, "its server is back"
+
+
+def serve(record: Record, release_id: str) -> None:
+    releases.announce_server(record, server_id=release_id, base_url="http://a", base="tiny", state=ServerState.READY)
+    releases.note_load(record, Load(release_id, release_id, True, ""))
 
 
 def test_the_thumbs_down_rule_counts_votes_and_not_answers(record: Record) -> None:

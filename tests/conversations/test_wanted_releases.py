@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from conversations import releases, rollouts, turns
 from conversations.errors import OperatorError
-from conversations.messages import Author, Role, TurnStatus, utc_now
+from conversations.messages import Author, Role, TurnStatus, utc_now, utc_text
+from conversations.processes import process_token
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState, needs
 from conversations.releases.needs import Need
 from conversations.rollouts import RolloutKind, RolloutState
@@ -152,6 +154,39 @@ def test_a_rollback_passes_over_a_release_whose_weights_are_gone(record: Record,
         promoted(record, f"student-{number}")
     (record.path.parent / "student-2").rmdir()
     assert releases.roll_back(record, actor="operator", reason="test") == "student-1"
+
+
+def test_a_rollback_never_goes_forward_to_what_an_earlier_one_went_back_over(record: Record, base: str) -> None:
+    for name in ("student-1", "student-2", "student-3"):
+        promoted(record, name)
+    releases.roll_back(record, to="student-1", actor="operator", reason="test")
+    assert releases.roll_back(record, actor="operator", reason="test") == base
+    with pytest.raises(OperatorError, match="no earlier release"):
+        releases.roll_back(record, actor="operator", reason="test")
+    # By name every release that was in service can come back, and what is before it then is what it came after.
+    assert releases.roll_back(record, to="student-2", actor="operator", reason="test") == "student-2"
+
+
+@pytest.mark.parametrize("died", ["here", "elsewhere"])
+def test_an_answer_of_a_process_that_died_keeps_no_release_in_memory(record: Record, base: str, died: str) -> None:
+    bad = promoted(record, "student-1")
+    talk = holds(record, bad)
+    asked = turns.append_message(record, talk, Role.USER, Author.CUSTOMER, "and now?")
+    turns.begin_reply(record, talk, question_turn_id=asked.turn_id, release_id=bad, prompt_version="1", decoding={})
+    releases.roll_back(record, actor="operator", reason="complaints")
+    assert needs.settle(record, keep_hours=24) == [] and needs.answers_under_way(record, bad) == 1
+    with record.write() as transaction:
+        if died == "here":
+            token = process_token().rsplit(":", 1)[0] + ":1.000"
+            transaction.execute("UPDATE turns SET process_token = ? WHERE status = 'pending'", [token])
+        else:
+            transaction.execute("DROP TRIGGER turns_keep_their_place")
+            transaction.execute(
+                "UPDATE turns SET process_token = 'another-machine:1:1.000', created_at_utc = ? WHERE status = 'pending'",
+                [utc_text(datetime.now(UTC) - timedelta(hours=needs.ANSWER_HOURS, minutes=1))],
+            )
+    assert needs.answers_under_way(record, bad) == 0
+    assert needs.settle(record, keep_hours=24) == [bad]
 
 
 def test_what_a_server_could_not_load_stays_written_until_it_starts_again(record: Record, base: str) -> None:

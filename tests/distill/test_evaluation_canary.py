@@ -37,7 +37,13 @@ def begun(run: Run) -> Rollout:
     return begin_canary(run.record, run.settings, candidate_of(run), actor="test", reason="test")
 
 
-def answered(record: Record, release_id: str, count: int, status: TurnStatus = TurnStatus.COMPLETE) -> None:
+def answered(
+    record: Record,
+    release_id: str,
+    count: int,
+    status: TurnStatus = TurnStatus.COMPLETE,
+    failure_code: str | None = None,
+) -> None:
     for _ in range(count):
         talk = turns.create_conversation(record, customer_id="anna", channel="test").conversation_id
         question = turns.append_message(record, talk, Role.USER, Author.CUSTOMER, "Why is the light red?")
@@ -45,7 +51,9 @@ def answered(record: Record, release_id: str, count: int, status: TurnStatus = T
             record, talk, question_turn_id=question.turn_id, release_id=release_id, prompt_version="1", decoding={}
         )
         measures = ReplyMeasures(first_token_ms=10.0, latency_ms=100.0)
-        turns.finish_reply(record, reply.turn_id, status=status, content="so it is", measures=measures)
+        turns.finish_reply(
+            record, reply.turn_id, status=status, content="so it is", measures=measures, failure_code=failure_code
+        )
         turns.hold_release(record, talk, release_id)
 
 
@@ -72,6 +80,8 @@ def test_a_canary_that_had_its_hours_and_turns_without_a_broken_rule_is_put_into
 def test_hours_without_turns_are_no_trial(run: Run) -> None:
     canary = begun(run)
     answered(run.record, canary.release_id, 3)
+    # What found no server tells nothing of the release, good or bad.
+    answered(run.record, canary.release_id, 5, TurnStatus.FAILED, "no_server")
     hours_pass(run.record, 30)
     assert finish_canary(run.record, run.settings) == "" and releases.in_service(run.record) == OLD
 

@@ -57,12 +57,12 @@ class ChatWorld:
         self._state = ServerState.READY
         self.say_ready(self.base)
 
-    def new_release(self, release_id: str) -> None:
+    def new_release(self, release_id: str, kind: ReleaseKind = ReleaseKind.LORA) -> None:
         release = Release(
             release_id,
             None,
             "tiny",
-            ReleaseKind.LORA,
+            kind,
             str(self.folder / "student"),
             "sha256:" + release_id,
             {},

@@ -19,7 +19,7 @@ from test_session import ask_and_wait, begin, in_session, to_the_end, until
 from conversations import audit, releases, rollouts, shadows, turns
 from conversations.messages import Role, TurnStatus, utc_text
 from conversations.prompt import Renderer
-from conversations.releases import Load, ReleaseState, ServerState
+from conversations.releases import Load, ReleaseKind, ReleaseState, ServerState
 from conversations.rollouts import Rollout, RolloutKind, RolloutState, Rules
 from distill.terminal import operator_name
 from support_bot.completion import FailureCode
@@ -336,6 +336,63 @@ def test_an_answer_is_tried_twice_at_most_and_never_after_its_first_word(world: 
 
     in_session(world, act)
     second.close()
+
+
+def test_the_codes_that_are_no_fault_of_a_release_are_codes_of_the_chat() -> None:
+    assert rollouts.NO_SERVER_CODES == (FailureCode.NO_SERVER, FailureCode.UNREACHABLE)
+
+
+def test_a_conversation_that_holds_a_canary_without_a_server_goes_on_at_its_next_turn(world: ChatWorld) -> None:
+    world.new_release("whole-1", ReleaseKind.MERGED)
+    rollouts.start(world.record, RolloutKind.CANARY, "whole-1", share=1, actor="test", reason="try it")
+    talk = begin(world).conversation_id
+
+    async def act(session: Session) -> None:
+        assert (await ask_and_wait(session, talk)).release_id == "whole-1"
+        releases.forget_load(world.record, "server", "whole-1")
+        assert (await ask_and_wait(session, talk, "And now?")).failure_code == FailureCode.NO_SERVER
+        await session.retry(talk)
+        await to_the_end(session, talk)
+        assert turns.thread(world.record, talk)[-1].content == "from the base"
+
+    in_session(world, act)
+
+
+def test_an_answer_waits_for_a_release_that_a_ready_server_is_loading(world: ChatWorld) -> None:
+    releases.promote(world.record, "tuned-1", actor="gate", reason="better")
+    releases.forget_load(world.record, "server", "tuned-1")
+
+    async def act(session: Session) -> None:
+        talk = begin(world).conversation_id
+        await session.ask(talk, "Hello")
+        await asyncio.sleep(0.5)
+        releases.note_load(world.record, Load("server", "tuned-1", True, ""))
+        assert (await to_the_end(session, talk))[-1].text == "from the tuned one"
+
+        releases.forget_load(world.record, "server", "tuned-1")
+        talk = begin(world, "bob").conversation_id
+        began = time.monotonic()
+        await session.ask(talk, "Hello")
+        await asyncio.sleep(0.5)
+        releases.note_load(world.record, Load("server", "tuned-1", False, "no memory"))
+        await to_the_end(session, talk)
+        assert turns.thread(world.record, talk)[-1].failure_code == FailureCode.NO_SERVER
+        assert time.monotonic() - began < 5, "a load that failed is waited for no longer"
+
+    in_session(world, act)
+
+
+def test_a_silent_server_shows_no_memory_and_none_at_all_after_a_day(world: ChatWorld) -> None:
+    releases.announce_server(
+        world.record, server_id="old", base_url="http://old", base="tiny", state=ServerState.DOWN, memory_bytes=3_400_000_000
+    )
+    assert "3.4 GB" in show_releases(world.record)
+    for minutes, is_shown in ((5, True), (24 * 60 + 1, False)):
+        with world.record.write() as transaction:
+            silent_since = utc_text(datetime.now(UTC) - timedelta(minutes=minutes))
+            transaction.execute("UPDATE student_servers SET heartbeat_at_utc = ? WHERE server_id = 'old'", [silent_since])
+        shown = show_releases(world.record)
+        assert ("http://old" in shown) is is_shown and "3.4 GB" not in shown
 
 
 def test_following_an_answer_that_moved_shows_one_answer(world: ChatWorld) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -198,7 +199,8 @@ def test_the_command_ends_on_a_signal_or_with_its_parent_and_leaves_attached_ser
             ) as command:
                 assert command.stderr is not None and command.stdout is not None
                 lines = iter(command.stderr.readline, "")
-                assert any("is ready with base-" in line for line in lines)
+                ready = next(line for line in lines if "is ready with base-" in line)
+                assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC student: ", ready)
                 if end == "signal":
                     command.send_signal(signal.SIGTERM)
                 else:
@@ -313,6 +315,13 @@ def test_the_gpu_server_shares_its_memory_with_training_and_gets_no_variable_for
 def test_a_server_that_listens_everywhere_is_reached_on_loopback(checkpoint: Path) -> None:
     assert server_url(StudentTable(base=checkpoint, profile="cpu", host="0.0.0.0", port=8100)) == "http://127.0.0.1:8100"
     assert server_url(StudentTable(base=checkpoint, profile="cpu", host="::1", port=8100)) == "http://[::1]:8100"
+
+
+def test_a_server_that_others_reach_under_a_name_announces_that_name(checkpoint: Path) -> None:
+    student = StudentTable(base=checkpoint, profile="cpu", host="0.0.0.0", announce_host="student", port=8100)
+    assert server_url(student) == "http://student:8100"
+    command = server_command(student, "base-1")
+    assert command[command.index("--host") + 1] == "0.0.0.0"
 
 
 def announce(record: Record, address: str, release_id: str | None, state: ServerState = ServerState.READY) -> None:

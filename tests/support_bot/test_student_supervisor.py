@@ -246,7 +246,8 @@ def test_a_load_that_fails_is_told_in_the_servers_words_and_tried_three_times_on
             assert "sound" in vllm.names
 
     run(scenario)
-    assert any("could not load broken: LoRA rank 64 is greater than max_lora_rank 16." in line for line in said)
+    told = [line for line in said if "could not load broken: LoRA rank 64 is greater than max_lora_rank 16." in line]
+    assert len(told) == 1 and "tried 3 times at most" in told[0]
 
 
 def test_a_failed_load_stands_in_the_record_and_keeps_no_other_release_away(record: Record, base_id: str) -> None:

@@ -82,7 +82,7 @@ def finish_canary(record: Record, settings: DistillSettings) -> str:
     if broken:
         acted = rollouts.take_back(record, canary.rollout_id, actor=ACTOR, reason=broken)
         return f"the canary of {canary.release_id} is rolled back: {broken}" if acted else ""
-    if not _has_passed(canary, met.turns):
+    if not _has_passed(canary, met.errors.n):
         return ""
     why = held_back(record, canary.release_id)
     if why:
