@@ -175,7 +175,9 @@ def test_a_canary_whose_release_came_into_service_leaves_it_when_it_is_taken_bac
 
 def test_a_new_conversation_gets_the_canary_only_while_a_server_has_it(record: Record) -> None:
     base = based(record)
-    rollouts.start(record, RolloutKind.CANARY, candidate(record, "student-1"), share=1, actor="t", reason="t")
+    rollouts.start(
+        record, RolloutKind.CANARY, candidate(record, "student-1"), share=1, actor="t", reason="t", against_gate=True
+    )
     assert rollouts.release_for(record, "a conversation", None) == base
     serve(record, "student-1")
     assert rollouts.release_for(record, "a conversation", None) == "student-1"

@@ -344,7 +344,7 @@ def test_the_codes_that_are_no_fault_of_a_release_are_codes_of_the_chat() -> Non
 
 def test_a_conversation_that_holds_a_canary_without_a_server_goes_on_at_its_next_turn(world: ChatWorld) -> None:
     world.new_release("whole-1", ReleaseKind.MERGED)
-    rollouts.start(world.record, RolloutKind.CANARY, "whole-1", share=1, actor="test", reason="try it")
+    rollouts.start(world.record, RolloutKind.CANARY, "whole-1", share=1, actor="test", reason="try it", against_gate=True)
     talk = begin(world).conversation_id
 
     async def act(session: Session) -> None:
