@@ -70,7 +70,7 @@ def read_support_bot_settings(settings_file: Path | None) -> SupportBotSettings:
     if settings.student.keep_hours < settings.serve.rest_hours:
         raise OperatorError(
             f"{settings.settings_file}: [student] keep_hours = {settings.student.keep_hours:g} and [serve] rest_hours = "
-            f"{settings.serve.rest_hours:g}: an open conversation would lose its release before it has rested; expected keep_hours to be "
-            "the longer one; raise the first or lower the second"
+            f"{settings.serve.rest_hours:g}: an open conversation would lose its release before it has rested; expected keep_hours to "
+            "be the longer one; raise the first or lower the second"
         )
     return settings
