@@ -233,7 +233,7 @@ def test_a_job_whose_process_was_killed_says_so_and_goes_on(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_example_distils_measures_and_prints_what_the_job_says(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--folder", str(tmp_path), "--training-lines", "24", "--test-lines", "12", "--epochs", "1"],
+        [sys.executable, str(EXAMPLE), "--folder", str(tmp_path), "--training-lines", "16", "--test-lines", "6", "--epochs", "1"],
         env={**os.environ, "PYTHONPATH": str(EXAMPLE.parents[2])}, capture_output=True, text=True, timeout=580, check=False,
     )  # fmt: skip
     logs = [path.read_text(encoding="utf-8")[-600:] for path in sorted((tmp_path / "job").glob("*.log"))]
@@ -243,6 +243,7 @@ def test_the_example_distils_measures_and_prints_what_the_job_says(tmp_path: Pat
     metrics = job.metrics()
     assert metrics.accuracy_metric == "token_f1"
     for figures in (metrics.distilled, metrics.baseline):
+        assert figures.accuracy is not None and 0 <= figures.accuracy <= 1
         assert figures.inference_time is not None and figures.inference_time > 0
     assert metrics.improvement.inference_time == pytest.approx(
         (metrics.baseline.inference_time or 0) - (metrics.distilled.inference_time or 0)
