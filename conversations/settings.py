@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import phonenumbers
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -92,6 +93,17 @@ class StudentTable(Table):
     )
     start_timeout_seconds: float = 600
     extra_arguments: tuple[str, ...] = ()
+
+    @field_validator("servers")
+    @classmethod
+    def _are_addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        for address in servers:
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+                raise ValueError(
+                    f"{address!r} is not the address of a server; expected one such as 'http://127.0.0.1:8100', without /v1"
+                )
+        return servers
 
 
 class PromptTable(Table):
@@ -273,8 +285,13 @@ def _explain(model: type[BaseModel], path: Path, problem: Mapping[str, typing.An
         return f"{path} [{table}]: the key {key!r} is missing; it has no default: add it"
     if problem["type"] == "extra_forbidden":
         return f"{path} [{table}]: unknown key {key!r}{_did_you_mean(where[-1], _keys_near(model, where))}"
-    value = problem.get("input")
-    return f"{path} [{table}]: {key or table} = {value!r}: {str(problem['msg']).lower()}; mend the value"
+    value, words = problem.get("input"), str(problem["msg"])
+    # Our own sentences come whole; pydantic's begin as sentences do.
+    told = words.removeprefix("Value error, ") if problem["type"] == "value_error" else words[:1].lower() + words[1:]
+    # A whole table says nothing that its file does not.
+    shown = key if isinstance(value, Mapping) else f"{key or table} = {value!r}"
+    named = f"{shown}: " if shown else ""
+    return f"{path} [{table}]: {named}{told}; mend the value"
 
 
 def _keys_near(model: type[BaseModel], where: Sequence[str]) -> list[str]:

@@ -46,12 +46,17 @@ def cycle(
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts, tokens and money, and call nobody.")] = False,
     run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Go on with this run.")] = None,
+    parent_pid: Annotated[
+        int | None, typer.Option(metavar="PID", help="Stop, as at SIGTERM, when this process ends.")
+    ] = None,
 ) -> None:
     """Do all stages, in a new run or going on with an interrupted one. SIGTERM stops it as Ctrl-C does."""
     read = read_settings(DistillSettings, settings)
-    from distill.training.fitting.interruption import ending_at_sigterm
+    from distill.training.fitting.interruption import end_after, ending_at_sigterm
 
     with ending_at_sigterm(), open_existing(read.record.path) if dry_run else Record(read.record.path) as record:
+        if parent_pid is not None:
+            end_after(parent_pid)
         if dry_run:
             _print_estimate(record, read, as_json)
             return

@@ -4,6 +4,7 @@ In: the settings file. Out: frozen models. Teacher, student, paths and gates hav
 """
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
@@ -144,7 +145,7 @@ class TeachTable(Table):
     transport: Literal["chat", "batch"] = "chat"
     batch_poll_seconds: float = Field(default=30.0, gt=0)
     max_batch_requests: int = Field(default=5000, ge=1, le=50_000)
-    max_cost_usd: float = Field(ge=0)
+    max_cost_usd: float = Field(ge=0, allow_inf_nan=False)
     max_calls: int = Field(ge=1)
     max_tokens: int | None = Field(default=None, ge=1, description="prompt and completion tokens together; empty: no cap")
     allow_unknown_licence: bool = False
@@ -381,8 +382,8 @@ class ScheduleTable(Table):
 
     @model_validator(mode="after")
     def _is_a_time(self) -> "ScheduleTable":
-        if self.cron:
-            self.trigger()
+        if self.cron and self.trigger().get_next_fire_time(None, datetime.now(UTC)) is None:
+            raise ValueError(f"cron is {self.cron!r}, a time that never comes; expected a day that its month has")
         return self
 
     def trigger(self) -> "CronTrigger":

@@ -8,12 +8,10 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from urllib.parse import urlsplit
 
 import psutil
 
 from conversations import releases
-from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.prompt import Renderer
 from conversations.serving import Served, digest_of_tokenizer, rope_factors_of
@@ -42,10 +40,7 @@ def look_after_students(
     student = settings.student
     check_checkpoint(student.base)
     check_serving(student)
-    if student.servers:
-        for address in student.servers:
-            _check_address(address)
-    else:
+    if not student.servers:
         check_installed(student)
         check_port(student)
     with Record(settings.record.path) as record:
@@ -70,15 +65,6 @@ def look_after_students(
         "base_release_id": base_release_id,
         "servers": [{"base_url": supervisor.base_url, "starts": supervisor.starts} for supervisor in fleet.supervisors],
     }
-
-
-def _check_address(address: str) -> None:
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
-        raise OperatorError(
-            f"[student] servers: {address!r} is not the address of a server; expected one such as 'http://127.0.0.1:8100', "
-            "without /v1; mend it"
-        )
 
 
 async def _until_ended(looking_after: Sequence[Coroutine[None, None, None]], parent_pid: int | None) -> None:

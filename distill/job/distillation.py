@@ -18,7 +18,8 @@ from conversations.messages import Json
 from conversations.processes import is_alive
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
-from distill.job.processes import SETTINGS, Ended, end_of, process_of, start_job_process
+from distill.cycle import check_before
+from distill.job.processes import SETTINGS, STARTED, Ended, end_of, process_of, start_job_process
 from distill.job.tables import Hyperparameters, Tables, TaskType, hyperparameters_of, tables_of, write_settings
 from distill.settings import DistillSettings, TeacherTable
 
@@ -105,7 +106,8 @@ class DistillationJob:
         `student` is the folder of a base checkpoint; data are JSON Lines files (docs/datasets.md). `max_cost_usd` is the most that
         the teacher may cost. With `student_servers`, addresses of running vLLM servers, none is started. `settings` holds further
         tables of the settings file, and wins: `{"evaluate": {"timed_decisions": 20}}`; a relative path in them is one in `folder`.
-        Raises OperatorError for an unknown hyperparameter or task, and for a file that is not there.
+        Raises OperatorError for an unknown hyperparameter or task, for a file or a student that is not there, and for what no
+        settings file can hold.
         """
         self.folder = Path(folder).absolute()
         self._tables: dict[str, dict[str, Json]] | None = tables_of(
@@ -128,24 +130,28 @@ class DistillationJob:
         """
         found = cls.__new__(cls)
         found.folder, found._tables = Path(folder).absolute(), None
-        if not (found.folder / SETTINGS).is_file():
+        if process_of(found.folder) is None:
             raise OperatorError(
-                f"{found.folder}: no job was submitted here; expected a folder with {SETTINGS}; name that of a job"
+                f"{found.folder}: no job was submitted here; expected a folder with {STARTED}; name that of a job"
             )
         return found
 
     def submit(self) -> None:
         """Start the job and return at once; one that failed or was cancelled goes on where it stopped.
 
-        Raises OperatorError for settings that cannot be, and where the job runs already or has completed.
+        Raises OperatorError for settings that cannot be, a folder that cannot be written, a job that runs already or has completed.
         """
         status = self.status
         if status not in (JobStatus.NOT_STARTED, JobStatus.FAILED, JobStatus.CANCELLED):
             raise OperatorError(f"{self.folder}: the job is {status}; wait for it or cancel it, or name another folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self._tables is not None:
-            write_settings(self.folder / SETTINGS, self._tables)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._tables is not None:
+                write_settings(self.folder / SETTINGS, self._tables)
+        except OSError as error:
+            raise OperatorError(f"{self.folder}: no job can be kept here: {error.strerror}; name another folder") from None
         settings = read_settings(DistillSettings, self.folder / SETTINGS)
+        check_before(settings)
         # Whoever looks at the job finds a whole record.
         Record(settings.record.path).close()
         start_job_process(self.folder)
@@ -158,6 +164,10 @@ class DistillationJob:
             return JobStatus.NOT_STARTED
         if is_alive(token):
             return JobStatus.RUNNING if self._run() else JobStatus.QUEUED
+        run = self._run()
+        if run and run.state is runs.RunState.RUNNING:
+            # The process that looked after it was killed, and the cycle, which ends with it, is ending a step.
+            return JobStatus.RUNNING
         end = self._end()
         if end.exit_code in (0, Refused.exit_code) and self._report() is not None:
             return JobStatus.COMPLETED
@@ -207,11 +217,10 @@ class DistillationJob:
         Nothing happens to a job that does not run. Raises TimeoutError where it has not stopped in time.
         """
         token = process_of(self.folder)
-        if token is None or not is_alive(token):
-            return
-        os.kill(int(token.rsplit(":", 2)[1]), signal.SIGTERM)
+        if token is not None and is_alive(token):
+            os.kill(int(token.rsplit(":", 2)[1]), signal.SIGTERM)
         deadline = time.monotonic() + timeout
-        while is_alive(token):
+        while self.status in (JobStatus.QUEUED, JobStatus.RUNNING):
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"{self.folder}: the job has not stopped within {timeout:g} s")
             time.sleep(_SECONDS_BETWEEN_LOOKS)

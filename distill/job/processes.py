@@ -1,7 +1,7 @@
 """The processes of one job: a cycle, the student's server that it measures with, and this one, which looks after both.
 
 In: the folder of a job, with its settings. Out: `ended.json`, written last, with the exit code of the cycle and its own last words.
-Ends at SIGTERM, with both. It speaks to the chat's room through the command line alone.
+Ends at SIGTERM, with both, which end too where this one is killed. It speaks to the chat's room through the command line alone.
 """
 
 import contextlib
@@ -73,16 +73,21 @@ def main(folder_name: str) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     student = _start(folder, STUDENT_LOG, "support_bot.cli", ["student", "--parent-pid", str(os.getpid())])
-    cycle = _start(folder, CYCLE_LOG, "distill.cli", ["cycle"])
+    cycle = _start(folder, CYCLE_LOG, "distill.cli", ["cycle", "--parent-pid", str(os.getpid())])
     if stopped:
         cycle.send_signal(signal.SIGTERM)
     exit_code = cycle.wait()
-    said = _last_words(folder / CYCLE_LOG)
+    # A cycle that was stopped before it could hear the signal ended all the same because it was asked to.
+    exit_code = 130 if stopped and exit_code == -signal.SIGTERM else exit_code
+    if exit_code < 0:
+        said = f"the cycle was killed by signal {-exit_code}, and what it had done is kept; submit it again, and it goes on"
+    elif stopped and exit_code == 130:
+        said = "cancelled, and what it had done is kept; submit it again, and it goes on"
+    else:
+        said = _last_words(folder / CYCLE_LOG)
     if exit_code != 0 and not stopped and student.poll():
         said = f"{said}; the student's server ended before: {_last_words(folder / STUDENT_LOG)}"
     _end(student)
-    # A cycle that was stopped before it could hear the signal ended all the same because it was asked to.
-    exit_code = 130 if stopped and exit_code == -signal.SIGTERM else exit_code
     _write(folder / ENDED, asdict(Ended(exit_code, said, utc_now())))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import tomlkit
+from tomlkit.exceptions import ConvertError
 
 from conversations.errors import OperatorError
 from conversations.messages import Json
@@ -72,8 +73,22 @@ def tables_of(
 ) -> dict[str, dict[str, Json]]:
     """Return the tables of a job's settings; the keys of `more` win.
 
-    Raises OperatorError for an unknown task, and for a file that is not there.
+    Raises OperatorError for what is none of these things, an unknown task, and a file or a student that is not there.
     """
+    if isinstance(student_servers, str):
+        raise OperatorError(
+            f"student_servers is {student_servers!r}; expected a tuple of addresses; write ({student_servers!r},)"
+        )
+    if not isinstance(more, Mapping) or not all(isinstance(table, Mapping) for table in more.values()):
+        raise OperatorError(
+            f"settings is {more!r}; expected tables by name, such as {{'evaluate': {{'timed_decisions': 20}}}}"
+        )
+    if "record" in more:
+        raise OperatorError("settings: a job's record is record.db in its folder, and no other; leave [record] out")
+    if not (student / "config.json").is_file():
+        raise OperatorError(
+            f"student: there is no model in {student}; expected a folder with config.json and its weights; mend the path"
+        )
     if task_type not in ACCURACY_OF:
         raise OperatorError(f"task_type = {task_type!r}; expected one of {', '.join(ACCURACY_OF)}")
     datasets: dict[str, Json] = {"task": task_type}
@@ -96,7 +111,13 @@ def tables_of(
         "evaluate": {"quality_metric": _accuracy(task_type, more), "server_usd_per_hour": 0.0},
         "promote": {"min_retained": 0.9, "max_wrong_fact_rate": 0.1, "max_loss_to_released": 0.02},
     }
-    return {name: {**tables.get(name, {}), **more.get(name, {})} for name in {**tables, **more}}
+    found = {name: {**tables.get(name, {}), **more.get(name, {})} for name in {**tables, **more}}
+    for name, table in found.items():
+        try:
+            tomlkit.dumps(table)
+        except ConvertError as error:
+            raise OperatorError(f"settings [{name}]: {error}; leave the key out, or give a value that TOML has") from None
+    return found
 
 
 def write_settings(path: Path, tables: Mapping[str, Mapping[str, Json]]) -> None:
@@ -119,6 +140,8 @@ def _file(name: str, path: Path) -> str:
 def _teacher(given: TeacherTable | Mapping[str, Json]) -> dict[str, Json]:
     if isinstance(given, TeacherTable):
         return dict(given.model_dump(mode="json", exclude_none=True))
+    if not isinstance(given, Mapping):
+        raise OperatorError(f"teacher is {given!r}; expected a TeacherTable, or its keys and values")
     return dict(given)
 
 
@@ -129,11 +152,13 @@ def hyperparameters_of(given: Hyperparameters | Mapping[str, float] | None) -> H
     """
     if given is None or isinstance(given, Hyperparameters):
         return given or Hyperparameters()
+    if not isinstance(given, Mapping):
+        raise OperatorError(f"hyperparameters is {given!r}; expected Hyperparameters, or values by name")
     known = [each.name for each in dataclasses.fields(Hyperparameters)]
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            meant = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
+            meant = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}."
             raise OperatorError(f"hyperparameters: unknown name {name!r}; {meant} Other keys of [train] go into settings")
     return Hyperparameters(**given)  # type: ignore[arg-type]  # The settings check each value with its name.
 

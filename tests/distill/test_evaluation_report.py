@@ -80,6 +80,7 @@ def test_a_report_changed_by_hand_is_found(run: Run, path: tuple[str | int, ...]
         check_report(run)
 
 
+@pytest.mark.slow
 def test_the_command_checks_and_renews_and_ends_with_2_where_rows_and_report_differ(run: Run, tmp_path: Path) -> None:
     runs.finish_run(run.record, run.run_id, state=runs.RunState.COMPLETE, outcome="refuse", report=read_report(run.folder))
 

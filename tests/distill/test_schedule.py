@@ -125,7 +125,12 @@ def test_a_due_cycle_starts_only_soon_after_a_time_of_the_cron_expression(tmp_pa
         ("cron = '0 3 * *'", "expected minute, hour, day, month and weekday"),
         ("cron = '0 25 * * *'", "cron is '0 25"),
         ("cron = '0 3 * * 0'", "weekday is a name here, such as sun or mon-fri, never a number"),
-        ("cron = '0 3 * * *'\ntimezone = 'Berlin'", "expected a name such as 'europe/berlin'"),
+        (
+            "cron = '0 3 * * *'\ntimezone = 'Mars/X'",
+            "[schedule]: timezone is 'Mars/X'; expected a name such as 'Europe/Berlin'",
+        ),
+        ("cron = '0 3 31 2 *'", "[schedule]: cron is '0 3 31 2 *', a time that never comes"),
+        ("every_hours = -1", "[schedule]: every_hours = -1: input should be greater than 0; mend the value"),
     ],
 )
 def test_a_time_that_is_none_is_refused_when_the_settings_are_read(tmp_path: Path, line: str, told: str) -> None:

@@ -73,7 +73,7 @@ def finished_stages(small: SmallRun, run_id: str) -> Counter[str]:
 
 @pytest.mark.slow
 def test_two_schedulers_that_look_at_the_same_moment_start_one_cycle(tmp_path: Path) -> None:
-    rounds = 10
+    rounds = 6
     with (
         ScriptedTeacher(lambda question, before: Act("Wait 99 minutes.")) as teacher,
         small_run(tmp_path, teacher.base_url, more=DUE) as small,

@@ -161,7 +161,7 @@ def test_a_trained_student_that_does_not_say_its_prompts_is_served(checkpoint: P
     [
         "--hf-overrides.rope_theta=1", "--hf_overrides.rope+", "--hf-overrides-extra", "--max-model", "--max_model=9", "--mod",
         "--config", "--config=x.yaml", "--hf-config-path", "--served-model-name", "--no-enable-lora", "--enable_lora", "--quant",
-        "--quantization=fp8", "-q", "-qfp8", "--revision",
+        "--quantization=fp8", "-q", "-qfp8", "--revision", "--max-model-len=8192", "--dtype",
     ],
 )  # fmt: skip
 def test_whatever_vllm_can_read_as_an_argument_of_ours_is_refused(checkpoint: Path, argument: str) -> None:
@@ -174,7 +174,7 @@ def test_arguments_of_which_the_settings_know_nothing_are_passed_on(checkpoint: 
     check_serving(StudentTable(base=checkpoint, profile="cpu", extra_arguments=arguments))
 
 
-@pytest.mark.parametrize("argument", ["--max-model-len=8192", "--max_model_len", "--hf-overrides", "--dtype"])
+@pytest.mark.parametrize("argument", ["--max_model_len", "--hf-overrides"])
 def test_an_argument_that_would_overrule_the_settings_is_refused_before_a_record_is_made(
     tmp_path: Path, checkpoint: Path, argument: str
 ) -> None:

@@ -8,10 +8,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+
+import psutil
+
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass
@@ -59,6 +64,19 @@ def ending_at_sigterm() -> Iterator[StopRequest]:
         yield request
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_after(process_id: int) -> None:
+    """Send this process SIGTERM as soon as another one has ended: a kill leaves that one no time to do it itself."""
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(process_id)
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_the_watcher() -> None:
