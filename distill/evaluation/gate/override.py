@@ -7,13 +7,13 @@ and a report that says so. Never a release whose weights are gone, nor one that 
 from collections.abc import Mapping
 from pathlib import Path
 
-from conversations import audit, releases, rollouts, runs
+from conversations import audit, releases, rollouts
 from conversations.errors import OperatorError
-from conversations.messages import Json, utc_now
+from conversations.messages import Json
 from conversations.releases import ReleaseState
 from distill.evaluation.answering.generation import wait_until_loaded
 from distill.evaluation.gate.verdict import GateOutcome
-from distill.evaluation.report import Report, read_report, write_report
+from distill.evaluation.report import OVERRIDDEN, Report, gate_of, read_report, renew_report
 from distill.run import Run, Stage
 
 
@@ -32,21 +32,21 @@ def override(run: Run, *, by: str, reason: str) -> Report:
     gate = report.get("gate")
     assert isinstance(gate, dict), "a finished gate leaves its word"
     release = releases.release(run.record, str(report["release_id"]))
+    told: dict[str, Json] = {"reason": reason, "run_id": run.run_id, **_told(gate)}
     if release.state is not ReleaseState.IN_SERVICE:
         _check(run, release, gate)
         releases.want(run.record, release.release_id, wanted_by=by)
         wait_until_loaded(run.record, release.release_id, run.settings.evaluate.load_timeout_seconds)
         with run.record.write() as transaction:
             releases.promote_in(transaction, release.release_id, actor=by, reason=f"the gate was overridden: {reason}")
-            told: dict[str, Json] = {"reason": reason, "run_id": run.run_id, **_told(gate)}
-            audit.note(transaction, by, "gate overridden", release.release_id, told)
+            audit.note(transaction, by, OVERRIDDEN, release.release_id, told)
     elif gate["outcome"] == GateOutcome.PROMOTE or "overridden" in gate:
         raise OperatorError(f"the release {release.release_id!r} is in service already; nothing to override")
+    elif "overridden" not in gate_of(run):
+        # Something else than the gate has put it into service; now somebody answers for it.
+        audit.note_alone(run.record, by, OVERRIDDEN, release.release_id, told)
     # One that was cut off here is in service, and its report does not say so yet.
-    said: Report = {**report, "gate": {**gate, "overridden": {"by": by, "reason": reason, "at": utc_now()}}}
-    write_report(run, said)
-    runs.note_report(run.record, run.run_id, said)
-    return said
+    return renew_report(run)
 
 
 def _check(run: Run, release: releases.Release, gate: Mapping[str, Json]) -> None:
