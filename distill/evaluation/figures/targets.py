@@ -107,7 +107,7 @@ def _of_retained(aim: _Aim, retained: Json) -> dict[str, Json]:
         reason = "the measured value reaches the aim, the lower end of its interval does not"
     failed = _number(kept.get("failed"))
     if failed:
-        reason = f"{reason}{'; ' if reason else ''}{failed:.0f} answers that the student did not give count as 0"
+        reason = f"{reason}{'; ' if reason else ''}answers that the new student did not give count as 0: {failed:.0f}"
     return {"ratio": ratio, "low": low, "high": high, "outcome": _outcome(aim, ratio), "reason": reason}
 
 
