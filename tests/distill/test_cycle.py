@@ -1,6 +1,7 @@
 """What a cycle promises before it spends anything, and after it has ended."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from conversations.settings import read_settings
 from distill import cycle
 from distill.cli import app
 from distill.dataset.teaching import pace
+from distill.evaluation.scoring.metric import quality_metrics_of
+from distill.rows import Task
 from distill.run import Stage, new_run, open_run
 from distill.settings import DistillSettings
 
@@ -170,3 +173,10 @@ def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, 
         with pytest.raises(OutsideError, match="has stopped answering"):
             cycle.run_cycle(small.record, small.settings, silent)
         assert cycle.unfinished_run(small.record, small.settings) is not None
+
+
+@pytest.mark.parametrize("settings_file", sorted(Path("deploy").rglob("*settings*.toml")), ids=str)
+def test_no_settings_file_that_is_shipped_names_a_figure_that_a_cycle_refuses(settings_file: Path) -> None:
+    tables = tomllib.loads(settings_file.read_text(encoding="utf-8"))
+    task = Task(tables.get("datasets", {}).get("task", "conversation"))
+    assert tables["evaluate"]["quality_metric"] in quality_metrics_of(task)
