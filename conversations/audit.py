@@ -67,17 +67,24 @@ def first_broken_entry(record: Record) -> str | None:
 
 def newest(record: Record, limit: int) -> list[AuditEntry]:
     """Return the newest entries, the latest first."""
-    return [
-        AuditEntry(
-            int(row["audit_seq"] or 0),
-            str(row["actor"]),
-            str(row["action"]),
-            str(row["target"]),
-            str(row["detail_json"]),
-            str(row["happened_at_utc"]),
-        )
-        for row in record.query("SELECT * FROM audit ORDER BY audit_seq DESC LIMIT ?", [limit])
-    ]
+    return [_entry(row) for row in record.query("SELECT * FROM audit ORDER BY audit_seq DESC LIMIT ?", [limit])]
+
+
+def entries_of(record: Record, target: str, action: str) -> list[AuditEntry]:
+    """Return what was done so to one thing, the earliest first."""
+    found = record.query("SELECT * FROM audit WHERE target = ? AND action = ? ORDER BY audit_seq", [target, action])
+    return [_entry(row) for row in found]
+
+
+def _entry(row: Row) -> AuditEntry:
+    return AuditEntry(
+        int(row["audit_seq"] or 0),
+        str(row["actor"]),
+        str(row["action"]),
+        str(row["target"]),
+        str(row["detail_json"]),
+        str(row["happened_at_utc"]),
+    )
 
 
 def _entry_hash(entry: Row) -> str:

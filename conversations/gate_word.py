@@ -11,6 +11,8 @@ from conversations.errors import OperatorError
 from conversations.messages import Json
 from conversations.store import Record, Transaction
 
+OVERRIDDEN = "gate overridden"
+
 
 def held_back(record: Record, release_id: str) -> str:
     """Return why a release may neither be a canary nor go into service without an override.
@@ -58,4 +60,4 @@ def note_override(transaction: Transaction, release_id: str, gate: Mapping[str, 
         ],
     }
     rows = transaction.query("SELECT run_id FROM releases WHERE release_id = ?", [release_id])
-    audit.note(transaction, actor, "gate overridden", release_id, {**told, "run_id": rows[0]["run_id"]})
+    audit.note(transaction, actor, OVERRIDDEN, release_id, {**told, "run_id": rows[0]["run_id"]})

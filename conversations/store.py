@@ -359,7 +359,8 @@ def open_existing(path: Path, *, to_read: bool = False) -> Record:
     """
     if not path.is_file():
         raise OperatorError(
-            f"{path}: there is no record; expected one that `conversations import` or `support-bot serve` has made; mend the path"
+            f"{path}: there is no record; expected one that `conversations import`, `support-bot serve` or `distill cycle` has made; "
+            "mend the path"
         )
     if path.stat().st_size == 0:
         raise OperatorError(f"{path}: is empty, and no record; mend the path, or restore it from a backup")

@@ -6,6 +6,9 @@ stage are loaded by the stage, so that `distill --help` answers at once.
 
 import logging
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +19,7 @@ from conversations.settings import read_settings
 from conversations.store import Record, open_existing
 from distill.cli_measured import add_evaluate, add_report, perform_and_say
 from distill.cli_releases import add_promote, add_releases
-from distill.cycle import perform_stage, refusal, run_cycle
+from distill.cycle import check_settings, perform_stage, refusal, run_cycle
 from distill.due import due_because
 from distill.offline import keep_libraries_offline
 from distill.run import Stage, new_run, open_run
@@ -54,14 +57,15 @@ def cycle(
     read = read_settings(DistillSettings, settings)
     from distill.training.fitting.interruption import end_after, ending_at_sigterm
 
-    with ending_at_sigterm(), open_existing(read.record.path) if dry_run else Record(read.record.path) as record:
+    if dry_run:
+        check_settings(read)
+        with ending_at_sigterm(), _record_to_estimate(read) as record:
+            _print_estimate(record, read, as_json)
+        return
+    with ending_at_sigterm(), Record(read.record.path) as record, progress() as announce:
         if parent_pid is not None:
             end_after(parent_pid)
-        if dry_run:
-            _print_estimate(record, read, as_json)
-            return
-        with progress() as announce:
-            result = run_cycle(record, read, announce, run_id=run)
+        result = run_cycle(record, read, announce, run_id=run)
     print_report(result.report, as_json)
     refused = refusal(result)
     if refused:
@@ -228,6 +232,18 @@ def handbook(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     )
     say(f"releases that learned them: {', '.join(found.releases) or 'none'}")
     say(f"a cycle is {f'due: {due}' if due else 'not due'}")
+
+
+@contextmanager
+def _record_to_estimate(settings: DistillSettings) -> Iterator[Record]:
+    """Open the record that an estimate reads; before the first cycle on files there is none, and an empty one is thrown away after."""
+    path = settings.record.path
+    if settings.datasets is None or path.exists():
+        with open_existing(path) as record:
+            yield record
+        return
+    with tempfile.TemporaryDirectory() as folder, Record(Path(folder) / "record.db") as record:
+        yield record
 
 
 def _print_estimate(record: Record, settings: DistillSettings, as_json: bool) -> None:

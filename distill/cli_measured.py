@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
@@ -109,26 +108,8 @@ def report(
 
 
 def _say_load(found: "LoadTest") -> None:
-    table = Table(title="Under load", title_justify="left")
-    for title in (
-        "student",
-        "at once",
-        "requests",
-        "failed",
-        "an hour",
-        "tokens/s",
-        "first token p50 / p95",
-        "answer p50 / p95",
-    ):
-        table.add_column(title, no_wrap=True, justify="left" if title == "student" else "right")
-    for row in found.rows:
-        spreads = [
-            "none answered" if spread.p50 is None or spread.p95 is None else f"{spread.p50:,.0f} / {spread.p95:,.0f} ms"
-            for spread in (row.first_token_ms, row.latency_ms)
-        ]
-        counts = (row.concurrency, row.requests, row.failed)
-        rates = (row.requests_per_hour, row.tokens_per_second)
-        table.add_row(row.model, *map(str, counts), *(f"{rate:,.0f}" for rate in rates), *spreads)
-    say_table(table)
+    from distill.evaluation.page.terminal import load_table
+
+    say_table(load_table([asdict(row) for row in found.rows]))
     if found.not_loaded:
         say(f"not measured, because no server has it: {', '.join(found.not_loaded)}")

@@ -40,11 +40,12 @@ class CycleResult:
 def perform_stage(run: Run, stage: Stage) -> Manifest:
     """Do one stage of a run, unless it is done; the stages before it must be.
 
-    Raises OperatorError when an earlier stage is missing, or [train] asks for what cannot be before a teacher is paid or a student
-    trained.
+    Raises OperatorError when an earlier stage is missing, or [train] or the quality metric is one that cannot be, before a teacher is
+    paid or a student trained.
     """
     if stage in (Stage.TEACH, Stage.TRAIN) and not run.is_complete(stage):
         check_train(run.settings)
+        _check_quality_metric(run.settings)
     for earlier in STAGES[: STAGES.index(stage)]:
         run.manifest(earlier)
     inputs = [run.folder / name for name in _INPUTS[stage]]
@@ -82,14 +83,30 @@ def run_cycle(
 def check_before(settings: DistillSettings) -> None:
     """Look for what would stop a cycle after its teacher was paid.
 
-    Raises OperatorError for a student that is not there or has another one's tokenizer, an adapter that it could not serve, more
-    training processes than GPUs, a figure that nobody measures, a teacher or judge that must not be used or whose key is missing,
-    and a second pass of redaction that is not installed.
+    Raises OperatorError as `check_settings` does, for a teacher or judge that must not be used or whose key is missing, more training
+    processes than GPUs, and a second pass of redaction that is not installed.
     """
     from distill.dataset.judge import judge_teacher
     from distill.dataset.second_pass import check_second_pass
     from distill.dataset.teaching.budget import check_teachers
-    from distill.evaluation.scoring.metric import Metric, quality_metrics_of
+
+    check_settings(settings)
+    if settings.train.processes:
+        from distill.training.processes.launch import process_count
+
+        process_count(settings.train)
+    check_second_pass(settings.redaction)
+    check_teachers(settings)
+    if settings.judge:
+        judge_teacher(settings)
+
+
+def check_settings(settings: DistillSettings) -> None:
+    """Look for what the settings ask for and nobody can do; a dry run asks this too, which needs no key, licence or second pass.
+
+    Raises OperatorError for a student that is not there or has another one's tokenizer, an adapter that it could not serve, and a
+    figure that nobody measures.
+    """
     from distill.training.decisions.vocabulary import check_vocabulary
 
     place, base = settings.settings_file, settings.student.base
@@ -101,6 +118,14 @@ def check_before(settings: DistillSettings) -> None:
     if (base / "tokenizer.json").is_file():
         check_vocabulary(base)
     check_train(settings)
+    _check_quality_metric(settings)
+
+
+def _check_quality_metric(settings: DistillSettings) -> None:
+    """Raise OperatorError where the share of the teacher is to be told in what its answers do not have."""
+    from distill.evaluation.scoring.metric import Metric, quality_metrics_of
+
+    place = settings.settings_file
     task = Task(settings.datasets.task) if settings.datasets else Task.CONVERSATION
     if settings.evaluate.quality_metric not in quality_metrics_of(task):
         raise OperatorError(
@@ -112,14 +137,6 @@ def check_before(settings: DistillSettings) -> None:
             f'{place} [evaluate] quality_metric = "judge_grade": nobody judges; expected a table [judge]; add it, or name another '
             "metric"
         )
-    if settings.train.processes:
-        from distill.training.processes.launch import process_count
-
-        process_count(settings.train)
-    check_second_pass(settings.redaction)
-    check_teachers(settings)
-    if settings.judge:
-        judge_teacher(settings)
 
 
 def check_train(settings: DistillSettings) -> None:

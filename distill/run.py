@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from distill.rows import RowModel, rows_text
 from distill.settings import DistillSettings
 
 log = logging.getLogger(__name__)
+_NOT_OF_A_RUN = frozenset({"tune", "schedule"})
 
 
 class Stage(StrEnum):
@@ -226,8 +228,8 @@ def open_run(
         raise OperatorError(f"{folder}: the folder of the run {run_id!r} is gone; start a new one with `distill cycle`")
     if known.settings_digest != run_digest(settings):
         raise OperatorError(
-            f"the run {run_id!r} was begun with other settings than {settings.settings_file}; "
-            f"run it with --settings {folder / 'settings.toml'}'s values, or start a new one with `distill cycle`"
+            f"the run {run_id!r} was begun with other settings than {settings.settings_file} has: "
+            f"{_changed(folder / 'settings.toml', settings.settings_file)}; or start a new run with `distill cycle`"
         )
     ended = known.outcome if known.state is runs.RunState.COMPLETE else None
     with _going(Run(record, settings, run_id, folder, announce), begun, ended=ended) as run:
@@ -272,9 +274,39 @@ def _show_life(record: Record, run_id: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _changed(begun_with: Path, settings_file: Path) -> str:
+    """Return which keys of two settings files differ, with both values, and what to do."""
+    before, now = (_written(path) for path in (begun_with, settings_file))
+    found = [
+        f"{key} = {now.get(key, 'nothing')}, the run has {before.get(key, 'nothing')}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if not found:
+        return (
+            f"every key is the same, but relative paths lead elsewhere from {settings_file.parent}, or a default is another one in "
+            "this version; name the file where it lay when the run began"
+        )
+    return f"{'; '.join(found)}; set them back while you work on this run"
+
+
+def _written(path: Path) -> dict[str, str]:
+    """Return the values of a settings file that decide what a run does, as they are written, by `[table] key`."""
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {key: repr(value) for name in tables.keys() - _NOT_OF_A_RUN for key, value in _flat(f"[{name}]", tables[name])}
+
+
+def _flat(place: str, value: object) -> Iterator[tuple[str, object]]:
+    if not isinstance(value, dict):
+        yield place, value
+        return
+    for key, each in value.items():
+        yield from _flat(f"{place}{' ' if place.endswith(']') else '.'}{key}", each)
+
+
 def run_digest(settings: DistillSettings) -> str:
     """Return the digest of the settings that decide what a run does; what is tried beside them, and when, is not among these."""
-    return settings_digest(settings, left_out=frozenset({"tune", "schedule"}))
+    return settings_digest(settings, left_out=_NOT_OF_A_RUN)
 
 
 def write_whole(path: Path, text: str) -> Path:

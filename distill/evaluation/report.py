@@ -11,8 +11,9 @@ from math import isclose
 from pathlib import Path
 from typing import TypeAlias
 
-from conversations import artefacts, runs
+from conversations import artefacts, audit, runs
 from conversations.errors import OperatorError
+from conversations.gate_word import OVERRIDDEN
 from conversations.messages import Json
 from conversations.settings import read_settings
 from conversations.store import Record
@@ -30,6 +31,7 @@ from distill.settings import DistillSettings
 from distill.training.weights.card import with_measured
 
 Report: TypeAlias = dict[str, Json]
+# The action in the audit.
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 HANDBOOK_NOTE = (
     "The handbook teacher is a search over the handbook, no large model: "
@@ -44,7 +46,6 @@ def build_report(run: Run) -> Report:
     metric, samples = settings.quality_metric, settings.bootstrap_samples
     models = _models(run, rows)
     kept = retained(rows, metric, samples)
-    told_kept: Json = kept.as_json() if kept else None
     load = _load(run)
     assembled = run.manifest(Stage.ASSEMBLE).details
     return {
@@ -56,14 +57,14 @@ def build_report(run: Run) -> Report:
         "models": models,
         "quality_metric": metric,
         "bootstrap_samples": samples,
-        "retained": told_kept,
+        "retained": kept,
         "by_topic": by_topic(rows, metric, samples),
         "by_depth": by_depth(rows, metric, samples),
         "latency": latency_histogram(rows, list(models)),
         "load": load,
         "judge": _optional(run, JUDGE),
         "training": training_curves(run.folder / "metrics.jsonl"),
-        "targets": targets(models, told_kept, metric, load),
+        "targets": targets(models, kept, metric, load),
         "test_edition": assembled.get("test_edition"),
         "test_digest": assembled.get("test_digest"),
         "release_id": run.manifest(Stage.EVALUATE).details.get("candidate"),
@@ -81,7 +82,7 @@ def write_report(run: Run, report: Report) -> None:
     # Drawing is loaded only where something is drawn.
     from distill.evaluation.page.page import page_of
 
-    write_whole(run.folder / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_whole(run.folder / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(run.folder / PAGE_FILE, page_of(run, report))
     _write_cards(run, report)
 
@@ -103,10 +104,23 @@ def renew_report(run: Run) -> Report:
     The record, out of which the console reads, gets it too.
     """
     before = read_report(run.folder)
-    report = {**build_report(run), "gate": before.get("gate")}
+    # A gate that was cut off before its end has left its word in the report alone, and will speak again.
+    gate = gate_of(run) if run.is_complete(Stage.PROMOTE) else before.get("gate")
+    report = {**build_report(run), "gate": gate}
     write_report(run, report)
     runs.note_report(run.record, run.run_id, report)
     return report
+
+
+def gate_of(run: Run) -> Report:
+    """Return the gate's word as the stage has left it, and the operator's against it as the audit holds it."""
+    details = run.manifest(Stage.PROMOTE).details
+    gate: Report = {name: details[name] for name in ("outcome", "reasons", "checks", "canary") if name in details}
+    for entry in audit.entries_of(run.record, str(run.manifest(Stage.EVALUATE).details.get("candidate")), OVERRIDDEN):
+        told: Report = json.loads(entry.detail_json)
+        if told.get("run_id") == run.run_id:
+            gate["overridden"] = {"by": entry.actor, "reason": told.get("reason"), "at": entry.happened_at_utc}
+    return gate
 
 
 def finished_run(record: Record, settings: DistillSettings, known: runs.Run) -> Run:
@@ -118,17 +132,14 @@ def finished_run(record: Record, settings: DistillSettings, known: runs.Run) -> 
 
 
 def check_report(run: Run) -> int:
-    """Compute every figure of a report again from the stored rows, compare, and return how many were compared.
+    """Compute every figure of a report again from the stored rows, compare, and return how many were compared; the gate's too.
 
     Raises OperatorError that names the first figure that differs, with both values.
     """
     stored = read_report(run.folder)
-    given = run.manifest(Stage.PROMOTE).details
-    gate: Report = {name: given.get(name) for name in ("outcome", "reasons")}
-    again = {**build_report(run), "gate": gate}
-    told = {**stored, "gate": {name: _part(stored.get("gate")).get(name) for name in gate}}
+    again = {**build_report(run), "gate": gate_of(run)}
     # Where the folder lies is no figure, and it may have been moved.
-    differing = [found for found in _differences(told, again, "") if not found.startswith("run_path:")]
+    differing = [found for found in _differences(stored, again, "") if not found.startswith("run_path:")]
     if differing:
         more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
         raise OperatorError(

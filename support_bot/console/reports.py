@@ -27,7 +27,7 @@ _TITLES = {
 _TONES: dict[str, markup.Tone] = {
     "promote": "good", "refuse": "bad", "inconclusive": "busy", "met": "good", "missed": "bad", "missing": "busy",
 }  # fmt: skip
-_TARGET_COLUMNS = ("", "aim", "teacher", "student", "student / teacher", "", "on a GPU", "")
+_TARGET_COLUMNS = ("", "aim", "teacher", "new student", "new student / teacher", "", "on a GPU", "")
 _LOAD_COLUMNS = (
     "student", "requests at once", "requests an hour", "tokens a second", "first token", "whole answer", "failed",
 )  # fmt: skip
@@ -71,6 +71,8 @@ def show_report(record: Record, run_id: str) -> str:
         (_words(metric), *(_estimate(_mapping(models[name].get("quality")).get(metric), metric) for name in names))
         for metric in metrics
     ]
+    if any(models[name].get("failed_answers") for name in names):
+        rows.insert(0, ("gave no answer", *(_failed(models[name]) for name in names)))
     rows += [
         ("first token", *(_time(models[name].get("first_token_ms")) for name in names)),
         ("whole answer", *(_time(models[name].get("latency_ms")) for name in names)),
@@ -114,7 +116,7 @@ def _outcome(report: Mapping[str, Json], run_id: str) -> str:
         [
             (
                 markup.pill(outcome, _TONES.get(outcome, "plain")),
-                _estimate(report.get("retained"), "accuracy"),
+                _kept(report),
                 _cell(report.get("test_edition")),
                 markup.code(str(report.get("release_id") or "")),
                 markup.code(run_id),
@@ -218,6 +220,19 @@ def _estimate(value: Json, metric: str) -> markup.Cell:
     count = f"n = {estimate.get('n')}" if estimate.get("n") is not None else ""
     small = html.escape(", ".join(part for part in (spread, count) if part))
     return markup.Markup(f"<b>{middle * factor:.{digits}f}{unit}</b><br><small>{small}</small>")
+
+
+def _kept(report: Mapping[str, Json]) -> markup.Cell:
+    """Return the share of the teacher's quality that is kept, and how many answers that were not given count as 0 in it."""
+    cell, failed = _estimate(report.get("retained"), "accuracy"), _mapping(report.get("retained")).get("failed")
+    if not failed or not isinstance(cell, markup.Markup):
+        return cell
+    return markup.Markup(f"{cell.html}<br><small>{html.escape(str(failed))} gave no answer and count as 0</small>")
+
+
+def _failed(model: Mapping[str, Json]) -> markup.Cell:
+    failed, asked = model.get("failed_answers"), model.get("asked_answers")
+    return _cell(failed) if asked is None else f"{failed} of {asked}"
 
 
 def _time(value: Json) -> markup.Cell:

@@ -49,6 +49,20 @@ def overlapping(page_file: Path) -> list[str]:
     return found
 
 
+def cut_off(page_file: Path) -> list[str]:
+    """Return the cells of tables that a phone shows only after scrolling sideways."""
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTHS[-1], "height": 900})
+        page.goto(page_file.absolute().as_uri())
+        found: list[str] = page.evaluate(
+            "() => [...document.querySelectorAll('td')].filter(cell => cell.getBoundingClientRect().right > innerWidth + 1)"
+            ".map(cell => cell.textContent)"
+        )
+        browser.close()
+    return found
+
+
 def main() -> None:
     """Take the pictures and say where they are."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

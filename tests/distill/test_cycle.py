@@ -1,16 +1,25 @@
 """What a cycle promises before it spends anything, and after it has ended."""
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, conversation, small_run
+from tiny_student import tiny_student
+from typer.testing import CliRunner
 
 from conversations import runs
 from conversations.errors import OperatorError, OutsideError, Refused
+from conversations.settings import read_settings
 from distill import cycle
+from distill.cli import app
 from distill.dataset.teaching import pace
-from distill.run import Stage
+from distill.evaluation.scoring.metric import quality_metrics_of
+from distill.rows import Task
+from distill.run import Stage, new_run, open_run
+from distill.settings import DistillSettings
 
 
 def silent(stage: Stage, share: float, note: str) -> None:
@@ -44,6 +53,57 @@ def test_what_would_stop_a_cycle_late_stops_it_before_anybody_is_asked(
         with pytest.raises(OperatorError, match=told):
             cycle.run_cycle(small.record, small.settings, silent)
         assert teacher.seen == [] and runs.runs(small.record) == []
+
+
+def test_a_dry_run_looks_first_for_what_would_stop_the_cycle(tmp_path: Path) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        text = small.settings_file.read_text(encoding="utf-8").replace(
+            "[evaluate]", '[evaluate]\nquality_metric = "acuracy"'
+        )
+        small.settings_file.write_text(text, encoding="utf-8")
+        with pytest.raises(OperatorError, match="expected one of fact_accuracy"):
+            CliRunner().invoke(app, ["cycle", "--dry-run", "--settings", str(small.settings_file)], catch_exceptions=False)
+
+
+def test_a_dry_run_on_files_needs_no_record_and_makes_none(tmp_path: Path) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url) as small:
+        tiny_student(tmp_path / "tiny")
+        for name, count in (("train", 12), ("validation", 4)):
+            lines = [{"question": f"What does the {name} lamp {place} do?", "answer": "It glows."} for place in range(count)]
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        text = (
+            small.settings_file.read_text(encoding="utf-8")
+            .replace('"no-student"', '"tiny"')
+            .replace('"record.db"', '"fresh.db"')
+        )
+        text = text.replace("[evaluate]", '[evaluate]\nquality_metric = "token_f1"')
+        files = '[datasets]\ntask = "qa"\ntrain = "train.jsonl"\nvalidation = "validation.jsonl"\n'
+        small.settings_file.write_text(text + files, encoding="utf-8")
+        before = sorted(each.name for each in tmp_path.iterdir())
+        told = CliRunner().invoke(
+            app, ["cycle", "--dry-run", "--settings", str(small.settings_file)], catch_exceptions=False
+        )
+        assert "big: " in told.stdout and "nobody was called" in told.stdout
+        assert sorted(each.name for each in tmp_path.iterdir()) == before and teacher.seen == []
+
+
+def test_a_run_begun_with_other_settings_names_the_keys_that_differ_and_is_taken_up_once_they_are_back(
+    tmp_path: Path,
+) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        with new_run(small.record, small.settings) as run:
+            pass
+        text = small.settings_file.read_text(encoding="utf-8")
+        small.settings_file.write_text(text.replace("max_calls = ", "max_calls = 9"), encoding="utf-8")
+        named = r"\[teach\] max_calls = 9\d+, the run has \d+; set them back"
+        with pytest.raises(OperatorError, match=named), open_run(small.record, small.settings, run.run_id):
+            pass
+        copied = read_settings(DistillSettings, run.folder / "settings.toml")
+        with pytest.raises(OperatorError, match="relative paths lead elsewhere"), open_run(small.record, copied, run.run_id):
+            pass
+        small.settings_file.write_text(text, encoding="utf-8")
+        with open_run(small.record, small.settings, run.run_id) as again:
+            assert again.run_id == run.run_id
 
 
 @pytest.mark.parametrize(
@@ -113,3 +173,10 @@ def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, 
         with pytest.raises(OutsideError, match="has stopped answering"):
             cycle.run_cycle(small.record, small.settings, silent)
         assert cycle.unfinished_run(small.record, small.settings) is not None
+
+
+@pytest.mark.parametrize("settings_file", sorted(Path("deploy").rglob("*settings*.toml")), ids=str)
+def test_no_settings_file_that_is_shipped_names_a_figure_that_a_cycle_refuses(settings_file: Path) -> None:
+    tables = tomllib.loads(settings_file.read_text(encoding="utf-8"))
+    task = Task(tables.get("datasets", {}).get("task", "conversation"))
+    assert tables["evaluate"]["quality_metric"] in quality_metrics_of(task)

@@ -17,6 +17,7 @@ from conversations.messages import Role, Split
 from conversations.tombstones import erased_among
 from distill.dataset.choosing.files import plan_from_files
 from distill.dataset.choosing.lines import read_example
+from distill.evaluation.scoring.metric import quality_metrics_of
 from distill.rows import ChosenRow, DatasetRow, Task, read_rows
 from distill.run import STAGES, Stage
 
@@ -82,6 +83,8 @@ def run_on_files(
         more += f'{name} = "{name}-lines.jsonl"\n'
     with small_run(folder, base_url, more=more) as small:
         text = small.settings_file.read_text(encoding="utf-8").replace('[handbook]\npath = "handbook"\n', "")
+        metric = quality_metrics_of(task)[0]
+        text = text.replace("[evaluate]", f'[evaluate]\nquality_metric = "{metric}"')
         small.settings_file.write_text(text, encoding="utf-8")
         yield small
 

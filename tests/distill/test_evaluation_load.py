@@ -33,7 +33,7 @@ def test_the_figures_of_a_level_are_those_worked_out_by_hand() -> None:
     assert (row.requests, row.failed, row.requests_per_hour, row.tokens_per_second) == (5, 1, 4 / 2 * 3600, 40 / 2)
     assert (row.latency_ms.p50, row.latency_ms.p95, row.first_token_ms.p50) == (250, 385, 125)
     nothing = row_of("base", "b", 1, [generated(9, failure="HTTP 500")], 2.0)
-    assert (nothing.requests_per_hour, nothing.latency_ms.p50, nothing.first_token_ms.p95) == (0, None, None)
+    assert (nothing.requests_per_hour, nothing.tokens_per_second, nothing.latency_ms.p50) == (None, None, None)
 
 
 def test_so_many_requests_are_under_way_as_the_level_says_and_a_slow_server_gives_as_many_more(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_command_measures_every_loaded_student_of_a_finished_run_and_writes_
             assert runs.run(record, measured.run.run_id).state is runs.RunState.COMPLETE
         assert "decision_" not in (folder / "evaluate" / "load.json").read_text(encoding="utf-8")
         shown = CliRunner().invoke(app, command, catch_exceptions=False).stdout
-        assert "Under load" in shown and "candidate" in shown and "an hour" in shown
+        assert "Under load" in shown and "new student" in shown and "candidate" not in shown and "an hour" in shown
 
 
 def test_students_that_nobody_has_loaded_are_left_out_and_said_and_none_at_all_is_an_error(tmp_path: Path) -> None:
@@ -91,6 +91,11 @@ def test_students_that_nobody_has_loaded_are_left_out_and_said_and_none_at_all_i
         releases.forget_load(record, "scripted", measured.candidate)
         found = measure_load(run, (1,), 0.1, lambda name, share, note: None)
         assert ({row.model for row in found.rows}, found.not_loaded) == ({"base"}, (measured.candidate,))
+        kept = (run.folder / "evaluate" / "load.json").read_bytes()
+        for levels in ((), (0, 1)):
+            with pytest.raises(OperatorError, match=r"load_levels = .*nothing to measure"):
+                measure_load(run, levels, 0.1, lambda name, share, note: None)
+        assert (run.folder / "evaluate" / "load.json").read_bytes() == kept
         releases.forget_load(record, "scripted", measured.base)
         with pytest.raises(OutsideError, match="no student server has loaded"):
             measure_load(run, (1,), 0.1, lambda name, share, note: None)

@@ -23,7 +23,7 @@ from conversations.store import Record
 from distill.cli import app
 from distill.cycle import perform_stage
 from distill.evaluation.gate.override import override
-from distill.evaluation.report import read_report
+from distill.evaluation.report import check_report, read_report, renew_report, write_report
 from distill.rows import EvaluationRow
 from distill.run import Run, Stage
 from distill.settings import DistillSettings
@@ -152,6 +152,13 @@ def test_an_override_puts_a_refused_release_into_service_and_leaves_who_why_and_
     assert isinstance(overridden, dict) and (overridden["by"], overridden["reason"]) == ("ada", "the leak is a test address")
     stored = runs.run(refused.record, refused.run_id).report
     assert stored is not None and stored["gate"] == gate
+    # The report says of the override what the audit says.
+    assert check_report(refused)
+    report = read_report(refused.folder)
+    write_report(refused, {**report, "gate": {**gate, "overridden": {**overridden, "by": "nobody"}}})
+    with pytest.raises(OperatorError, match=r"gate.overridden.by: 'nobody', the rows say 'ada'"):
+        check_report(refused)
+    assert renew_report(refused)["gate"] == gate
     with pytest.raises(OperatorError, match="in service already"):
         override(refused, by="ada", reason="again")
     rollouts.roll_back(refused.record, actor="test", reason="it was none")
@@ -162,7 +169,7 @@ def test_an_override_that_was_cut_off_before_its_report_writes_it_when_asked_aga
     load(refused.record, candidate_of(refused))
     releases.promote(refused.record, candidate_of(refused), actor="ada", reason="cut off here")
     override(refused, by="ada", reason="the leak is a test address")
-    assert "overridden" in gate_of(refused)
+    assert "overridden" in gate_of(refused) and len(audited(refused.record, "gate overridden")) == 1
     assert [each.event for each in releases.events(refused.record)].count("promoted") == 3
 
 

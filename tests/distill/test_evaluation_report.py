@@ -63,6 +63,8 @@ def test_a_changed_score_is_found_and_the_figure_named(run: Run) -> None:
         (("retained", "high"), 2.0, "retained.high"),
         (("gate", "outcome"), "promote", "gate.outcome"),
         (("targets", 2, "outcome"), "met", r"targets\[2\].outcome"),
+        (("gate", "overridden"), {"by": "nobody", "reason": "made up"}, "gate.overridden: it is in the report alone"),
+        (("gate", "checks"), [{"name": "retained", "outcome": "passed", "told": "made up", "value": 0.999}], "gate.checks"),
         (("models", "teacher"), None, "models.teacher"),
     ],
 )
@@ -98,6 +100,86 @@ def test_the_command_checks_and_renews_and_ends_with_2_where_rows_and_report_dif
     told = json.loads(renewed.stdout)
     assert told["load"] == [] and told["gate"] == GATE
     assert runs.run(run.record, run.run_id).report == told
+
+
+def test_a_renewed_report_has_the_gate_of_the_stage_and_nothing_that_was_written_into_the_report(run: Run) -> None:
+    told = read_report(run.folder)
+    write_report(
+        run,
+        {
+            **told,
+            "gate": {
+                **GATE,
+                "reasons": ["made up"],
+                "checks": [{"name": "retained", "outcome": "passed", "told": "made up", "value": 0.999}],
+            },
+        },
+    )
+    assert renew_report(run)["gate"] == GATE
+    assert check_report(run)
+
+
+def failing(rows: list[EvaluationRow]) -> list[EvaluationRow]:
+    """The candidate answers right or not at all."""
+    right = [
+        row.model_copy(update={"scores": {**row.scores, "fact_accuracy": 1.0}, "failure": ""})
+        if row.model in ("candidate", "teacher") and row.scores.get("fact_accuracy") is not None
+        else row
+        for row in rows
+    ]
+    return [
+        row.model_copy(update={"scores": {}, "failure": "HTTP 503", "text": ""})
+        if row.model == "candidate" and place % 3 == 0
+        else row
+        for place, row in enumerate(right)
+    ]
+
+
+def test_answers_that_were_not_given_count_as_nought_in_the_share_kept_and_stand_first(tmp_path: Path) -> None:
+    with reported_run(tmp_path, change=failing) as run:
+        report, page = read_report(run.folder), page_text(run)
+        candidate, kept, target = report["models"]["candidate"], report["retained"], report["targets"][0]
+        assert candidate["quality"]["fact_accuracy"]["value"] == 1.0 and candidate["failed_answers"] > 10
+        assert kept["failed"] > 5 and kept["value"] == pytest.approx(1 - kept["failed"] / kept["n"], abs=1e-6)
+        assert target["outcome"] == "missed" and target["reason"].endswith(f"did not give count as 0: {kept['failed']}")
+        said = f"of which {kept['failed']} gave no answer and count as 0"
+        counted = f"{candidate['failed_answers']} of {candidate['asked_answers']}"
+        for text in (page, as_text(run)):
+            assert said in text and "gave no answer" in text and counted in text
+        runs.note_report(run.record, run.run_id, report)
+        assert counted in show_report(run.record, run.run_id)
+        worst = page[page.index("data-decision") :].split("data-decision")
+        assert all("HTTP 503" in case for case in worst[1 : candidate["failed_answers"]]) and "-1.00 ·" in worst[1]
+        assert check_report(run)
+
+
+def test_a_score_that_no_answer_can_have_counts_as_missing_and_the_report_is_strict_json(tmp_path: Path) -> None:
+    impossible = iter([float("nan"), float("inf"), 2.0, -0.5])
+
+    def spoilt(rows: list[EvaluationRow]) -> list[EvaluationRow]:
+        return [
+            row.model_copy(update={"scores": {**row.scores, "fact_accuracy": value}})
+            if row.model == "candidate" and row.scores.get("fact_accuracy") is not None and (value := next(impossible, None))
+            else row
+            for row in rows
+        ]
+
+    with reported_run(tmp_path / "good") as run:
+        before = read_report(run.folder)["models"]["candidate"]["quality"]["fact_accuracy"]["n"]
+    with reported_run(tmp_path / "spoilt", change=spoilt) as run:
+        text = (run.folder / "report.json").read_text(encoding="utf-8")
+        told = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+        assert told["models"]["candidate"]["quality"]["fact_accuracy"]["n"] == before - 4
+        assert told["models"]["candidate"]["quality"]["answer_words"]["value"] > 1
+        assert "nan" not in page_text(run) and check_report(run)
+
+
+def test_the_most_requests_an_hour_are_those_of_the_evaluation_where_load_had_fewer(run: Run) -> None:
+    before = build_report(run)["targets"][-1]
+    row = {"model": "candidate", "release_id": "student-2", "concurrency": 1, "requests_per_hour": 7.0}
+    (run.folder / "evaluate" / "load.json").write_text(json.dumps({"rows": [row]}), encoding="utf-8")
+    assert renew_report(run)["targets"][-1] == before and before["concurrency"] == 8
+    assert ", 8 at once" in page_text(run) and ", 8 at once" in as_text(run)
 
 
 def test_what_was_not_measured_is_missing_and_never_nought(tmp_path: Path) -> None:
@@ -256,3 +338,4 @@ def test_the_page_is_as_wide_as_its_window_and_no_text_of_a_picture_lies_on_anot
     assert set(found) == {f"report-{width}-{scheme}" for width in (1280, 390) for scheme in ("light", "dark")}
     assert set(found.values()) == {0}
     assert pictured.overlapping(run.folder / "report.html") == []
+    assert pictured.cut_off(run.folder / "report.html") == []

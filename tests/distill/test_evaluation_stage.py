@@ -15,6 +15,8 @@ from conversations.releases import ReleaseKind
 from conversations.serving import digest_of_weights
 from distill.evaluation.answering.contestants import register_candidate
 from distill.evaluation.answering.taken import weights_bytes, weights_bytes_of
+from distill.evaluation.scoring.metric import quality_metrics_of
+from distill.rows import Task
 from distill.run import Stage, new_run, read_json
 
 # The models that redact and embed take seconds to load.
@@ -189,7 +191,8 @@ def test_data_sets_out_of_files_are_scored_as_their_task_wants_it(tmp_path: Path
     for name, some in (("train", lines[:2]), ("test", lines[2:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some), encoding="utf-8")
     more = f'[datasets]\ntask = "{task}"\ntrain = "train.jsonl"\ntest = "test.jsonl"\n'
-    with measured_run(tmp_path, more=more, taught=taught) as measured:
+    metric = f'quality_metric = "{quality_metrics_of(Task(task))[0]}"\n'
+    with measured_run(tmp_path, more=more, evaluate=metric, taught=taught) as measured:
         measured.student.answer = answer
         measured.evaluate()
         found = [row for row in measured.rows if row.model == "candidate"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from conversations.prompt import Renderer
 from distill.evaluation.answering.contestants import Contestant, StudentModel
 from distill.evaluation.answering.generation import Generated, Question, Student, answer_together
+from distill.evaluation.page.words import MODEL_TITLES
 from distill.rows import DatasetRow
 from distill.run import Run, Stage
 from distill.settings import DistillSettings
@@ -117,7 +118,9 @@ async def ask_all(run: Run, rows: Sequence[DatasetRow], contestants: Sequence[Co
 
     def keep(model: StudentModel, is_timed: bool, generated: Generated) -> None:
         answers.keep(Asked(model, is_timed, generated))
-        run.report_progress(Stage.EVALUATE, 0.9 * len(answers.asked) / total, f"{model} {len(answers.asked)}/{total}")
+        run.report_progress(
+            Stage.EVALUATE, 0.9 * len(answers.asked) / total, f"{MODEL_TITLES[model]} {len(answers.asked)}/{total}"
+        )
 
     try:
         # One at a time and in turn, so that a slow moment of the machine meets every model.

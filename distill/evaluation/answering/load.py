@@ -19,6 +19,7 @@ from distill.evaluation.answering.asking import drawn_by_hash, questions_of, stu
 from distill.evaluation.answering.contestants import StudentModel
 from distill.evaluation.answering.generation import Generated, Question, Student, side_by_side
 from distill.evaluation.figures.intervals import percentile
+from distill.evaluation.page.words import MODEL_TITLES
 from distill.evaluation.scoring.row import MODELS
 from distill.rows import DatasetRow, EvaluationRow, read_rows
 from distill.run import Run, Stage, write_whole
@@ -38,7 +39,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class LoadRow:
-    """What one student bore at one level. Rates count what was answered, over the seconds until the last answer had come."""
+    """What one student bore at one level. Rates count what was answered, over the seconds until the last answer had come.
+
+    They are None, as the times are, where nothing was answered.
+    """
 
     model: StudentModel
     release_id: str
@@ -46,8 +50,8 @@ class LoadRow:
     requests: int
     failed: int
     seconds: float
-    requests_per_hour: float
-    tokens_per_second: float
+    requests_per_hour: float | None
+    tokens_per_second: float | None
     first_token_ms: Spread
     latency_ms: Spread
 
@@ -63,9 +67,15 @@ class LoadTest:
 def measure_load(run: Run, levels: Sequence[int], seconds: float, announce: Announce) -> LoadTest:
     """Put the students of a finished run under load, and write `load.json`. The report is the caller's to write anew.
 
-    Raises OperatorError for a run that was not evaluated, and OutsideError where no server has any of its students.
+    Raises OperatorError for a run that was not evaluated, or where no level is to be measured, and OutsideError where no server has
+    any of its students; then an earlier load test stays.
     """
     run.manifest(Stage.EVALUATE)
+    if not levels or min(levels) < 1:
+        raise OperatorError(
+            f"[evaluate] load_levels = {list(levels)!r}: nothing to measure; expected how many requests at once, such as [1, 4, 16]; "
+            "name at least one, each 1 or more"
+        )
     questions = _questions(run)
     measured = _measured(run)
     served = {model: ready[0] for model, name in measured.items() if (ready := releases.servers_with(run.record, name))}
@@ -79,7 +89,7 @@ def measure_load(run: Run, levels: Sequence[int], seconds: float, announce: Anno
     for at, (model, server) in enumerate(served.items()):
         for step, level in enumerate(levels):
             done = (at + step / len(levels)) / len(served)
-            announce("load", done, f"{model}, {level} at once")
+            announce("load", done, f"{MODEL_TITLES[model]}, {level} at once")
             student = student_of(run.settings, server.base_url, measured[model], renderer, max_retries=0)
             answers, took = asyncio.run(under_load(student, questions, level, seconds))
             found.append(row_of(model, measured[model], level, answers, took))
@@ -146,8 +156,8 @@ def row_of(model: StudentModel, release_id: str, concurrency: int, answers: Sequ
         requests=len(answers),
         failed=len(answers) - len(good),
         seconds=round(seconds, 3),
-        requests_per_hour=round(len(good) / seconds * 3600, 3),
-        tokens_per_second=round(tokens / seconds, 3),
+        requests_per_hour=round(len(good) / seconds * 3600, 3) if good else None,
+        tokens_per_second=round(tokens / seconds, 3) if good else None,
         first_token_ms=_spread([each.first_token_ms for each in good]),
         latency_ms=_spread([each.latency_ms for each in good]),
     )

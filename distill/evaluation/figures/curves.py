@@ -5,6 +5,7 @@ In: the run's `metrics.jsonl`. Out: at most so many points a curve, each the mea
 
 import json
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 from conversations.errors import OperatorError
@@ -29,7 +30,7 @@ def training_curves(path: Path) -> Json:
             ) from None
         for key, curve in curves.items():
             tokens, value = noted.get("tokens"), noted.get(key)
-            if isinstance(tokens, int | float) and isinstance(value, int | float):
+            if isinstance(tokens, int | float) and isinstance(value, int | float) and isfinite(value):
                 curve.append((float(tokens), float(value)))
     if not any(curves.values()):
         return None

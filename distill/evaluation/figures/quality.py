@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from conversations.messages import Json
-from distill.evaluation.figures.intervals import Estimate, Score, mean, ratio_of_means
-from distill.evaluation.scoring.metric import Metric
+from distill.evaluation.figures.intervals import Score, mean, ratio_of_means
+from distill.evaluation.scoring.metric import Metric, score_of
 from distill.evaluation.scoring.row import MODELS
 from distill.rows import EvaluationRow
 
@@ -18,11 +18,11 @@ Groups: TypeAlias = dict[str, Json]
 
 
 def scores_of(rows: Iterable[EvaluationRow], model: str, metric: str) -> list[Score]:
-    """Return a model's scores by one metric, those that apply."""
+    """Return a model's scores by one metric, those that apply and can be."""
     return [
         Score(row.decision_id, row.conversation_id, value)
         for row in rows
-        if row.model == model and (value := row.scores.get(metric)) is not None
+        if row.model == model and (value := score_of(row, metric)) is not None
     ]
 
 
@@ -32,9 +32,21 @@ def qualities(rows: Sequence[EvaluationRow], model: str, samples: int) -> dict[s
     return {name: estimate.as_json() for name, estimate in found if estimate is not None}
 
 
-def retained(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Estimate | None:
-    """Return the share of the teacher's quality that the candidate keeps, over the decisions that both have answered."""
-    return ratio_of_means(scores_of(rows, "candidate", metric), scores_of(rows, "teacher", metric), samples)
+def retained(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Json:
+    """Return the share of the teacher's quality that the candidate keeps; None where it cannot be told.
+
+    An answer that the candidate did not give counts as 0, as the gate counts it, so that nobody gains by failing; `failed` says how
+    many.
+    """
+    teacher = scores_of(rows, "teacher", metric)
+    scored = {score.decision_id for score in teacher}
+    failed = [
+        Score(row.decision_id, row.conversation_id, 0.0)
+        for row in rows
+        if row.model == "candidate" and row.failure and row.decision_id in scored
+    ]
+    found = ratio_of_means([*scores_of(rows, "candidate", metric), *failed], teacher, samples)
+    return None if found is None else {**found.as_json(), "failed": len(failed)}
 
 
 def by_topic(rows: Sequence[EvaluationRow], metric: str, samples: int) -> Groups:

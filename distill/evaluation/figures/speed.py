@@ -18,7 +18,7 @@ _EDGES_PER_DECADE = 20
 
 
 def speed(rows: Sequence[EvaluationRow]) -> dict[str, Json]:
-    """Return the times of a model's answers that were asked for one at a time, and how many there were."""
+    """Return the times of a model's answers that were asked for one at a time, their number, and how many of all were not given."""
     timed = _answered(rows, timed=True)
     return {
         "first_token_ms": _percentiles([row.first_token_ms for row in timed]),
@@ -26,6 +26,7 @@ def speed(rows: Sequence[EvaluationRow]) -> dict[str, Json]:
         "tokens_per_second": _tokens_per_second(timed),
         "timed_answers": len(timed),
         "failed_answers": sum(bool(row.failure) for row in rows),
+        "asked_answers": len(rows),
     }
 
 

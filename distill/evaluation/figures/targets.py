@@ -53,7 +53,7 @@ def targets(models: Mapping[str, Json], retained: Json, quality_metric: str, loa
         "latency_p50": lambda model: _number(_part(model.get("latency_ms")).get("p50")),
         "memory": _memory,
         "cost_per_1000_turns": lambda model: _number(model.get("cost_usd_per_1000_turns")),
-        "requests_per_hour": lambda model: _most_requests(model, load),
+        "requests_per_hour": lambda model: _most_requests(model, load)[0],
     }
     on_gpu = student.get("gpu_memory_bytes") is not None
     rows: list[Json] = []
@@ -62,6 +62,8 @@ def targets(models: Mapping[str, Json], retained: Json, quality_metric: str, loa
         row = _row(aim, figure(teacher), figure(student), comparable=teacher.get("comparable") is not False)
         if aim.name == "quality_kept":
             row.update(_of_retained(aim, retained))
+        if aim.name == "requests_per_hour":
+            row["concurrency"] = _most_requests(student, load)[1]
         elsewhere: Json = None
         measured: Json = {key: row[key] for key in ("teacher", "student", "ratio", "outcome")}
         rows.append({**row, "on_cpu": elsewhere if on_gpu else measured, "on_gpu": measured if on_gpu else elsewhere})
@@ -103,6 +105,9 @@ def _of_retained(aim: _Aim, retained: Json) -> dict[str, Json]:
         reason = "student and teacher have no scored decision in common, or the teacher scored nothing"
     elif ratio >= aim.ratio and (low is None or low < aim.ratio):
         reason = "the measured value reaches the aim, the lower end of its interval does not"
+    failed = _number(kept.get("failed"))
+    if failed:
+        reason = f"{reason}{'; ' if reason else ''}answers that the new student did not give count as 0: {failed:.0f}"
     return {"ratio": ratio, "low": low, "high": high, "outcome": _outcome(aim, ratio), "reason": reason}
 
 
@@ -118,16 +123,15 @@ def _memory(model: Mapping[str, Json]) -> float | None:
     return on_gpu if on_gpu is not None else _number(model.get("memory_bytes"))
 
 
-def _most_requests(model: Mapping[str, Json], load: Json) -> float | None:
-    """Return the most requests an hour: under load where that was measured, else as the evaluation asked."""
+def _most_requests(model: Mapping[str, Json], load: Json) -> tuple[float | None, Json]:
+    """Return the most requests an hour, in the evaluation or under load, and how many there were at once."""
     rows = [_part(row) for row in (load if isinstance(load, list) else [])]
-    under_load = [
-        requests
-        for row in rows
-        if row.get("release_id") == model.get("release_id")
-        and (requests := _number(row.get("requests_per_hour"))) is not None
+    measured = [
+        (requests, row.get("concurrency"))
+        for row in (model, *(row for row in rows if row.get("release_id") == model.get("release_id")))
+        if (requests := _number(row.get("requests_per_hour"))) is not None
     ]
-    return max(under_load) if under_load else _number(model.get("requests_per_hour"))
+    return max(measured, key=lambda each: each[0], default=(None, None))
 
 
 def _part(value: Json) -> dict[str, Json]:

@@ -12,6 +12,7 @@ from math import isfinite
 
 from conversations.messages import Json
 from distill.evaluation.figures.intervals import Score
+from distill.evaluation.scoring.metric import score_of
 from distill.rows import EvaluationRow
 from distill.settings import PromoteTable
 
@@ -109,12 +110,6 @@ class Evidence:
         if self.in_service == self.release_id:
             return "released" if "released" in known else "base" if "base" in known else None
         return next((model for model in ("released", "base") if known.get(model) == self.in_service), None)
-
-
-def score_of(row: EvaluationRow | None, metric: str) -> float | None:
-    """Return a row's score between 0 and 1, or None where there is none or it is no such number."""
-    value = None if row is None or row.failure else row.scores.get(metric)
-    return value if value is not None and isfinite(value) and 0 <= value <= 1 else None
 
 
 def number_in(part: Mapping[str, Json], *keys: str) -> float | None:

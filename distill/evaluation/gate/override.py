@@ -4,19 +4,17 @@ In: a run whose gate has spoken, who overrides it and why. Out: the release in s
 and a report that says so. Never a release whose weights are gone, nor one that nobody loads.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from conversations import releases, rollouts, runs
 from conversations.errors import OperatorError
 from conversations.gate_word import gate_word, held_back, note_override, was_in_service
-from conversations.messages import Json, utc_now
 from conversations.releases import ReleaseState
 from conversations.rollouts import Rollout
 from conversations.store import Record
 from distill.evaluation.answering.generation import wait_until_loaded
 from distill.evaluation.gate.verdict import GateOutcome
-from distill.evaluation.report import REPORT_FILE, Report, finished_run, read_report, write_report
+from distill.evaluation.report import REPORT_FILE, Report, finished_run, gate_of, read_report, renew_report
 from distill.run import Run, Stage
 from distill.settings import DistillSettings
 
@@ -45,8 +43,12 @@ def override(run: Run, *, by: str, reason: str) -> Report:
             note_override(transaction, release.release_id, gate, actor=by, reason=reason)
     elif gate["outcome"] == GateOutcome.PROMOTE or "overridden" in gate:
         raise OperatorError(f"the release {release.release_id!r} is in service already; nothing to override")
+    elif "overridden" not in gate_of(run):
+        # Something else than the gate has put it into service; now somebody answers for it.
+        with run.record.write() as transaction:
+            note_override(transaction, release.release_id, gate, actor=by, reason=reason)
     # One that was cut off here is in service, and its report does not say so yet.
-    return _tell(run, report, gate, by, reason)
+    return renew_report(run)
 
 
 def override_canary(record: Record, settings: DistillSettings, canary: Rollout, *, by: str, reason: str) -> None:
@@ -64,15 +66,7 @@ def override_canary(record: Record, settings: DistillSettings, canary: Rollout, 
     if acted and gate and run_id is not None:
         known = runs.run(record, run_id)
         if (Path(known.path) / REPORT_FILE).is_file():
-            _tell(finished_run(record, settings, known), read_report(Path(known.path)), gate, by, reason)
-
-
-def _tell(run: Run, report: Report, gate: Mapping[str, Json], by: str, reason: str) -> Report:
-    """Write into a run's report who overrode the gate and why, beside its own word."""
-    said: Report = {**report, "gate": {**gate, "overridden": {"by": by, "reason": reason, "at": utc_now()}}}
-    write_report(run, said)
-    runs.note_report(run.record, run.run_id, said)
-    return said
+            renew_report(finished_run(record, settings, known))
 
 
 def _check(run: Run, release: releases.Release) -> None:

@@ -13,12 +13,12 @@ from conversations.messages import Json
 from conversations.releases import STARTED_FROM_BASE
 from distill.evaluation.page.words import (
     LOAD_TITLES,
+    kept_of,
     load_lines,
     notes_of,
     part,
     reasons_of,
     sections,
-    share,
     target_lines,
     target_reasons,
     titles_of,
@@ -38,8 +38,9 @@ def printed(report: Mapping[str, Json]) -> RenderableType:
             table.add_row(line.title, *map(str, line.cells))
     lines: list[RenderableType] = [table]
     lines += _targets(report)
-    lines += _load(report)
-    lines.append(Text(f"Kept of the teacher's {report['quality_metric']}: {share(report['retained'])}"))
+    if report.get("load"):
+        lines.append(load_table(report["load"]))
+    lines.append(Text(f"Kept of the teacher's {report['quality_metric']}: {kept_of(report)}"))
     # A report of an earlier version says nothing of it: every training started from the base then.
     started = report.get("started_from") or STARTED_FROM_BASE
     lines.append(Text(f"Gate: {part(report.get('gate')).get('outcome', 'not asked')}", style="bold"))
@@ -54,20 +55,18 @@ def _targets(report: Mapping[str, Json]) -> list[RenderableType]:
     if not aims:
         return []
     table = Table(title="Against the published targets", title_justify="left")
-    for title in ("", "aim", "teacher", "student", "change", "", "on a GPU"):
+    for title in ("", "aim", "teacher", "new student", "change", "", "on a GPU"):
         table.add_column(title, justify="left" if not title else "right")
     for each in aims:
         table.add_row(each.title, each.aim, each.teacher, each.student, each.change, each.outcome, each.on_gpu)
     return [table, *(Text(f"  {reason}", style="dim") for reason in target_reasons(report))]
 
 
-def _load(report: Mapping[str, Json]) -> list[RenderableType]:
-    rows = load_lines(report)
-    if not rows:
-        return []
+def load_table(load: Json) -> Table:
+    """Return what each student bore under load, as a report holds it."""
     table = Table(title="Under load", title_justify="left")
     for title in LOAD_TITLES:
-        table.add_column(title, justify="right")
-    for row in rows:
+        table.add_column(title, justify="left" if title == LOAD_TITLES[0] else "right")
+    for row in load_lines(load):
         table.add_row(*row)
-    return [table]
+    return table

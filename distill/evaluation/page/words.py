@@ -127,9 +127,15 @@ def sections(report: Mapping[str, Json]) -> list[Section]:
     # A report of an earlier version has not every key.
     taking = [Line(title, tuple(Cell(write(model.get(key))) for model in models)) for title, write, key in _TAKING]
     if any(model.get("failed_answers") for model in models):
-        taking.insert(0, Line("gave no answer", tuple(Cell(plain(model.get("failed_answers"))) for model in models)))
+        found.insert(0, Section("Not answered", (Line("gave no answer", tuple(map(_failed, models))),)))
     found.append(Section("Speed, memory and cost", tuple(taking)))
     return [section for section in found if section.lines]
+
+
+def _failed(model: Mapping[str, Json]) -> Cell:
+    """Return how many answers a model did not give; a report of an earlier version does not say of how many."""
+    failed, asked = number(model.get("failed_answers")), number(model.get("asked_answers"))
+    return Cell(MISSING if failed is None else f"{failed:,.0f}" if asked is None else f"{failed:,.0f} of {asked:,.0f}")
 
 
 def _has(models: Sequence[Mapping[str, Json]], metric: str) -> bool:
@@ -171,6 +177,13 @@ def target_reasons(report: Mapping[str, Json]) -> list[str]:
 def share(value: Json) -> str:
     """Return an estimate of a share in per cent, with its interval and count."""
     return str(estimate(value, as_share=True))
+
+
+def kept_of(report: Mapping[str, Json]) -> str:
+    """Return the share of the teacher's quality that is kept, with its interval, its count and what counts as 0 in it."""
+    failed = number(part(report["retained"]).get("failed"))
+    note = f", of which {failed:.0f} gave no answer and count as 0" if failed else ""
+    return share(report["retained"]) + note
 
 
 def estimate(value: Json, *, as_share: bool) -> Cell:
@@ -245,12 +258,12 @@ def _target_line(row: Mapping[str, Json]) -> TargetLine:
     if kept and number(row["ratio"]) is not None:
         low, high = number(row["low"]), number(row["high"])
         change += f" ({low:.1%} to {high:.1%})" if low is not None and high is not None else ""
-    on_gpu = part(row["on_gpu"])
+    at_once, on_gpu = number(row.get("concurrency")), part(row["on_gpu"])
     return TargetLine(
         title=str(row["title"]),
         aim=case + _change(bound, kept=kept, at_most=at_most),
         teacher=written(row["teacher"]),
-        student=written(row["student"]),
+        student=written(row["student"]) + ("" if at_once is None else f", {at_once:,.0f} at once"),
         change=change,
         outcome=str(row["outcome"]),
         reason=str(row["reason"]),
@@ -267,8 +280,8 @@ def _change(ratio: float | None, *, kept: bool, at_most: bool) -> str:
     return f"{ratio - 1:+.0%}" if at_most else f"{ratio:,.3g} times"
 
 
-def load_lines(report: Mapping[str, Json]) -> list[tuple[str, ...]]:
-    """Return what each student bore under load, a line for each number of requests at once."""
+def load_lines(load: Json) -> list[tuple[str, ...]]:
+    """Return what each student bore under load, as a report holds it, a line for each number of requests at once."""
     return [
         (
             MODEL_TITLES.get(str(row.get("model")), str(row.get("model"))),
@@ -279,7 +292,7 @@ def load_lines(report: Mapping[str, Json]) -> list[tuple[str, ...]]:
             spread(row.get("latency_ms")),
             f"{row.get('failed')} of {row.get('requests')}",
         )
-        for row in items(report.get("load"))
+        for row in items(load)
     ]
 
 

@@ -13,6 +13,7 @@ from distill.dataset.handbook.changes import without_retired
 from distill.evaluation.evaluate import ROWS
 from distill.evaluation.page.words import MODEL_TITLES
 from distill.evaluation.scoring.facts import Yardstick, wrong_statements
+from distill.evaluation.scoring.metric import score_of
 from distill.evaluation.scoring.standards import yardstick_of
 from distill.rows import DatasetRow, EvaluationRow, LabelsRow, MessageRow, read_rows
 from distill.run import Run, Stage
@@ -45,7 +46,7 @@ class Case:
 
 
 def worst_cases(run: Run, models: Sequence[str]) -> list[Case]:
-    """Return the cases in which the new student does worst, the widest gap to the teacher first, then the lowest score.
+    """Return the cases in which the new student does worst: no answer, the widest gap to the teacher, the lowest score.
 
     A case that the student answers as well as can be is none.
     """
@@ -53,11 +54,12 @@ def worst_cases(run: Run, models: Sequence[str]) -> list[Case]:
     answers: dict[str, dict[str, EvaluationRow]] = {}
     for row in read_rows(run.folder / Stage.EVALUATE / ROWS, EvaluationRow):
         answers.setdefault(row.decision_id, {})[row.model] = row
-    ranked: list[tuple[float, float, str]] = []
+    ranked: list[tuple[bool, float, float, str]] = []
     for decision_id, by_model in answers.items():
         score, gap = _score(by_model, "candidate", metric), _gap(by_model, metric)
         if score is not None and score < 1:
-            ranked.append((0.0 if gap is None else gap, score, decision_id))
+            answered = not by_model["candidate"].failure
+            ranked.append((answered, 0.0 if gap is None else gap, score, decision_id))
     handbook = Handbook.load(run.settings.handbook.path) if run.settings.handbook else None
     yardstick = yardstick_of(run)
     asked = {row.decision_id: row for row in read_rows(run.folder / Stage.ASSEMBLE / "test.jsonl", DatasetRow)}
@@ -96,7 +98,7 @@ def _case(
         history=tuple(each for place, each in enumerate(messages) if place != last and each.role is not Role.SYSTEM),
         expected=tuple(fact.says for fact in labels.facts) or tuple(filter(None, (labels.reference, *labels.replies))),
         answers=tuple(
-            CaseAnswer(MODEL_TITLES[name], found.text, found.scores.get(metric), wrong(found.text), found.failure)
+            CaseAnswer(MODEL_TITLES[name], found.text, score_of(found, metric), wrong(found.text), found.failure)
             for name in models
             if (found := answers.get(name)) is not None
         ),
@@ -104,7 +106,9 @@ def _case(
 
 
 def _score(answers: Mapping[str, EvaluationRow], model: str, metric: str) -> float | None:
-    return answers[model].scores.get(metric) if model in answers else None
+    """Return a model's score; 0 for an answer that the new student did not give, as in the share that it keeps."""
+    row = answers.get(model)
+    return 0.0 if model == "candidate" and row is not None and row.failure else score_of(row, metric)
 
 
 def _gap(answers: Mapping[str, EvaluationRow], metric: str) -> float | None:

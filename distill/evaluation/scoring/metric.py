@@ -5,8 +5,9 @@ accuracy, and no teacher has a figure of its own in it.
 """
 
 from enum import StrEnum
+from math import isfinite
 
-from distill.rows import Task
+from distill.rows import EvaluationRow, Task
 
 
 class Metric(StrEnum):
@@ -66,6 +67,14 @@ _QUALITY = (
     Metric.REFERENCE_SIMILARITY,
     Metric.JUDGE_GRADE,
 )
+
+
+def score_of(row: EvaluationRow | None, metric: str) -> float | None:
+    """Return an answer's figure by a metric, or None where there is none, or none that the metric can have."""
+    value = None if row is None or row.failure else row.scores.get(metric)
+    if value is None or not isfinite(value) or value < 0:
+        return None
+    return value if value <= 1 or metric == Metric.ANSWER_WORDS else None
 
 
 def metrics_of(task: Task) -> tuple[Metric, ...]:
