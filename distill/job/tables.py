@@ -26,7 +26,7 @@ Tables: TypeAlias = Mapping[str, Mapping[str, Json]]
 
 # What counts as accuracy in each task. A conversation's facts are known where there is a handbook alone.
 ACCURACY_OF: Mapping[TaskType, str] = {
-    "conversation": "teacher_likeness",
+    "conversation": "reference_similarity",
     "qa": "token_f1",
     "summarization": "reference_rouge_l",
     "nli": "nli_accuracy",
