@@ -51,7 +51,9 @@ def check_topics(evidence: Evidence) -> Check | None:
         return unclear(TOPICS, problem)
     bound = evidence.bounds.max_topic_loss
     measured, small = _by_topic(evidence, pairs)
-    unseen = f"; {small} topics have too few decisions to be looked at alone" if small else ""
+    unseen = (
+        f"; {small} {'topic has' if small == 1 else 'topics have'} too few decisions to be looked at alone" if small else ""
+    )
     if len(pairs.pairs) < evidence.bounds.min_decisions:
         return unclear(TOPICS, _too_few(f"{len(measured)} topics were looked at, n={len(pairs.pairs)}", evidence))
     if not measured:
