@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from conversations.artefacts import TOKEN_CACHE_FOLDER
 from conversations.settings import (
@@ -265,6 +265,9 @@ class TrainTable(Table):
 
 class TuneTable(Table):
     """What `distill tune` tries beside the present [train] settings. An empty list leaves its setting as it is."""
+
+    # The check below refuses what is no number in plainer words, and names the whole list.
+    model_config = ConfigDict(allow_inf_nan=True)
 
     trials: int = Field(default=16, ge=1, description="the present settings are the first")
     learning_rate_factors: tuple[float, float] | tuple[()] = Field(
