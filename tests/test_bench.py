@@ -145,7 +145,8 @@ def test_study_of_the_defaults_trains_answers_and_compares_and_repeats_nothing(t
     assert results == [(trial.folder / "result.json").stat().st_mtime_ns for trial in trials]
     found = study.figures(trials)["variants"]
     # Of the teacher's six answers three tell of a shelf; what a student of random weights says tells nothing.
-    assert found["epochs 1.0"]["its change"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 6}
+    change = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 6, "conversations": 3}
+    assert found["epochs 1.0"]["its change"] == change
     assert found["epochs 1.0"]["kept of teacher"]["value"] == 0.0
     assert found["epochs 1.0"]["tokens"] * 2 == found["baseline"]["tokens"]
     assert found["epochs 1.0"]["validation loss"] != found["baseline"]["validation loss"]
