@@ -13,6 +13,7 @@ from distill.rows import EvaluationRow, read_rows
 
 DEMO = Path("deploy/demo")
 ARTICLES = {"violet-pulse", "late-fee", "moving", "login-code"}
+BOUNDS = ("wrong_fact_rate", "leak_rate", "format_fault_rate", "declined_rate", "topic_loss")
 
 
 def free_ports(count: int) -> list[int]:
@@ -41,7 +42,8 @@ def cut_down_demo(folder: Path) -> Path:
         ("timed_decisions = 5", "timed_decisions = 1"),
         ("max_answer_tokens = 120", "max_answer_tokens = 24"),
         ("min_retained = 0.85", "min_retained = 0.0\nmin_decisions = 5"),
-        ("max_wrong_fact_rate = 0.25", "max_wrong_fact_rate = 1.0"),
+        ("max_wrong_fact_rate = 0.25", "".join(f"max_{name} = 1.0\n" for name in BOUNDS)),
+        ("max_loss_to_released = 0.1", "max_loss_to_released = 1.0"),
     ):
         assert old in text, old
         text = text.replace(old, new)
