@@ -1,6 +1,6 @@
 # make demo   the whole product on this machine (arguments: make demo ARGS="--exit")
 # make test   every check and every test, as CI runs them
-# make check  the fast part of them, about two minutes
+# make check  the fast part of them, about four minutes on 2 cores
 # make bench  the published figures (SUBJECT=record, kills, redaction, choose, teach, train, merged, intervals, gate, releases, online, cycles or study for one of them)
 # make env    only the environment .venv, which the others make by themselves
 
