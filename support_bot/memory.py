@@ -28,7 +28,8 @@ def memory_of(process_id: int) -> Memory:
         family = [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return Memory()
-    return Memory(sum(_share_of_memory(process) for process in family), _gpu_bytes({process.pid for process in family}))
+    resident = sum(_share_of_memory(process) for process in family)
+    return Memory(resident or None, _gpu_bytes({process.pid for process in family}))
 
 
 def _share_of_memory(process: psutil.Process) -> int:

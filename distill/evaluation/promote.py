@@ -9,7 +9,7 @@ from conversations import releases, rollouts, runs
 from conversations.errors import OutsideError
 from conversations.messages import Json
 from distill.evaluation.answering.generation import wait_until_loaded
-from distill.evaluation.evaluate import ROWS
+from distill.evaluation.evaluate import JUDGE, ROWS
 from distill.evaluation.gate.bounds import judge
 from distill.evaluation.gate.canary import begin_canary
 from distill.evaluation.gate.evidence import Evidence, Judged
@@ -17,8 +17,6 @@ from distill.evaluation.gate.verdict import GateOutcome, Verdict
 from distill.evaluation.report import Report, build_report, write_report
 from distill.rows import EvaluationRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage, read_json
-
-JUDGE_FILE = "judge.json"
 
 
 def promote(run: Run) -> Outcome:
@@ -114,7 +112,7 @@ def _judged(run: Run) -> Judged | None:
     """Return what became of the judge, or None where the settings ask for none or no decision was one for a judge."""
     if run.settings.judge is None or not run.settings.evaluate.judged_decisions:
         return None
-    path = run.folder / Stage.EVALUATE / JUDGE_FILE
+    path = run.folder / Stage.EVALUATE / JUDGE
     if not path.is_file():
         return Judged(down=f"there is no {path.name} of this run")
     told: dict[str, Json] = read_json(path)

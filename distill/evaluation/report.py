@@ -19,7 +19,7 @@ from conversations.settings import read_settings
 from conversations.store import Record
 from distill.evaluation.answering.load import LOAD
 from distill.evaluation.evaluate import JUDGE, ROWS, TAKEN
-from distill.evaluation.figures.corpus_bleu import corpus_bleu, references_of
+from distill.evaluation.figures.corpus_bleu import corpus_bleu, references_by_decision
 from distill.evaluation.figures.curves import training_curves
 from distill.evaluation.figures.quality import by_depth, by_topic, qualities, retained
 from distill.evaluation.figures.speed import latency_histogram, speed, taking
@@ -151,7 +151,7 @@ def check_report(run: Run) -> int:
 
 def _models(run: Run, rows: Sequence[EvaluationRow]) -> dict[str, Json]:
     taken = read_json(run.folder / Stage.EVALUATE / TAKEN)
-    references = references_of(list(read_rows(run.folder / Stage.ASSEMBLE / "test.jsonl", DatasetRow)))
+    references = references_by_decision(list(read_rows(run.folder / Stage.ASSEMBLE / "test.jsonl", DatasetRow)))
     models: dict[str, Json] = {}
     for name in MODELS:
         of_model = [row for row in rows if row.model == name]

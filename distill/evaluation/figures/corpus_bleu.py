@@ -7,12 +7,13 @@ Clarity in Reporting BLEU Scores"), as sacreBLEU writes it. The mean of single a
 from collections.abc import Mapping, Sequence
 
 from conversations.messages import Json
-from distill.rows import DatasetRow, EvaluationRow, LabelsRow
+from distill.evaluation.scoring.row import references_of
+from distill.rows import DatasetRow, EvaluationRow
 
 
-def references_of(rows: Sequence[DatasetRow]) -> dict[str, tuple[str, ...]]:
+def references_by_decision(rows: Sequence[DatasetRow]) -> dict[str, tuple[str, ...]]:
     """Return what good answers to each decision are known to be; a decision without any is left out."""
-    return {row.decision_id: found for row in rows if (found := _references(row.labels))}
+    return {row.decision_id: found for row in rows if (found := references_of(row))}
 
 
 def corpus_bleu(rows: Sequence[EvaluationRow], references: Mapping[str, Sequence[str]]) -> Json:
@@ -28,10 +29,6 @@ def corpus_bleu(rows: Sequence[EvaluationRow], references: Mapping[str, Sequence
     bleu = BLEU()
     score = bleu.corpus_score([row.text for row in answered], streams)
     return {"value": round(score.score / 100, 6), "n": len(answered), "signature": str(bleu.get_signature())}
-
-
-def _references(labels: LabelsRow) -> tuple[str, ...]:
-    return tuple(text for text in (labels.reference, *labels.replies) if text)
 
 
 def _at(texts: Sequence[str], place: int) -> str | None:
