@@ -13,6 +13,7 @@ import psutil
 
 from conversations import releases
 from conversations.messages import Json
+from conversations.processes import is_alive, process_token
 from conversations.prompt import Renderer
 from conversations.serving import Served, digest_of_tokenizer, rope_factors_of
 from conversations.store import Record
@@ -91,8 +92,8 @@ async def _wait(ended: asyncio.Event) -> None:
 
 async def _wait_for_end_of(process_id: int) -> None:
     try:
-        parent = psutil.Process(process_id)
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+        token = process_token(process_id)
+        while is_alive(token):
             await asyncio.sleep(_PARENT_LOOK_SECONDS)
     except psutil.NoSuchProcess:
         log.info("process %d has ended", process_id)

@@ -326,10 +326,7 @@ def _previous(source: Record | Transaction) -> str | None:
     earlier = []
     line = _line(source)
     for release_id in dict.fromkeys(reversed(line[:-1])):
-        last = source.query(
-            "SELECT event FROM release_events WHERE release_id = ? ORDER BY release_event_id DESC LIMIT 1", [release_id]
-        )
-        if release_id != line[-1] and last[0]["event"] not in ("rolled_back", "refused"):
+        if release_id != line[-1] and _last_event(source, release_id) not in ("rolled_back", "refused"):
             earlier.append(release_id)
     return next((name for name in earlier if _can_be_served(source, name)), next(iter(earlier), None))
 
@@ -342,11 +339,11 @@ def _can_be_served(source: Record | Transaction, release_id: str) -> bool:
     return bool(source.query("SELECT 1 FROM loads WHERE release_id = ? AND state = 'loaded'", [release_id]))
 
 
-def _last_event(record: Record, release_id: str) -> str | None:
-    row = record.one(
+def _last_event(source: Record | Transaction, release_id: str) -> str | None:
+    rows = source.query(
         "SELECT event FROM release_events WHERE release_id = ? ORDER BY release_event_id DESC LIMIT 1", [release_id]
     )
-    return str(row["event"]) if row else None
+    return str(rows[0]["event"]) if rows else None
 
 
 def _state(record: Record, release_id: str, current: str | None) -> ReleaseState:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from conversations.messages import utc_now
 from conversations.processes import process_token
+from distill.run import write_whole
 
 SETTINGS, STARTED, ENDED = "settings.toml", "started.json", "ended.json"
 CYCLE_LOG, STUDENT_LOG, JOB_LOG = "cycle.log", "student.log", "job.log"
@@ -43,7 +44,7 @@ def start_job_process(folder: Path) -> None:
             stderr=log,
             start_new_session=True,
         )
-    _write(folder / STARTED, {"process_token": process_token(process.pid)})
+    write_whole(folder / STARTED, json.dumps({"process_token": process_token(process.pid)}) + "\n")
     _reap(process)
 
 
@@ -88,7 +89,7 @@ def main(folder_name: str) -> None:
     if exit_code != 0 and not stopped and student.poll():
         said = f"{said}; the student's server ended before: {_last_words(folder / STUDENT_LOG)}"
     _end(student)
-    _write(folder / ENDED, asdict(Ended(exit_code, said, utc_now())))
+    write_whole(folder / ENDED, json.dumps(asdict(Ended(exit_code, said, utc_now()))) + "\n")
 
 
 def _start(folder: Path, log_name: str, module: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -123,13 +124,6 @@ def _last_words(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it said nothing"])[-1]
-
-
-def _write(path: Path, value: dict[str, object]) -> None:
-    """Write an object so that whoever looks sees it wholly or not at all."""
-    half = path.with_name(f".{path.name}.half")
-    half.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    half.replace(path)
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

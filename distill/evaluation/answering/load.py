@@ -18,6 +18,7 @@ from conversations.prompt import Renderer
 from distill.evaluation.answering.asking import drawn_by_hash, questions_of, student_of
 from distill.evaluation.answering.contestants import StudentModel
 from distill.evaluation.answering.generation import Generated, Question, Student, side_by_side
+from distill.evaluation.evaluate import ROWS
 from distill.evaluation.figures.intervals import percentile
 from distill.evaluation.page.words import MODEL_TITLES
 from distill.evaluation.scoring.row import MODELS
@@ -116,7 +117,7 @@ def _questions(run: Run) -> list[Question]:
 
 def _measured(run: Run) -> dict[StudentModel, str]:
     """Return the students that the run has measured, with their releases."""
-    names = {row.model: row.release_id for row in read_rows(run.folder / Stage.EVALUATE / "rows.jsonl", EvaluationRow)}
+    names = {row.model: row.release_id for row in read_rows(run.folder / Stage.EVALUATE / ROWS, EvaluationRow)}
     return {model: names[model] for model in MODELS if model != "teacher" and model in names}
 
 

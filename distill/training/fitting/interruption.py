@@ -16,6 +16,8 @@ from types import FrameType
 
 import psutil
 
+from conversations.processes import is_alive, process_token
+
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -71,8 +73,8 @@ def end_after(process_id: int) -> None:
 
     def watch() -> None:
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(process_id)
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            token = process_token(process_id)
+            while is_alive(token):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         os.kill(os.getpid(), signal.SIGTERM)
 
