@@ -19,7 +19,7 @@ from distill.evaluation.answering.asking import drawn_by_hash, questions_of, stu
 from distill.evaluation.answering.contestants import StudentModel
 from distill.evaluation.answering.generation import Generated, Question, Student, side_by_side
 from distill.evaluation.evaluate import ROWS
-from distill.evaluation.figures.intervals import percentile
+from distill.evaluation.figures.speed import Spread, spread
 from distill.evaluation.page.words import MODEL_TITLES
 from distill.evaluation.scoring.row import MODELS
 from distill.rows import DatasetRow, EvaluationRow, read_rows
@@ -28,14 +28,6 @@ from distill.run import Run, Stage, write_whole
 LOAD = "load.json"
 
 Announce = Callable[[str, float, str], None]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Half of the requests took at most `p50`, 95 % at most `p95`; None where none was answered."""
-
-    p50: float | None
-    p95: float | None
 
 
 @dataclass(frozen=True)
@@ -159,12 +151,6 @@ def row_of(model: StudentModel, release_id: str, concurrency: int, answers: Sequ
         seconds=round(seconds, 3),
         requests_per_hour=round(len(good) / seconds * 3600, 3) if good else None,
         tokens_per_second=round(tokens / seconds, 3) if good else None,
-        first_token_ms=_spread([each.first_token_ms for each in good]),
-        latency_ms=_spread([each.latency_ms for each in good]),
+        first_token_ms=spread([each.first_token_ms for each in good]),
+        latency_ms=spread([each.latency_ms for each in good]),
     )
-
-
-def _spread(values: Sequence[float | None]) -> Spread:
-    known = [value for value in values if value is not None]
-    p50, p95 = percentile(known, 0.5), percentile(known, 0.95)
-    return Spread(None if p50 is None else round(p50, 3), None if p95 is None else round(p95, 3))

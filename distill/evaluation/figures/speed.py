@@ -7,6 +7,7 @@ them. A teacher's times are those of the stage `teach`, which asks many at once.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -17,12 +18,20 @@ from distill.rows import EvaluationRow
 _EDGES_PER_DECADE = 20
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Half of the requests took at most `p50`, 95 % at most `p95`; None where none was answered."""
+
+    p50: float | None
+    p95: float | None
+
+
 def speed(rows: Sequence[EvaluationRow]) -> dict[str, Json]:
     """Return the times of a model's answers that were asked for one at a time, their number, and how many of all were not given."""
     timed = _answered(rows, timed=True)
     return {
-        "first_token_ms": _percentiles([row.first_token_ms for row in timed]),
-        "latency_ms": _percentiles([row.latency_ms for row in timed]),
+        "first_token_ms": asdict(spread([row.first_token_ms for row in timed])),
+        "latency_ms": asdict(spread([row.latency_ms for row in timed])),
         "tokens_per_second": _tokens_per_second(timed),
         "timed_answers": len(timed),
         "failed_answers": sum(bool(row.failure) for row in rows),
@@ -73,9 +82,10 @@ def _counted(rows: Sequence[EvaluationRow], edges: Sequence[float]) -> list[Json
     return [int(count) for count in np.histogram(times, bins=np.asarray(edges))[0]]
 
 
-def _percentiles(values: Sequence[float | None]) -> dict[str, Json]:
+def spread(values: Sequence[float | None]) -> Spread:
+    """Return the percentiles of the times that are known, to a thousandth of a millisecond."""
     known = [value for value in values if value is not None]
-    return {"p50": _rounded(percentile(known, 0.5)), "p95": _rounded(percentile(known, 0.95))}
+    return Spread(_rounded(percentile(known, 0.5)), _rounded(percentile(known, 0.95)))
 
 
 def _tokens_per_second(timed: Sequence[EvaluationRow]) -> float | None:
