@@ -5,6 +5,7 @@ stage are loaded by the stage, so that `distill --help` answers at once.
 """
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from conversations.cores import BACKGROUND_SPINS, spinning_briefly
 from conversations.errors import OperatorError, run_command
 from conversations.settings import read_settings
 from conversations.store import Record, open_existing
@@ -39,6 +41,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command; known failures become one message and an exit code."""
     keep_libraries_offline()
+    os.environ.update(spinning_briefly(os.environ, BACKGROUND_SPINS))
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     run_command(app)
 

@@ -33,8 +33,6 @@ from support_bot.settings import SupportBotSettings
 CONVERSATIONS = "conversations.jsonl"
 _TEACHER_SECONDS = 120
 _SECONDS_TO_END = 20
-# Customers who chat while a run trains come first.
-_POLITELY = ("nice", "-n", "10")
 
 
 @dataclass
@@ -50,13 +48,7 @@ class _Processes:
         self.log_folder.mkdir(parents=True, exist_ok=True)
         out = (self.log_folder / f"{name}.log").open("wb") if log else None
         self.started[name] = subprocess.Popen(
-            [
-                *(_POLITELY if command[1] == "schedule" else ()),
-                *_command(command[0]),
-                *command[1:],
-                "--settings",
-                str(self.settings_file),
-            ],
+            [*_command(command[0]), *command[1:], "--settings", str(self.settings_file)],
             stdout=out,
             stderr=out,
             stdin=subprocess.DEVNULL,
@@ -241,7 +233,7 @@ def _finished_report(record: Record) -> dict[str, Json] | None:
 def _cycle(settings: SupportBotSettings, say: Console) -> dict[str, Json]:
     """Run one cycle with its progress on this terminal, and return its report."""
     done = subprocess.run(
-        [*_POLITELY, *_command("distill"), "cycle", "--json", "--settings", str(settings.settings_file)],
+        [*_command("distill"), "cycle", "--json", "--settings", str(settings.settings_file)],
         stdout=subprocess.PIPE,
         check=False,
     )

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from conversations.cores import SERVER_SPINS, spinning_briefly
 from conversations.errors import OperatorError, OutsideError
 from conversations.prompt import Renderer
 from conversations.serving import digest_of_tokenizer, read_serving, rope_factors_of
@@ -163,9 +164,9 @@ def server_environment(student: StudentTable) -> dict[str, str]:
     }
     if student.profile == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(student.kv_cache_gib)
-        # Threads that are bound to cores, or that spin while they wait, starve beside a training run on the same cores.
+        # Threads that are bound to cores starve beside others on the same cores.
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
+        return spinning_briefly(environment, SERVER_SPINS)
     return environment
 
 

@@ -57,7 +57,7 @@ def train_stage(run: Run) -> Outcome:
 
     request = request_of(run)
     run.event(Stage.TRAIN, "starts", {"started_from": started_from(request.start), "wanted": request.settings.start_from})
-    result = train(request, show, telling(run))
+    result = train(request, show, telling(run), apart=True)
     if request.replay_path is not None:
         settle_replay(run, request.replay_path)
     left_out = (
@@ -99,11 +99,14 @@ def train(
     request: TrainRequest,
     on_progress: Callable[[TrainProgress], None],
     on_event: Callable[[str, Mapping[str, Json]], None] = lambda _event, _figures: None,
+    *,
+    apart: bool = False,
 ) -> TrainResult:
     """Fine-tune the student, write its weights, and say how it went.
 
     `on_progress` is called after every step, `on_event` with every line of metrics. A finished training is returned as it is
-    while its weights are there; a begun one goes on. Several processes train where the settings, or several GPUs, say so.
+    while its weights are there; a begun one goes on. Several processes train where the settings, or several GPUs, say so; `apart`:
+    a single one is another process too, which gives way to the student's server and takes its memory with it when it ends.
     Raises OperatorError when there is nothing to learn, the base cannot be loaded, the loss is no number, or the
     training in `out_dir` was begun with another base, other rows or other settings; OutsideError when memory or disk run out or a
     process dies; KeyboardInterrupt after SIGTERM, with a checkpoint written.
@@ -113,7 +116,7 @@ def train(
         draw_replay(request)
     processes = process_count(request.settings)
     alone = Group(device_at_hand())
-    if processes == 1:
+    if processes == 1 and not apart:
         return train_in(alone, request, on_progress, on_event)
     fingerprint = fingerprint_of(request, replace(alone, size=processes))
     finished = _finished(request, fingerprint)

@@ -1,8 +1,9 @@
-"""Several processes train what one trains, to rounding; when one of them dies, the others end and it is told which."""
+"""Several processes train what one trains, to rounding, one apart the same bits; when one dies the others end, and it is named."""
 
 import dataclasses
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from test_training_resume import same_files
 from test_training_train import SETTINGS, ignore, metrics_of, request_in
 
+from conversations.cores import BACKGROUND_SPINS
 from conversations.errors import OperatorError, OutsideError
 from distill.settings import TrainTable
 from distill.training.batches.forest import TokenTree
@@ -94,7 +96,7 @@ def test_process_that_is_killed_ends_the_others_and_is_named(tmp_path: Path) -> 
             second[0].kill()
 
     began = time.monotonic()
-    with pytest.raises(OutsideError, match=r"process 1 of 2 was killed by signal 9; its last words"):
+    with pytest.raises(OutsideError, match=r"process 1 of 2 was killed by signal 9 .*; its last words"):
         train(request, kill)
     assert time.monotonic() - began < 120
     assert workers() == []
@@ -128,6 +130,66 @@ def test_processes_end_when_the_one_that_began_them_is_gone(tmp_path: Path) -> N
     for each in alive:
         each.kill()
     assert alive == []
+
+
+def test_training_apart_gives_way_to_everything_else_and_comes_to_the_same_bits(tmp_path: Path) -> None:
+    here = request_in(tmp_path / "here", SETTINGS_OF_SEVERAL)
+    expected = train(here, ignore)
+    apart = request_in(tmp_path / "apart", SETTINGS_OF_SEVERAL)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    seen: list[tuple[int, str | None]] = []
+
+    def look(progress: TrainProgress) -> None:
+        [worker] = workers()
+        seen.append((worker.nice(), worker.environ().get("GOMP_SPINCOUNT")))
+        stop_half_way(progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(apart, look, apart=True)
+    assert workers() == []
+    # What was begun apart goes on here, or apart again.
+    result = train(apart, ignore, apart=True)
+    assert (result.steps, result.processes) == (expected.steps, 1)
+    assert same_files(here.out_dir / expected.weights, apart.out_dir / result.weights)
+    assert {nice for nice, _ in seen} == {19} and os.getpriority(os.PRIO_PROCESS, 0) == own
+    if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
+        assert {spins for _, spins in seen} == {str(BACKGROUND_SPINS)}
+
+
+def test_training_apart_that_is_killed_says_what_may_have_killed_it_and_goes_on(tmp_path: Path) -> None:
+    request = request_in(tmp_path, SETTINGS_OF_SEVERAL.model_copy(update={"checkpoint_every_steps": 1}))
+
+    heard: list[TrainProgress] = []
+
+    def kill(progress: TrainProgress) -> None:
+        heard.append(progress)
+        for worker in workers() if len(heard) > 2 else []:
+            worker.kill()
+
+    with pytest.raises(
+        OutsideError, match=r"its process was killed by signal 9 \(the system does so when memory runs out\)"
+    ):
+        train(request, kill, apart=True)
+    saved = load_checkpoint(request.out_dir / ".checkpoint.pt")
+    assert saved is not None and saved.position.step >= 1
+    heard.clear()
+    result = train(request, heard.append, apart=True)
+    assert len(heard) == result.steps - saved.position.step
+
+
+def test_training_that_is_stopped_while_its_process_loads_is_stopped_and_has_not_failed(tmp_path: Path) -> None:
+    def stop_soon() -> None:
+        until = time.monotonic() + 60
+        while not workers() and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop_soon)
+    stopping.start()
+    with pytest.raises(KeyboardInterrupt):
+        train(request_in(tmp_path, SETTINGS_OF_SEVERAL), ignore, apart=True)
+    stopping.join()
+    assert workers() == []
 
 
 def test_shares_hold_every_tree_once_and_are_even() -> None:

@@ -21,18 +21,17 @@ from distill.training.telling import telling
 from distill.training.train import train
 from support_bot.console.runs import show_runs
 
-# Notes every address that a socket of the process is told to reach, and every name that is looked up.
-SCRIPT = """
-import sys
+# Read by every Python process at its start: notes each of them, every address that a socket is told to reach, and every name that
+# is looked up.
+WATCHING = """
+import os, sys
 def watch(event, about):
     if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
-        with open(sys.argv[1], "a") as out:
+        with open(os.environ["CALLS"], "a") as out:
             print(event, about[1:] if event != "socket.getaddrinfo" else about[:1], file=out)
 sys.addaudithook(watch)
-calls = sys.argv[1]
-sys.argv = ["distill", *sys.argv[2:]]
-from distill.cli import main
-main()
+with open(os.environ["CALLS"] + ".processes", "a") as out:
+    print(os.getpid(), file=out)
 """
 STAGES = (Stage.CHOOSE, Stage.TEACH, Stage.VERIFY, Stage.ASSEMBLE)
 TRAIN = "\n[train]\nepochs = 120.0\nrows_per_step = 2\npatience = 100000\ncheckpoint_every_steps = 100000\nthreads = 1\n"
@@ -47,10 +46,13 @@ def test_training_calls_nobody_is_followed_in_the_record_and_interrupted_by_sigt
     ):
         tiny_student(tmp_path / "no-student")
         run, _ = small.perform(*STAGES)
-        command = [sys.executable, "-c", SCRIPT, str(calls), "train", "--run", run.run_id]
+        command = [sys.executable, "-c", "from distill.cli import main; main()", "train", "--run", run.run_id]
         command += ["--settings", str(small.settings_file)]
+        (tmp_path / "watching").mkdir()
+        (tmp_path / "watching" / "sitecustomize.py").write_text(WATCHING, encoding="utf-8")
         # A proxy that nobody may be asked through shows as a call too.
         surroundings = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        surroundings |= {"CALLS": str(calls), "PYTHONPATH": str(tmp_path / "watching")}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=surroundings)
         until = time.monotonic() + 100
         while time.monotonic() < until and runs.latest_event(small.record, run.run_id, stage="train", event="step") is None:
@@ -61,6 +63,7 @@ def test_training_calls_nobody_is_followed_in_the_record_and_interrupted_by_sigt
         _, said = process.communicate(timeout=100)
         assert process.returncode == 130, said
         assert not calls.exists(), calls.read_text()
+        assert len((tmp_path / "calls.processes").read_text(encoding="ascii").split()) == 2
         known = runs.run(small.record, run.run_id)
         assert (known.state, known.outcome) == (RunState.INTERRUPTED, "stopped by the operator")
         assert (run.folder / "train" / ".checkpoint.pt").is_file()

@@ -1,7 +1,8 @@
-"""One training by several processes of this machine: begun together, listened to, and ended together.
+"""One training by one or several processes of this machine: begun together, listened to, and ended together.
 
 In: what is to be trained. Out: the progress and events of the first process, as they come, and how the training ended. When one
-process dies the others are ended, and nothing waits for it. This process computes nothing.
+process dies the others are ended, and nothing waits for it. This process computes nothing. The others give way to whatever
+else wants the cores, the student's server above all, and their memory is free as soon as they end.
 """
 
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,14 +24,17 @@ from pathlib import Path
 
 import torch
 
+from conversations.cores import BACKGROUND_SPINS, spinning_briefly
 from conversations.errors import Failure, OperatorError, OutsideError, Refused
 from conversations.messages import Json
 from distill.settings import TrainTable
 from distill.training.fitting.interruption import hearing_sigterm
 from distill.training.request import TrainRequest
 
-# How long processes have to end after SIGTERM, which they hear after a step, before they are killed.
+# How long processes have to end after SIGTERM, which they hear after a step, before they are killed: those of a training that
+# failed, which may wait for one that is gone, and those of one that is to go on later from the checkpoint that they write now.
 _SECONDS_TO_END = 10.0
+_SECONDS_TO_KEEP = 60.0
 # What a process says of its own end may come a little after another one has died of the lost connection.
 _SECONDS_TO_EXPLAIN = 1.0
 _LAST_WORDS = 12
@@ -100,7 +105,7 @@ def train_together(
                 if any(worker.process.returncode for worker in ended):
                     time.sleep(_SECONDS_TO_EXPLAIN)
                     _listen(said, heard)
-                    raise _how_it_ended(ended, processes)
+                    raise _how_it_ended(ended, processes, asked_to_stop=asked_to_stop)
                 if len(ended) == processes:
                     _listen(said, heard)
                     return
@@ -125,20 +130,24 @@ def _listen(said: "queue.SimpleQueue[tuple[_Worker, str]]", heard: Callable[[str
                 heard(event, message["figures"])
 
 
-def _how_it_ended(ended: list[_Worker], processes: int) -> BaseException:
+def _how_it_ended(ended: list[_Worker], processes: int, *, asked_to_stop: bool) -> BaseException:
     """Return what to raise for a training of which some processes have ended otherwise than well."""
     for worker in ended:
         if worker.failure is not None:
             return worker.failure
-    if any(worker.was_interrupted for worker in ended):
+    # One that still loads its libraries does not hear SIGTERM, and ends by it with nothing to keep.
+    unheard = asked_to_stop and all(worker.process.returncode in (0, -signal.SIGTERM) for worker in ended)
+    if unheard or any(worker.was_interrupted for worker in ended):
         return KeyboardInterrupt("stopped by the operator")
     # One that was killed comes before those that only lost their connection to it.
     worker = min((each for each in ended if each.process.returncode), key=lambda each: each.process.returncode)
     code = worker.process.returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    why = " (the system does so when memory runs out)" if code == -signal.SIGKILL else ""
+    which, reaches = (f"process {worker.rank} of {processes}", "all of them") if processes > 1 else ("its process", "it")
     words = "\n".join(worker.last_words) or "(nothing)"
     return OutsideError(
-        f"training: process {worker.rank} of {processes} {how}; its last words: {words}\nexpected all of them to reach the end; "
+        f"training: {which} {how}{why}; its last words: {words}\nexpected {reaches} to reach the end; "
         "mend that and run the same again: it goes on after its last checkpoint"
     )
 
@@ -162,7 +171,7 @@ def _begun(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, **_environment(rank, processes, threads)},
+                env=spinning_briefly({**os.environ, **_environment(rank, processes, threads)}, BACKGROUND_SPINS),
                 # Ctrl-C at a terminal comes to this process alone, which lets the others end their step.
                 start_new_session=True,
             )
@@ -173,8 +182,11 @@ def _begun(
                 worker.readers.append(reader)
                 reader.start()
         yield workers
+    except KeyboardInterrupt:
+        _end(workers, _SECONDS_TO_KEEP)
+        raise
     finally:
-        _end(workers)
+        _end(workers, _SECONDS_TO_END)
 
 
 def _environment(rank: int, processes: int, threads: int) -> dict[str, str]:
@@ -206,11 +218,11 @@ def _read_last_words(worker: _Worker, _said: object) -> None:
             log.warning("%s", line.removeprefix("WARNING").strip())
 
 
-def _end(workers: list[_Worker]) -> None:
-    """Ask every process that still goes on to end, then end it."""
+def _end(workers: list[_Worker], seconds: float) -> None:
+    """Ask every process that still goes on to end, and end it after so many seconds."""
     for worker in workers:
         worker.process.terminate()
-    until = time.monotonic() + _SECONDS_TO_END
+    until = time.monotonic() + seconds
     for worker in workers:
         try:
             worker.process.wait(max(0.0, until - time.monotonic()))

@@ -1,4 +1,4 @@
-"""One of several processes that train together: `python -m distill.training.processes.worker FOLDER RANK SIZE`.
+"""One of the processes that train a student: `python -m distill.training.processes.worker FOLDER RANK SIZE`.
 
 In: the request, in the folder that `launch` made, which is also where the processes meet. Out: one JSON object a line on standard
 output, for every progress, event and end; logs on standard error. Started by `launch` alone, and ends with it.
@@ -12,20 +12,23 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from conversations.cores import give_way
 from conversations.errors import Failure
 from conversations.messages import Json
 from distill.training.fitting.interruption import end_with_the_watcher
 from distill.training.fitting.loop import TrainProgress
-from distill.training.processes.group import join
+from distill.training.processes.group import Group, join
 from distill.training.request import TrainRequest
+from distill.training.student.learning import device_at_hand
 from distill.training.train import train_in
 
 
 def main(folder: Path, rank: int, size: int) -> int:
     """Train this process's share and return its exit code."""
     end_with_the_watcher()
+    give_way()
     request: TrainRequest = pickle.loads((folder / "request.pickle").read_bytes())
-    group = join(rank, size, folder / "meeting")
+    group = join(rank, size, folder / "meeting") if size > 1 else Group(device_at_hand())
     try:
         train_in(group, request, _say_progress, _say)
     except Failure as failure:

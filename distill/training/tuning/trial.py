@@ -8,6 +8,7 @@ Loads no library of training before the process is watched: loading them takes s
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from conversations.cores import BACKGROUND_SPINS, give_way, spinning_briefly
 from conversations.errors import run_command
 from conversations.messages import Json
 from distill.run import write_whole
@@ -103,7 +105,13 @@ def _process(command: list[str], log_path: Path) -> Iterator[subprocess.Popen[st
         log_path.open("w", encoding="utf-8") as log,
         # A group of its own: what interrupts the study is the study's to pass on.
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            env=spinning_briefly(os.environ, BACKGROUND_SPINS),
         ) as process,
     ):
         try:
@@ -134,6 +142,7 @@ def _tell(news: dict[str, Json]) -> None:
 
 def _train() -> None:
     end_with_the_watcher()
+    give_way()
     from distill.training.train import train
 
     request = _REQUEST.validate_json(Path(sys.argv[1]).read_bytes())
