@@ -111,7 +111,7 @@ def tune(
     run: RunName,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", min=1, help="Finished trials to come to (else as [tune] says); more go on later."),
+        typer.Option("--trials", min=1, help="Finished trials to come to (else as the table tune says); more go on later."),
     ] = None,
     settings: SettingsFile = None,
     as_json: AsJson = False,

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, conversation, small_run
 from tiny_student import tiny_student
@@ -175,8 +176,14 @@ def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, 
         assert cycle.unfinished_run(small.record, small.settings) is not None
 
 
-@pytest.mark.parametrize("settings_file", sorted(Path("deploy").rglob("*settings*.toml")), ids=str)
-def test_no_settings_file_that_is_shipped_names_a_figure_that_a_cycle_refuses(settings_file: Path) -> None:
-    tables = tomllib.loads(settings_file.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("settings_file", sorted(Path("deploy").rglob("*settings*.*")), ids=str)
+def test_no_settings_file_that_is_shipped_asks_for_what_nobody_measures(settings_file: Path) -> None:
+    text = settings_file.read_text(encoding="utf-8")
+    if settings_file.suffix == ".yaml":
+        text = yaml.safe_load(text)["data"]["settings.toml"]
+    tables = tomllib.loads(text)
     task = Task(tables.get("datasets", {}).get("task", "conversation"))
     assert tables["evaluate"]["quality_metric"] in quality_metrics_of(task)
+    # Examples with a data set of their own show what stays inconclusive; what is meant to be copied must be able to promote.
+    if "examples" not in settings_file.parts and "handbook" not in tables:
+        assert tables["promote"]["max_wrong_fact_rate"] == 1.0
