@@ -6,6 +6,7 @@ same cores wait for each other's waiting: measured on 2 cores, two trainings sid
 `make bench SUBJECT=beside` measures what the counts here are chosen from.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 # Long enough for a server's many short meetings in each token, short enough to let others in.
 SERVER_SPINS = 5000
 BACKGROUND_SPINS = 1000
-_LEAST_PRIORITY = 19
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def spinning_briefly(environment: Mapping[str, str], spins: int) -> dict[str, str]:
@@ -26,14 +27,24 @@ def spinning_briefly(environment: Mapping[str, str], spins: int) -> dict[str, st
     return dict(environment) if chosen else {**environment, "GOMP_SPINCOUNT": str(spins)}
 
 
-def give_way() -> None:
-    """Let this process, and all that it starts, compute only when nobody else on the machine wants to. There is no way back.
+def give_way(nice: int) -> None:
+    """Lower the priority of this process, and of all that it starts, by so much (0 to 19, as `nice` counts). There is no way back.
 
     Linux shares cores between sessions before it looks at processes, where `sched_autogroup` is on: one that leads its session
     gives way with the whole of it, and another does not lower what it shares a terminal with.
     """
-    os.nice(_LEAST_PRIORITY)
+    lowered = os.nice(nice)
     if os.getsid(0) == os.getpid():
         # Not there on every system, and a matter of speed alone.
         with suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(_LEAST_PRIORITY), encoding="ascii")
+            Path("/proc/self/autogroup").write_text(str(lowered), encoding="ascii")
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those that it is bound to, or fewer where its container gets less time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # The quota of a container under cgroup v2: microseconds of computing in each period, or "max".
+    with suppress(OSError, ValueError):
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)

@@ -158,7 +158,9 @@ class Run:
         read = {self._inside(path): file_digest(path) for path in inputs}
         outcome = work(self)
         outcome.counts.check(stage)
-        written = [path for path in sorted(self.stage_folder(stage).rglob("*")) if path.is_file() and path.name[0] != "."]
+        folder = self.stage_folder(stage)
+        inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        written = [path for path in inside if not any(part[0] == "." for part in path.relative_to(folder).parts)]
         outputs = {self._inside(path): file_digest(path) for path in written}
         manifest = Manifest(
             stage=stage,

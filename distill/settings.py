@@ -260,7 +260,13 @@ class TrainTable(Table):
     validate_every_tokens: int = Field(default=20_000, ge=1)
     patience: int = Field(default=4, ge=1)
     checkpoint_every_steps: int = Field(default=10, ge=1)
-    threads: int | None = Field(default=None, ge=1, le=1024, description="empty: every core")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="empty: every core that it may use")
+    nice: int = Field(
+        default=15,
+        ge=0,
+        le=19,
+        description="how far a training gives way to the student's server and everybody else; 0: not at all",
+    )
 
 
 class TuneTable(Table):

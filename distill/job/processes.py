@@ -17,6 +17,7 @@ from pathlib import Path
 
 from conversations.messages import utc_now
 from conversations.processes import process_token
+from distill.background import own_environment
 from distill.run import write_whole
 
 SETTINGS, STARTED, ENDED = "settings.toml", "started.json", "ended.json"
@@ -43,6 +44,7 @@ def start_job_process(folder: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            env=own_environment(),
         )
     write_whole(folder / STARTED, json.dumps({"process_token": process_token(process.pid)}) + "\n")
     _reap(process)

@@ -18,7 +18,7 @@ from distill.training.student.learning import precision_of
 from distill.training.weights.base_student import check_base
 
 # Settings that change nothing in what is learnt. The number of processes counts as it is, not as it was asked for.
-_WITHOUT_EFFECT = ("checkpoint_every_steps", "processes")
+_WITHOUT_EFFECT = ("checkpoint_every_steps", "processes", "nice")
 # The entry of the base student's weights, which others name too.
 BASE = "base"
 # A teacher is known by its digest, wherever its folder stands.

@@ -134,7 +134,8 @@ def write_weights(
     """
     folder = request.out_dir / result.weights
     half_done = request.out_dir / f".{result.weights}.half"
-    shutil.rmtree(half_done, ignore_errors=True)
+    for left in (half_done, *request.out_dir.glob(f".{MERGED}.*.half")):
+        shutil.rmtree(left, ignore_errors=True)
     student.save(half_done, base_name=request.base_dir.name)
     if result.kind == "full":
         complete_checkpoint(request.base_dir, half_done)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from conversations.cores import give_way
+from distill.settings import TrainTable
 from distill.training.fitting.interruption import end_with_the_watcher
 from tests.bench.train_work import SHAPES, Work
 
@@ -18,7 +19,7 @@ def main(model: str, *, gives_way: bool) -> None:
     """Train on conversations of five turns, a conversation a step."""
     end_with_the_watcher()
     if gives_way:
-        give_way()
+        give_way(TrainTable().nice)
     from distill.training.student.learning import device_at_hand, precision_of
     from tests.bench.train_ways import ours
 

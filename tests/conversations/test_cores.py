@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from conversations.cores import spinning_briefly
+from conversations import cores
+from conversations.cores import spinning_briefly, usable_cores
 
 AUTOGROUP = Path("/proc/self/autogroup")
 GIVES_WAY = """
 import os
 from pathlib import Path
 from conversations.cores import give_way
-give_way()
+give_way(15)
 group = Path("/proc/self/autogroup")
 print(os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else "")
 """
@@ -36,6 +37,19 @@ def test_process_gives_way_and_takes_its_session_along_only_where_it_leads_it(le
         start_new_session=leads_its_session,
     )
     priority, *of_session = done.stdout.split()
-    assert priority == "19"
+    assert priority == "15"
     if AUTOGROUP.exists() and os.getsid(0) != os.getpid():
-        assert of_session == (["19"] if leads_its_session else AUTOGROUP.read_text(encoding="ascii").split()[-1:])
+        assert of_session == (["15"] if leads_its_session else AUTOGROUP.read_text(encoding="ascii").split()[-1:])
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores_of_seven"), [("max 100000", 7), ("250000 100000", 3), ("1000 100000", 1), ("no numbers", 7), (None, 7)]
+)
+def test_container_with_less_time_counts_as_fewer_cores(
+    quota: str | None, cores_of_seven: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
+    monkeypatch.setattr(cores, "_CPU_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota, encoding="ascii")
+    assert usable_cores() == cores_of_seven

@@ -29,23 +29,30 @@ class StopRequest:
 
 
 @contextmanager
-def hearing_sigterm() -> Iterator[StopRequest]:
-    """Note SIGTERM instead of ending at once; it ends as Ctrl-C does, with KeyboardInterrupt, when the block is left."""
+def hearing_a_stop() -> Iterator[StopRequest]:
+    """Note SIGTERM or Ctrl-C instead of ending at once, and raise KeyboardInterrupt when the block is left.
+
+    A second Ctrl-C does not wait.
+    """
     request = StopRequest()
 
     def note(_number: int, _frame: FrameType | None) -> None:
         request.asked = True
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, note)
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if request.asked:
-        raise KeyboardInterrupt("stopped by SIGTERM")
+        raise KeyboardInterrupt("stopped by the operator")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from distill.training.fitting.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from distill.training.fitting.interruption import StopRequest, hearing_sigterm
+from distill.training.fitting.interruption import StopRequest, hearing_a_stop
 from distill.training.fitting.memory import spent_twice, telling_of_spent_memory
 from distill.training.fitting.metrics_log import MetricsLog
 from distill.training.fitting.passes import OutOfMemory, Passes
@@ -105,7 +105,7 @@ class Fitting:
         """
         keep = _Keeping(checkpoint_path, fingerprint, threads)
         self._frozen = self._frozen_states()
-        with hearing_sigterm() as stop:
+        with hearing_a_stop() as stop:
             if not self._take_up(checkpoint_path):
                 self._keep(keep)
             if self.position.step == 0:

@@ -8,6 +8,7 @@ import torch
 from conversations.errors import OutsideError
 from distill.training.fitting.remedies import IN_A_NEW_RUN
 
+SMALLER_BATCHES = "lower [train] token_budget_per_batch or max_tokens, or set gradient_checkpointing = true,"
 # torch's CPU allocator raises a plain RuntimeError with one of these.
 _SAID_BY_ALLOCATORS = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 
@@ -33,20 +34,20 @@ def telling_of_spent_memory(where: str, *, expected: str, to_lower: str) -> Iter
         if not is_out_of_memory(error):
             raise
         raise OutsideError(
-            f"training: out of memory {where}; expected room for {expected}; {_what_helps(to_lower)}"
+            f"training: out of memory {where}; expected room for {expected}; {what_helps(to_lower)}"
         ) from None
 
 
 def spent_twice(step: int, budget: int) -> str:
     """Return what to tell where memory runs out at a step with micro-batches of `budget` tokens, which were halved before."""
-    to_lower = "lower [train] token_budget_per_batch or max_tokens, or set gradient_checkpointing = true,"
     return (
         f"training: out of memory at step {step}, with micro-batches of {budget} tokens, which are half as large as asked for; "
-        f"expected room for the student and one micro-batch; {_what_helps(to_lower)}"
+        f"expected room for the student and one micro-batch; {what_helps(SMALLER_BATCHES)}"
     )
 
 
-def _what_helps(to_lower: str) -> str:
+def what_helps(to_lower: str) -> str:
+    """Return what to do about memory that ran out, which `to_lower`, an instruction, makes less of."""
     return (
         "free memory and run the same again, which goes on after its last checkpoint if there is one; "
         f"or {to_lower} {IN_A_NEW_RUN}"

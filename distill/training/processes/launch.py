@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,26 +22,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 
-from conversations.cores import BACKGROUND_SPINS, spinning_briefly
+from conversations.cores import usable_cores
 from conversations.errors import Failure, OperatorError, OutsideError, Refused
 from conversations.messages import Json
+from distill.background import background_environment
 from distill.settings import TrainTable
-from distill.training.fitting.interruption import hearing_sigterm
+from distill.training.fitting.disk import telling_of_a_full_disk
+from distill.training.fitting.interruption import hearing_a_stop
+from distill.training.fitting.memory import SMALLER_BATCHES, what_helps
 from distill.training.request import TrainRequest
 
-# How long processes have to end after SIGTERM, which they hear after a step, before they are killed: those of a training that
-# failed, which may wait for one that is gone, and those of one that is to go on later from the checkpoint that they write now.
+# How long the processes of a training that failed, which may wait for one that is gone, have to end before they are killed. Those
+# that were asked to stop have as long as their checkpoint takes.
 _SECONDS_TO_END = 10.0
-_SECONDS_TO_KEEP = 60.0
 # What a process says of its own end may come a little after another one has died of the lost connection.
 _SECONDS_TO_EXPLAIN = 1.0
 _LAST_WORDS = 12
-_FAILURES: Mapping[str, type[Failure]] = {each.__name__: each for each in (OperatorError, OutsideError, Refused)}
+_FAILURES: Mapping[int, type[Failure]] = {each.exit_code: each for each in (OperatorError, OutsideError, Refused)}
+# The folder of a training's processes, beside what they write; a killed one leaves it.
+_PLACE = ".processes"
 
 log = logging.getLogger(__name__)
+
+
+class TrainingFault(Exception):
+    """A fault of ours in a process of a training, with its traceback."""
 
 
 @dataclass
@@ -50,7 +60,7 @@ class _Worker:
     rank: int
     process: "subprocess.Popen[str]"
     last_words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
-    failure: Failure | None = None
+    failure: Exception | None = None
     was_interrupted: bool = False
     readers: list[threading.Thread] = field(default_factory=list)
 
@@ -73,7 +83,7 @@ def process_count(settings: TrainTable) -> int:
 
 def threads_of_each(settings: TrainTable, processes: int) -> int:
     """Return how many threads each process computes with on a CPU."""
-    return max(1, (settings.threads or os.cpu_count() or 1) // processes)
+    return max(1, (settings.threads or usable_cores()) // processes)
 
 
 def train_together(
@@ -85,15 +95,14 @@ def train_together(
 ) -> None:
     """Train with so many processes and return when the result is written; `heard` is told what the first of them says.
 
-    SIGTERM and Ctrl-C let them end the step and write a checkpoint; then KeyboardInterrupt is raised. A failure that a process
-    reports is raised here. Raises OutsideError when a process dies, with its rank and its last words.
+    SIGTERM and Ctrl-C let them end the step and write a checkpoint; then KeyboardInterrupt is raised. Ctrl-Z stops them, too. A
+    failure that a process reports is raised here, and TrainingFault for a fault of ours. Raises OutsideError when a process
+    dies, with its rank and its last words, and where there is no room for what they are told.
     """
-    with tempfile.TemporaryDirectory(prefix="distill-train-") as place, hearing_sigterm() as stop:
-        folder = Path(place)
-        (folder / "request.pickle").write_bytes(pickle.dumps(request))
+    with _place_for(request) as folder, hearing_a_stop() as stop:
         said: queue.SimpleQueue[tuple[_Worker, str]] = queue.SimpleQueue()
         threads = threads_of_each(request.settings, processes)
-        with _begun(folder, processes, threads, said, interpreter) as workers:
+        with _begun(folder, processes, threads, said, interpreter) as workers, _stopping_with_this_one(workers):
             asked_to_stop = False
             while True:
                 _listen(said, heard)
@@ -101,14 +110,52 @@ def train_together(
                     asked_to_stop = True
                     for worker in workers:
                         worker.process.terminate()
-                ended = [worker for worker in workers if worker.process.poll() is not None]
-                if any(worker.process.returncode for worker in ended):
+                going = [worker for worker in workers if worker.process.poll() is None]
+                stops = asked_to_stop or any(worker.was_interrupted for worker in workers)
+                if any(worker.process.returncode for worker in workers) and not (stops and going):
                     time.sleep(_SECONDS_TO_EXPLAIN)
                     _listen(said, heard)
-                    raise _how_it_ended(ended, processes, asked_to_stop=asked_to_stop)
-                if len(ended) == processes:
+                    raise _how_it_ended(workers, asked_to_stop=asked_to_stop)
+                if not going:
                     _listen(said, heard)
                     return
+
+
+@contextmanager
+def _place_for(request: TrainRequest) -> Iterator[Path]:
+    """Yield a folder with the request, which nobody finds afterwards."""
+    with telling_of_a_full_disk(request.out_dir):
+        for left in request.out_dir.glob(f"{_PLACE}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PLACE}.", dir=request.out_dir))
+    try:
+        with telling_of_a_full_disk(request.out_dir):
+            (folder / "request.pickle").write_bytes(pickle.dumps(request))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _stopping_with_this_one(workers: list[_Worker]) -> Iterator[None]:
+    """Let Ctrl-Z stop the processes with this one, and `fg` continue them: they are no part of the terminal's job."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for worker in workers:
+            worker.process.send_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        # Continued.
+        for worker in workers:
+            worker.process.send_signal(signal.SIGCONT)
+
+    before = signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 def _listen(said: "queue.SimpleQueue[tuple[_Worker, str]]", heard: Callable[[str, Mapping[str, Json]], None]) -> None:
@@ -123,18 +170,23 @@ def _listen(said: "queue.SimpleQueue[tuple[_Worker, str]]", heard: Callable[[str
         message = json.loads(line)
         match message["event"]:
             case "failed":
-                worker.failure = _FAILURES[message["kind"]](message["text"])
+                worker.failure = _FAILURES[message["exit_code"]](message["text"])
+            case "fault":
+                worker.failure = TrainingFault(message["text"])
             case "interrupted":
                 worker.was_interrupted = True
             case event if worker.rank == 0:
                 heard(event, message["figures"])
 
 
-def _how_it_ended(ended: list[_Worker], processes: int, *, asked_to_stop: bool) -> BaseException:
+def _how_it_ended(workers: list[_Worker], *, asked_to_stop: bool) -> BaseException:
     """Return what to raise for a training of which some processes have ended otherwise than well."""
-    for worker in ended:
-        if worker.failure is not None:
-            return worker.failure
+    ended = [worker for worker in workers if worker.process.poll() is not None]
+    # What looks like a fault may be what one met when another one had failed or was killed.
+    for kind in (Failure,) if any(worker.process.returncode < 0 for worker in ended) else (Failure, TrainingFault):
+        for worker in workers:
+            if isinstance(worker.failure, kind):
+                return worker.failure
     # One that still loads its libraries does not hear SIGTERM, and ends by it with nothing to keep.
     unheard = asked_to_stop and all(worker.process.returncode in (0, -signal.SIGTERM) for worker in ended)
     if unheard or any(worker.was_interrupted for worker in ended):
@@ -143,12 +195,15 @@ def _how_it_ended(ended: list[_Worker], processes: int, *, asked_to_stop: bool) 
     worker = min((each for each in ended if each.process.returncode), key=lambda each: each.process.returncode)
     code = worker.process.returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    why = " (the system does so when memory runs out)" if code == -signal.SIGKILL else ""
-    which, reaches = (f"process {worker.rank} of {processes}", "all of them") if processes > 1 else ("its process", "it")
+    which, reaches = (
+        ("its process", "it") if len(workers) == 1 else (f"process {worker.rank} of {len(workers)}", "all of them")
+    )
     words = "\n".join(worker.last_words) or "(nothing)"
+    why, remedy = "", "mend that and run the same again: it goes on after its last checkpoint"
+    if code == -signal.SIGKILL:
+        why, remedy = " (the system does so when memory runs out)", what_helps(SMALLER_BATCHES)
     return OutsideError(
-        f"training: {which} {how}{why}; its last words: {words}\nexpected {reaches} to reach the end; "
-        "mend that and run the same again: it goes on after its last checkpoint"
+        f"training: {which} {how}{why}; its last words: {words}\nexpected {reaches} to reach the end; {remedy}"
     )
 
 
@@ -171,7 +226,7 @@ def _begun(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=spinning_briefly({**os.environ, **_environment(rank, processes, threads)}, BACKGROUND_SPINS),
+                env=background_environment() | _environment(rank, processes, threads),
                 # Ctrl-C at a terminal comes to this process alone, which lets the others end their step.
                 start_new_session=True,
             )
@@ -182,11 +237,8 @@ def _begun(
                 worker.readers.append(reader)
                 reader.start()
         yield workers
-    except KeyboardInterrupt:
-        _end(workers, _SECONDS_TO_KEEP)
-        raise
     finally:
-        _end(workers, _SECONDS_TO_END)
+        _end(workers)
 
 
 def _environment(rank: int, processes: int, threads: int) -> dict[str, str]:
@@ -218,11 +270,11 @@ def _read_last_words(worker: _Worker, _said: object) -> None:
             log.warning("%s", line.removeprefix("WARNING").strip())
 
 
-def _end(workers: list[_Worker], seconds: float) -> None:
-    """Ask every process that still goes on to end, and end it after so many seconds."""
+def _end(workers: list[_Worker]) -> None:
+    """Ask every process that still goes on to end, then end it."""
     for worker in workers:
         worker.process.terminate()
-    until = time.monotonic() + seconds
+    until = time.monotonic() + _SECONDS_TO_END
     for worker in workers:
         try:
             worker.process.wait(max(0.0, until - time.monotonic()))

@@ -3,6 +3,9 @@
 In: a model, the settings and how many tokens are computed together. Out: yes or no, by arithmetic that is written down here.
 """
 
+from contextlib import suppress
+from pathlib import Path
+
 import psutil
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -11,6 +14,7 @@ from distill.settings import TrainTable
 
 # The rest is for gradients, the output head's chunks and what the allocator cannot use.
 _USABLE_SHARE = 0.8
+_CONTAINER = Path("/sys/fs/cgroup")
 
 
 def bytes_per_token(config: PreTrainedConfig, *, element_size: int) -> int:
@@ -40,5 +44,14 @@ def must_be_computed_twice(model: PreTrainedModel, settings: TrainTable, tokens:
         # Gradients and AdamW's two moments are still to come, each as large as the weights.
         needed += 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else _free_memory()
     return needed > _USABLE_SHARE * free
+
+
+def _free_memory() -> int:
+    """Return how many bytes this process may still take: of the machine, or of its container (cgroup v2) where that has less."""
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):
+        limit, used = (int((_CONTAINER / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return max(0, free)

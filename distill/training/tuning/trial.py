@@ -8,7 +8,6 @@ Loads no library of training before the process is watched: loading them takes s
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from conversations.cores import BACKGROUND_SPINS, give_way, spinning_briefly
+from conversations.cores import give_way
 from conversations.errors import run_command
 from conversations.messages import Json
+from distill.background import background_environment
 from distill.run import write_whole
 from distill.training.fitting.interruption import end_with_the_watcher
 from distill.training.request import TrainRequest
@@ -111,7 +111,7 @@ def _process(command: list[str], log_path: Path) -> Iterator[subprocess.Popen[st
             stderr=log,
             text=True,
             start_new_session=True,
-            env=spinning_briefly(os.environ, BACKGROUND_SPINS),
+            env=background_environment(),
         ) as process,
     ):
         try:
@@ -142,10 +142,10 @@ def _tell(news: dict[str, Json]) -> None:
 
 def _train() -> None:
     end_with_the_watcher()
-    give_way()
+    request = _REQUEST.validate_json(Path(sys.argv[1]).read_bytes())
+    give_way(request.settings.nice)
     from distill.training.train import train
 
-    request = _REQUEST.validate_json(Path(sys.argv[1]).read_bytes())
     last: dict[str, Json] = {}
 
     def on_progress(progress: "TrainProgress") -> None:
