@@ -126,6 +126,15 @@ def decision(record: Record, decision_id: str) -> Decision:
     return _decision_of(row)
 
 
+def there_among(transaction: Transaction, decision_ids: Iterable[str]) -> set[str]:
+    """Return those of the decisions that the record still has: an erasure takes a person's out."""
+    rows = transaction.query(
+        "SELECT decision_id FROM decisions WHERE decision_id IN (SELECT value FROM json_each(?))",
+        [json.dumps(list(decision_ids))],
+    )
+    return {str(row["decision_id"]) for row in rows}
+
+
 def disputed(record: Record) -> set[str]:
     """Return the decisions whose answers differ, by two people or teachers, or of which an operator rejected one."""
     rows = record.query(
@@ -160,7 +169,12 @@ def add_answer(
 def add_answers(record: Record, said: Sequence[NewAnswer], *, run_id: str | None) -> list[Answer]:
     """Enter answers in one step, each as `add_answer` does."""
     with record.write() as transaction:
-        return [_entered(transaction, each, run_id) for each in said]
+        return add_answers_in(transaction, said, run_id=run_id)
+
+
+def add_answers_in(transaction: Transaction, said: Sequence[NewAnswer], *, run_id: str | None) -> list[Answer]:
+    """Enter answers, inside an open transaction, each as `add_answer` does."""
+    return [_entered(transaction, each, run_id) for each in said]
 
 
 def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> Answer:

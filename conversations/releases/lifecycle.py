@@ -96,13 +96,13 @@ def register_base(record: Record, *, base: str, weights_path: str, weights_diges
     return release_id
 
 
-def in_service(record: Record) -> str | None:
+def in_service(source: Record | Transaction) -> str | None:
     """Return the release that new conversations get, or None before the first student."""
-    row = record.one(
+    rows = source.query(
         "SELECT release_id FROM release_events WHERE event IN ('promoted', 'restored') "
         "ORDER BY release_event_id DESC LIMIT 1"
     )
-    return str(row["release_id"]) if row else None
+    return str(rows[0]["release_id"]) if rows else None
 
 
 def may_go_on(record: Record, release_id: str) -> bool:

@@ -316,7 +316,7 @@ def _details(run: Run, answers: Sequence[AnswerRow], lesson: _Lesson) -> dict[st
         "truncated": sum(answer.finish_reason == "length" for answer in answers),
         "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
         "completion_tokens": sum(answer.completion_tokens for answer in answers),
-        "cost_usd": round(sum(answer.cost_usd for answer in answers), 6),
+        **costs_of(answers),
         "spent_usd": round(spent.usd, 6),
         "spent_tokens": spent.tokens,
         "spent_calls": spent.calls,
@@ -328,4 +328,13 @@ def _details(run: Run, answers: Sequence[AnswerRow], lesson: _Lesson) -> dict[st
         "judge": lesson.judge_details or None,
         "request_refused": rejected,
         "unscored_by_reason": dict(sorted(unscored.items())),
+    }
+
+
+def costs_of(answers: Sequence[AnswerRow]) -> dict[str, Json]:
+    """Return what the answers cost, and what 1,000 of those cost that a provider was asked for; None where it was asked for none."""
+    asked = [answer.cost_usd for answer in answers if answer.request_hash]
+    return {
+        "cost_usd": round(sum(answer.cost_usd for answer in answers), 6),
+        "cost_usd_per_1000_turns": round(1000 * sum(asked) / len(asked), 6) if asked else None,
     }

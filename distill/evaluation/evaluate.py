@@ -7,20 +7,19 @@ answer over the serving path of customers.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from conversations import decisions
 from conversations.decisions import NewAnswer
 from conversations.errors import OperatorError
-from conversations.messages import Json
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.changes import without_retired
 from distill.evaluation.answering.asking import Answers, Together, ask_all
 from distill.evaluation.answering.contestants import contestants, register_candidate
 from distill.evaluation.answering.taken import taken_by
-from distill.evaluation.scoring.judged import judged, with_rulings
+from distill.evaluation.scoring.judged import Judged, judged, with_rulings
 from distill.evaluation.scoring.row import MODELS, Given, row_of, with_similarities
-from distill.evaluation.scoring.standards import Standards, standards_of
+from distill.evaluation.scoring.standards import standards_of
 from distill.rows import AnswerRow, DatasetRow, EvaluationRow, read_rows
 from distill.run import Counts, Outcome, Run, Stage, write_whole
 
@@ -43,10 +42,8 @@ def evaluate(run: Run) -> Outcome:
     candidate = register_candidate(run)
     measured = contestants(run, candidate)
     answers = asyncio.run(ask_all(run, rows, measured))
-    given = _given(run, rows, answers, {each.model: each.release_id for each in measured})
-    scored, judge = _scored(run, rows, given)
-    run.write_rows(Stage.EVALUATE, ROWS, scored)
-    _keep_answers(run, scored)
+    scored, rulings = _scored(run, rows, _given(run, rows, answers))
+    scored = _keep(run, scored, rulings)
     taken = {each.model: taken_by(run, each, answers.together.get(each.model, Together())) for each in measured}
     write_whole(run.stage_folder(Stage.EVALUATE) / TAKEN, json.dumps(taken, indent=2) + "\n")
     failed = sum(bool(row.failure) for row in scored)
@@ -60,16 +57,14 @@ def evaluate(run: Run) -> Outcome:
         ),
         {
             "candidate": candidate,
-            "decisions": len(rows),
+            "decisions": len({row.decision_id for row in scored}),
             "models": [each.model for each in measured] + ["teacher"],
-            **({"judge": dict(judge)} if judge else {}),
+            **({"judge": dict(rulings.details)} if rulings else {}),
         },
     )
 
 
-def _given(
-    run: Run, rows: Sequence[DatasetRow], answers: Answers, release_ids: Mapping[str, str]
-) -> list[tuple[DatasetRow, Given]]:
+def _given(run: Run, rows: Sequence[DatasetRow], answers: Answers) -> list[tuple[DatasetRow, Given]]:
     """Return every answer beside its row, the teacher's from the edition among them, in the order of decisions and models."""
     edition = {row.decision_id: row for row in rows}
     found = [
@@ -77,7 +72,7 @@ def _given(
             edition[each.generated.decision_id],
             Given(
                 model=each.model,
-                release_id=release_ids[each.model],
+                release_id=answers.release_ids[each.model],
                 timed=each.timed,
                 **{name: value for name, value in vars(each.generated).items() if name != "decision_id"},
             ),
@@ -90,18 +85,20 @@ def _given(
 
 
 def _of_teacher(row: DatasetRow, reply: AnswerRow | None) -> Given:
-    """Return the teacher's answer of the edition, with its times where this run has asked for it."""
+    """Return the teacher's answer of the edition, with its times where it was asked for live and not in a batch."""
     text = row.messages[-1].content
     # An edition's answer may be an earlier run's, and the teacher may say another thing today.
     is_this = reply is not None and reply.text == text
+    # What a person said and what came in a batch took no time that anybody measured.
+    timed = reply if reply is not None and reply.latency_ms > 0 else None
     return Given(
         model="teacher",
         release_id=row.teacher,
         text=text,
-        timed=True,
-        latency_ms=reply.latency_ms if reply else None,
-        prompt_tokens=reply.prompt_tokens if reply else None,
-        completion_tokens=reply.completion_tokens if reply else None,
+        timed=timed is not None,
+        latency_ms=timed.latency_ms if timed else None,
+        prompt_tokens=timed.prompt_tokens if timed else None,
+        completion_tokens=timed.completion_tokens if timed else None,
         finish_reason=reply.finish_reason if reply and is_this else "",
         failure="" if text else "the teacher gave no answer",
     )
@@ -114,8 +111,8 @@ def _taught(run: Run) -> dict[str, AnswerRow]:
 
 def _scored(
     run: Run, rows: Sequence[DatasetRow], given: Sequence[tuple[DatasetRow, Given]]
-) -> tuple[list[EvaluationRow], Mapping[str, Json]]:
-    """Score every answer; return the rows, and what the judge's figures are, empty where nobody was asked."""
+) -> tuple[list[EvaluationRow], Judged | None]:
+    """Score every answer; return the rows, and what the judge said, None where nobody was asked."""
     handbook = Handbook.load(run.settings.handbook.path) if run.settings.handbook else None
     standards = standards_of(run, handbook, [each.text for _, each in given])
     # The edition stays as it is; what the handbook no longer says is expected of nobody.
@@ -123,30 +120,34 @@ def _scored(
     scored = [row_of(edition[row.decision_id], each, standards) for row, each in given]
     scored = with_similarities(scored, edition)
     if run.settings.judge is None or not run.settings.evaluate.judged_decisions:
-        return scored, {}
-    return _judged(run, scored, edition, standards)
-
-
-def _judged(
-    run: Run, scored: list[EvaluationRow], edition: Mapping[str, DatasetRow], standards: Standards
-) -> tuple[list[EvaluationRow], Mapping[str, Json]]:
-    """Ask the judge, write what it said, and return the rows with it."""
+        return scored, None
 
     def tell(share: float, note: str) -> None:
         run.report_progress(Stage.EVALUATE, 0.9 + 0.09 * share, note)
 
     found = asyncio.run(judged(run, scored, edition, standards, tell))
-    run.write_rows(Stage.EVALUATE, JUDGED_ROWS, found.rulings)
-    text = json.dumps(dict(found.details), indent=2, ensure_ascii=False) + "\n"
-    write_whole(run.stage_folder(Stage.EVALUATE) / JUDGE, text)
-    return with_rulings(scored, found.rulings), found.details
+    return with_rulings(scored, found.rulings), found
 
 
-def _keep_answers(run: Run, scored: Sequence[EvaluationRow]) -> None:
-    """Enter the students' answers into the record, where the console shows them beside the teacher's."""
-    said = [
-        NewAnswer(row.decision_id, decisions.AnswerAuthor.STUDENT, row.release_id, row.text)
-        for row in scored
-        if row.model != "teacher" and not row.failure
-    ]
-    decisions.add_answers(run.record, said, run_id=run.run_id)
+def _keep(run: Run, scored: Sequence[EvaluationRow], rulings: Judged | None) -> list[EvaluationRow]:
+    """Write the rows and what the judge said, and enter the students' answers into the record, for the console; return the rows.
+
+    Nothing is kept of what was erased meanwhile: an erasure changes the record first and the files after, so the files are written
+    while the record stands still.
+    """
+    with run.record.write() as transaction:
+        there = decisions.there_among(transaction, {row.decision_id for row in scored})
+        kept = [row for row in scored if row.decision_id in there]
+        run.write_rows(Stage.EVALUATE, ROWS, kept)
+        if rulings:
+            run.write_rows(Stage.EVALUATE, JUDGED_ROWS, [each for each in rulings.rulings if each.decision_id in there])
+        said = [
+            NewAnswer(row.decision_id, decisions.AnswerAuthor.STUDENT, row.release_id, row.text)
+            for row in kept
+            if row.model != "teacher" and not row.failure
+        ]
+        decisions.add_answers_in(transaction, said, run_id=run.run_id)
+    if rulings:
+        text = json.dumps(dict(rulings.details), indent=2, ensure_ascii=False) + "\n"
+        write_whole(run.stage_folder(Stage.EVALUATE) / JUDGE, text)
+    return kept

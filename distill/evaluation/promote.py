@@ -1,13 +1,14 @@
 """The stage `promote`: the gate between a candidate and the customers.
 
 In: the measured rows. Out: promotion, refusal or "inconclusive", each with the bounds and the numbers. It fails closed: what is
-missing or too little to tell is never a yes. The pointer to the release in service moves last, in one transaction, and only to a
-release that a healthy server has in memory.
+missing or too little to tell is never a yes. The pointer to the release in service moves last, in one transaction, only to a
+release that a healthy server has in memory, and only from the release that the candidate was held against.
 """
 
 from conversations import releases, rollouts, runs
 from conversations.errors import OutsideError
 from conversations.messages import Json
+from conversations.store import Record, Transaction
 from distill.evaluation.answering.generation import wait_until_loaded
 from distill.evaluation.evaluate import JUDGE, ROWS
 from distill.evaluation.gate.bounds import judge
@@ -22,15 +23,17 @@ from distill.run import Counts, Outcome, Run, Stage, read_json
 def promote(run: Run) -> Outcome:
     """Put the candidate into service, or on trial first, if every bound lets it; write the report either way.
 
-    Raises OutsideError, and leaves the release in service, where no healthy server loads the candidate in time.
+    Raises OutsideError, and leaves the release in service, where no healthy server loads the candidate in time, and where another
+    release came into service meanwhile.
     """
     report = build_report(run)
     release_id = str(report["release_id"])
-    verdict = judge(collect_evidence(run, report))
+    evidence = collect_evidence(run, report)
+    verdict = judge(evidence)
     gate = verdict.as_json()
     _publish(run, {**report, "gate": gate})
     if not has_served(run, release_id):
-        trial = _act(run, release_id, verdict)
+        trial = _act(run, evidence, verdict)
         if trial is not None:
             gate = {**gate, "canary": {"rollout_id": trial.rollout_id, "share": trial.share}}
             _publish(run, {**report, "gate": gate})
@@ -74,15 +77,18 @@ def has_served(run: Run, release_id: str) -> bool:
     )
 
 
-def _act(run: Run, release_id: str, verdict: Verdict) -> rollouts.Rollout | None:
+def _act(run: Run, evidence: Evidence, verdict: Verdict) -> rollouts.Rollout | None:
     """Do what the gate says; return the trial where one begins."""
-    actor, reason = f"distill promote {run.run_id}", "; ".join(verdict.reasons)
+    release_id, actor, reason = evidence.release_id, f"distill promote {run.run_id}", "; ".join(verdict.reasons)
     match verdict.outcome:
         case GateOutcome.PROMOTE:
             load(run, release_id, actor)
-            if run.settings.promote.canary_share and releases.in_service(run.record) is not None:
+            if run.settings.promote.canary_share and evidence.in_service is not None:
+                _check_in_service(run.record, evidence)
                 return begin_canary(run.record, run.settings, release_id, actor=actor, reason=reason)
-            releases.promote(run.record, release_id, actor=actor, reason=reason)
+            with run.record.write() as transaction:
+                _check_in_service(transaction, evidence)
+                releases.promote_in(transaction, release_id, actor=actor, reason=reason)
         case GateOutcome.REFUSE:
             releases.refuse(run.record, release_id, actor=actor, reason=reason)
         case GateOutcome.INCONCLUSIVE:
@@ -100,6 +106,16 @@ def load(run: Run, release_id: str, actor: str) -> None:
         wait_until_loaded(run.record, release_id, run.settings.evaluate.load_timeout_seconds)
     except OutsideError as error:
         raise OutsideError(f"{error}; the release in service stays") from None
+
+
+def _check_in_service(source: Record | Transaction, evidence: Evidence) -> None:
+    """Raise OutsideError where the candidate was held against another release than the one in service: loading may take minutes."""
+    current = releases.in_service(source)
+    if current != evidence.in_service:
+        raise OutsideError(
+            f"{current!r} came into service while {evidence.release_id!r} was loaded, which the gate held against "
+            f"{evidence.in_service!r}; {current!r} stays; run the same command again: the gate asks anew"
+        )
 
 
 def _publish(run: Run, report: Report) -> None:

@@ -38,6 +38,7 @@ def test_every_decision_is_asked_once_and_a_second_run_buys_nothing(tmp_path: Pa
         assert taught.counts.accepted == len(QUESTIONS)
         assert taught.details["spent_usd"] == pytest.approx(len(QUESTIONS) * (100 * 10 + 10 * 100) / 1e6)
         assert taught.details["spent_by_teacher"]["big"]["calls"] == len(QUESTIONS)
+        assert taught.details["cost_usd_per_1000_turns"] == pytest.approx(1000 * (100 * 10 + 10 * 100) / 1e6)
         again, (_, reused) = small.perform(*CHOOSE_AND_TEACH)
         assert len(teacher.seen) == len(QUESTIONS)
         assert reused.details["reused"] == len(QUESTIONS) and reused.details["spent_usd"] == 0

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,27 @@ def test_nobody_who_loads_it_leaves_the_old_release_and_the_same_command_goes_on
         load(run.record, candidate_of(run))
         perform_stage(run, Stage.PROMOTE)
         assert releases.in_service(run.record) == candidate_of(run)
+
+
+def test_the_gates_word_against_one_release_moves_the_pointer_from_no_other(tmp_path: Path) -> None:
+    with measured_run(tmp_path, load_seconds=30) as run:
+
+        def another_comes() -> None:
+            """Put another release into service while the candidate is waited for."""
+            while candidate_of(run) not in {each.release_id for each in releases.wanted(run.record)}:
+                time.sleep(0.02)
+            releases.promote(run.record, BASE, actor="olga", reason="better")
+            load(run.record, candidate_of(run))
+
+        olga = threading.Thread(target=another_comes)
+        olga.start()
+        with pytest.raises(OutsideError, match=r"'base-1' came into service while .* run the same command again"):
+            perform_stage(run, Stage.PROMOTE)
+        olga.join()
+        assert releases.in_service(run.record) == BASE and not run.is_complete(Stage.PROMOTE)
+        # Asked anew, the gate knows no answers of what is in service now.
+        assert perform_stage(run, Stage.PROMOTE).details["outcome"] == "inconclusive"
+        assert releases.in_service(run.record) == BASE
 
 
 @pytest.mark.parametrize(

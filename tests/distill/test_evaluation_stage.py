@@ -5,22 +5,32 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, small_run
 from tiny_student import tiny_student
 from trained_run import TAUGHT, measured_run, trained
 
-from conversations import decisions, releases
+from conversations import decisions, erasure, releases
 from conversations.errors import OperatorError, OutsideError
 from conversations.releases import ReleaseKind
 from conversations.serving import digest_of_weights
 from distill.evaluation.answering.contestants import register_candidate
 from distill.evaluation.answering.taken import weights_bytes, weights_bytes_of
 from distill.evaluation.scoring.metric import quality_metrics_of
-from distill.rows import Task
+from distill.rows import AnswerRow, Task, read_rows
 from distill.run import Stage, new_run, read_json
 
 # The models that redact and embed take seconds to load.
 pytestmark = pytest.mark.slow
+JUDGE = """
+[teachers.other]
+base_url = "{base_url}"
+model = "other-1"
+licence_allows_training = "no"
+[judge]
+teacher = "other"
+reject_worse_than_logged = false
+"""
 NEVER_TWICE = "an answer that was given is asked for again"
 
 
@@ -102,9 +112,48 @@ def test_an_answer_that_could_not_be_had_is_a_failure_without_scores_and_is_aske
         students = [row for row in measured.rows if row.model != "teacher"]
         assert manifest.counts.unscored == len(students) > 0
         assert all(row.scores == {} and row.text == "" and "as scripted" in row.failure for row in students)
-        assert not (measured.run.folder / "evaluate" / ".answered.jsonl").read_text(encoding="utf-8").count('"text"')
+        # Neither as an answer nor as one of those that were given together.
+        assert not (measured.run.folder / "evaluate" / ".answered.jsonl").exists()
         taken = read_json(measured.run.folder / "evaluate" / "taken.json")
-        assert dict(taken["candidate"])["memory_bytes"] is None
+        told = dict(taken["candidate"])
+        assert told["memory_bytes"] is None and (told["turns_together"], told["seconds_together"]) == (0, 0)
+
+
+def test_who_is_erased_while_students_answer_is_in_no_file_and_the_others_are_measured(tmp_path: Path) -> None:
+    with (
+        ScriptedTeacher(by_body=lambda body: Act('{"grade": 5, "better": "tie", "why": "so"}')) as judge,
+        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url)) as measured,
+    ):
+        gone, *others = measured.test_rows
+        (owner,) = measured.small.record.query(
+            "SELECT customer_id FROM conversations WHERE conversation_id = ?", [gone.conversation_id]
+        )
+
+        def erase(stage: Stage, share: float, note: str) -> None:
+            if "/" in note and decisions.decisions(measured.small.record, gone.conversation_id):
+                erasure.erase_customer(measured.small.record, str(owner["customer_id"]), actor="test")
+
+        manifest = measured.evaluate(erase)
+        assert {row.decision_id for row in measured.rows} == {row.decision_id for row in others}
+        assert (manifest.counts.taken_in, manifest.details["decisions"]) == (3 * len(others), len(others))
+        assert others[0].decision_id in (measured.run.folder / "evaluate" / "judged.jsonl").read_text(encoding="utf-8")
+        held = [path for path in measured.run.folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+        assert not [path.name for path in held if gone.decision_id.encode() in path.read_bytes()]
+        assert decisions.answers(measured.small.record, others[0].decision_id)
+
+
+def test_a_teachers_answer_that_nobody_waited_for_has_no_time(tmp_path: Path) -> None:
+    with measured_run(tmp_path) as measured:
+        taught = list(read_rows(measured.run.folder / "teach" / "answers.jsonl", AnswerRow))
+        free = measured.test_rows[0].decision_id
+        # As what a person gave stands there, and what came in a batch.
+        untimed = [row.model_copy(update={"latency_ms": 0.0}) if row.decision_id == free else row for row in taught]
+        measured.run.write_rows(Stage.TEACH, "answers.jsonl", untimed)
+        measured.evaluate()
+        teachers = {row.decision_id: row for row in measured.rows if row.model == "teacher"}
+        told = teachers.pop(free)
+        assert (told.timed, told.latency_ms, told.prompt_tokens, told.completion_tokens) == (False, None, None, None)
+        assert teachers and all(row.timed and row.latency_ms and row.completion_tokens for row in teachers.values())
 
 
 def test_nobody_who_loads_the_candidate_is_said_and_exits_with_three(tmp_path: Path) -> None:

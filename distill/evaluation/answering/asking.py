@@ -1,18 +1,20 @@
 """Asking every student the same questions: a few one at a time and in turn, for latency; the rest together, for throughput.
 
 In: the edition and the contestants. Out: their answers, and for each how many it gave together in how many seconds. Each answer is
-kept at once, so that an evaluation that was killed asks nothing twice.
+kept at once, so that an evaluation that was killed asks nothing twice; never one whose question was erased meanwhile.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from conversations.decisions import there_among
 from conversations.prompt import Renderer
+from conversations.store import Record
 from distill.evaluation.answering.contestants import Contestant, StudentModel
 from distill.evaluation.answering.generation import Generated, Question, Student, answer_together
 from distill.evaluation.page.words import MODEL_TITLES
@@ -42,9 +44,11 @@ class Together:
 
 @dataclass
 class Answers:
-    """What has been answered so far; kept in a file as it comes."""
+    """What has been answered so far; kept in a file as it comes, each line under the name of the release that gave it."""
 
+    record: Record
     journal: Path
+    release_ids: Mapping[StudentModel, str]
     asked: list[Asked] = field(default_factory=list)
     together: dict[StudentModel, Together] = field(default_factory=dict)
 
@@ -56,23 +60,33 @@ class Answers:
     def keep(self, each: Asked) -> None:
         """Take an answer; a failure is not kept for the next try, which asks again."""
         self.asked.append(each)
-        if not each.generated.failure:
-            self._write({"model": each.model, "timed": each.timed, **vars(each.generated)})
+        if each.generated.failure:
+            return
+        # An erasure changes the record first and the files after: while this is open, it is either known or still to come.
+        with self.record.write() as transaction:
+            if there_among(transaction, [each.generated.decision_id]):
+                self._write(each.model, {"timed": each.timed, **vars(each.generated)})
 
     def keep_together(self, model: StudentModel, taken: Together) -> None:
         """Take how long answers given together took, beside what an earlier try has measured."""
+        self._add_together(model, taken)
+        self._write(model, {"turns_together": taken.turns, "seconds_together": taken.seconds})
+
+    def _add_together(self, model: StudentModel, taken: Together) -> None:
         before = self.together.get(model, Together())
         self.together[model] = Together(before.turns + taken.turns, before.seconds + taken.seconds)
-        self._write({"model": model, "turns_together": taken.turns, "seconds_together": taken.seconds})
 
-    def _write(self, line: dict[str, object]) -> None:
+    def _write(self, model: StudentModel, values: Mapping[str, object]) -> None:
+        line = {"model": model, "release_id": self.release_ids[model], **values}
         with self.journal.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     @classmethod
-    def resumed(cls, journal: Path) -> "Answers":
-        """Return what a killed evaluation has left."""
-        found = cls(journal)
+    def resumed(
+        cls, record: Record, journal: Path, release_ids: Mapping[StudentModel, str], decision_ids: Collection[str]
+    ) -> "Answers":
+        """Return what a killed evaluation has left, of the releases that are asked now and of decisions that are still there."""
+        found = cls(record, journal, release_ids)
         if not journal.is_file():
             return found
         text = journal.read_text(encoding="utf-8")
@@ -84,12 +98,12 @@ class Answers:
         for line in filter(None, text.split("\n")):
             values = json.loads(line)
             model: StudentModel = values.pop("model")
+            # Another release may have come into service since, under the same name for the report.
+            if values.pop("release_id", "") != release_ids.get(model):
+                continue
             if "turns_together" in values:
-                before = found.together.get(model, Together())
-                found.together[model] = Together(
-                    before.turns + values["turns_together"], before.seconds + values["seconds_together"]
-                )
-            else:
+                found._add_together(model, Together(values["turns_together"], values["seconds_together"]))
+            elif values["decision_id"] in decision_ids:
                 found.asked.append(Asked(model, values.pop("timed"), Generated(**values)))
         return found
 
@@ -109,9 +123,14 @@ async def ask_all(run: Run, rows: Sequence[DatasetRow], contestants: Sequence[Co
     """Ask every contestant everything that it has not answered yet, and return all answers."""
     settings = run.settings
     renderer = Renderer.load(settings.student.base)
-    answers = Answers.resumed(run.stage_folder(Stage.EVALUATE) / _JOURNAL)
-    have = answers.have
     questions = questions_of(rows)
+    answers = Answers.resumed(
+        run.record,
+        run.stage_folder(Stage.EVALUATE) / _JOURNAL,
+        {each.model: each.release_id for each in contestants},
+        {question.decision_id for question in questions},
+    )
+    have = answers.have
     drawn = {*drawn_by_hash((question.decision_id for question in questions), settings.evaluate.timed_decisions)}
     students = {each.model: student_of(settings, each.server.base_url, each.release_id, renderer) for each in contestants}
     total = len(questions) * len(contestants)
@@ -132,9 +151,12 @@ async def ask_all(run: Run, rows: Sequence[DatasetRow], contestants: Sequence[Co
             rest = [q for q in questions if q.decision_id not in drawn and (model, q.decision_id) not in have]
             if not rest:
                 continue
-            started = time.perf_counter()
+            started, before = time.perf_counter(), len(answers.asked)
             await answer_together(student, rest, settings.evaluate.concurrency, partial(keep, model, False))
-            answers.keep_together(model, Together(len(rest), time.perf_counter() - started))
+            seconds = time.perf_counter() - started
+            given = sum(not each.generated.failure for each in answers.asked[before:])
+            if given:
+                answers.keep_together(model, Together(given, seconds))
     finally:
         for student in students.values():
             await student.close()
