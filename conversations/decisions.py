@@ -161,7 +161,7 @@ def add_answer(
     run_id: str | None = None,
     request_hash: str | None = None,
 ) -> Answer:
-    """Enter an answer; the same text of the same author again is not a new version, unless an operator goes back to it."""
+    """Enter an answer; an author's same text on the same passages is not a new version, unless an operator goes back to it."""
     said = NewAnswer(decision_id, author, author_name, content, extra_json, tuple(passages), request_hash)
     return add_answers(record, [said], run_id=run_id)[0]
 
@@ -182,8 +182,7 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
         "SELECT * FROM answers WHERE decision_id = ? AND author_kind = ? AND author_name = ? ORDER BY version DESC LIMIT 1",
         [said.decision_id, said.author, said.author_name],
     )
-    is_same = bool(earlier) and (earlier[0]["content"], earlier[0]["extra_json"]) == (said.content, said.extra_json)
-    if is_same and (said.author is not AnswerAuthor.OPERATOR or _is_last_word(transaction, earlier[0])):
+    if earlier and _is_same(transaction, earlier[0], said):
         return answer_of(earlier[0])
     version = int(earlier[0]["version"] or 0) + 1 if earlier else 1
     row: dict[str, str | int | None] = {
@@ -202,6 +201,20 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
     }
     transaction.insert("answers", row)
     return answer_of({**row, "verdict": None, "verdict_reason": None})
+
+
+def _is_same(transaction: Transaction, earlier: Row, said: NewAnswer) -> bool:
+    """Tell whether what is said stands there already: other passages make another answer, unless an operator rejected the words."""
+    if (earlier["content"], earlier["extra_json"]) != (said.content, said.extra_json):
+        return False
+    if said.author is AnswerAuthor.OPERATOR:
+        return _is_last_word(transaction, earlier)
+    return earlier["passages_json"] == json.dumps(list(said.passages)) or _is_rejected(transaction, earlier)
+
+
+def _is_rejected(transaction: Transaction, answer: Row) -> bool:
+    found = transaction.query(f"SELECT {_REJECTED} AS it_is FROM answers a WHERE answer_id = ?", [answer["answer_id"]])
+    return bool(found[0]["it_is"])
 
 
 def _is_last_word(transaction: Transaction, answer: Row) -> bool:

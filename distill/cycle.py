@@ -67,6 +67,10 @@ def run_cycle(
     check_before(settings)
     check_start(record, settings)
     with _run_of(record, settings, announce, run_id, begun) as run:
+        if settings.handbook:
+            from distill.dataset.handbook.changes import note_seen
+
+            note_seen(record, run.run_id, settings.handbook.path)
         for stage in STAGES:
             perform_stage(run, stage)
         from distill.evaluation.report import read_report

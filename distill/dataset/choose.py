@@ -229,7 +229,7 @@ def _without_twins_by_meaning(
         return []
     clusters.join_by_meaning(names, np.stack([vectors[name] for name in names]))
     placed = clusters.place([each.candidate for each in pool], left_out)
-    placed = clusters.without_twins_of_test(placed, left_out, vectors)
+    placed = clusters.without_twins_of_test(placed, left_out)
     return without_further_twins(placed, known, clusters, settings.choose.max_twins, left_out)
 
 

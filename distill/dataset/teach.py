@@ -150,6 +150,7 @@ class _Lesson:
         )
         asker.only_known = True
         asker.refused |= transport.refused
+        asker.capped |= transport.capped
 
     async def _answer(self, row: ChosenRow) -> None:
         assert self.teachers is not None

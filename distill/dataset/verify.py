@@ -1,9 +1,9 @@
 """Verify: which answers may be learnt, by rules that always say the same of the same answer, by the judge, and by operators.
 
-In: `choose/decisions.jsonl` and `teach/answers.jsonl`. Out: a verdict with its reason for every chosen decision in
-`verify/verdicts.jsonl`, and on the answers in the record. What operators wrote or reviewed stands above every rule but those that
-protect people and the product. Held-out decisions get a verdict like the others, but it filters nothing there. It calls the
-judge, where one is set, and nobody else. What could not be said is unscored, never accepted.
+In: `choose/decisions.jsonl` and `teach/answers.jsonl`. Out: a verdict with its reason for every chosen decision, on the answers in
+the record and in `verify/verdicts.jsonl`, where nobody stands who was erased meanwhile. What operators wrote or reviewed stands
+above every rule but those that protect people and the product. Held-out decisions get a verdict like the others, but it filters
+nothing there. It calls the judge, where one is set, and nobody else. What could not be said is unscored, never accepted.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from conversations.decisions import AnswerAuthor, Verdict, give_verdict
 from conversations.editions import newest_edition
 from conversations.messages import Author, Json, Split
 from conversations.reviews import Review, ReviewVerdict
+from conversations.tombstones import erased_among
 from distill.dataset.handbook.articles import Handbook
 from distill.dataset.handbook.changes import retired_facts
 from distill.dataset.judge import Comparison, Judge, Preference, open_judge
@@ -70,10 +71,15 @@ def verify(run: Run) -> Outcome:
     _reject(verdicts, _copies(run, cases, verdicts, shelf), Against.NEAR_COPY_OF_OTHER_TOPIC)
     judged = asyncio.run(_by_judge(run, cases, verdicts))
     _reject(verdicts, _surplus(run, rows, verdicts), Against.DECLINED_SURPLUS)
+    erased = erased_among(run.record, {row.conversation_id for row in rows})
+    for row in rows:
+        if row.conversation_id in erased:
+            verdicts[row.decision_id] = _erased(row)
     ordered = [verdicts[row.decision_id] for row in rows]
     give_verdict(run.record, {each.answer_id: (each.verdict, each.reason) for each in ordered if each.answer_id})
     retired = passages.retire(run.record, handbook.passages.keys(), Against.PASSAGE_CHANGED) if handbook else 0
-    run.write_rows(Stage.VERIFY, "verdicts.jsonl", ordered)
+    # Of who was erased meanwhile a number is left, and no row.
+    run.write_rows(Stage.VERIFY, "verdicts.jsonl", [each for each in ordered if each.reason != Against.ERASED])
     details = {**_details(rows, ordered), "answers_retired": retired, "retired_facts": _retired_facts(run, handbook)}
     return Outcome(_counts(ordered), {**details, "judge": judged} if judged else details)
 
@@ -233,6 +239,10 @@ def _no_answer(row: ChosenRow) -> VerdictRow:
     return VerdictRow(decision_id=row.decision_id, answer_id="", verdict=Verdict.UNSCORED, reason=Unsaid.NO_ANSWER.value)
 
 
+def _erased(row: ChosenRow) -> VerdictRow:
+    return VerdictRow(decision_id=row.decision_id, answer_id="", verdict=Verdict.REJECTED, reason=Against.ERASED.value)
+
+
 def _verdict(case: _Case, verdict: Verdict, reason: str, detail: str = "", *, by: str = "rules") -> VerdictRow:
     return VerdictRow.model_validate(
         {
@@ -278,6 +288,7 @@ def _details(rows: Sequence[ChosenRow], ordered: Sequence[VerdictRow]) -> dict[s
         "by_operator": sum(each.by == "operator" for each in ordered),
         "unscored_by_reason": dict(sorted(unscored.items())),
         "held_out_rejected_but_kept": sum(
-            row.split is Split.TEST and each.verdict is Verdict.REJECTED for row, each in zip(rows, ordered, strict=True)
+            row.split is Split.TEST and each.verdict is Verdict.REJECTED and each.reason != Against.ERASED
+            for row, each in zip(rows, ordered, strict=True)
         ),
     }

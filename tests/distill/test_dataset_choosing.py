@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from conversations import decisions, erasure, releases, runs, turns, vectors
@@ -19,10 +21,12 @@ from conversations.store import Record
 from conversations.turns import ReplyMeasures
 from distill.cli import app
 from distill.dataset.choose import Choice, plan_decisions
-from distill.dataset.choosing.candidates import candidates, decision_id_of
-from distill.dataset.choosing.clusters import Clusters, LeftOut
+from distill.dataset.choosing.candidates import Candidate, candidates, decision_id_of
+from distill.dataset.choosing.clusters import Clusters, LeftOut, Placed
 from distill.dataset.choosing.selection import within_limit, without_further_twins
+from distill.dataset.choosing.signals import Signal
 from distill.dataset.choosing.topics import topics_of
+from distill.dataset.similarity import near_duplicates_of
 from distill.rows import ChosenRow
 from distill.run import Stage
 from distill.settings import ChooseTable, DistillSettings
@@ -261,6 +265,83 @@ def test_a_question_that_joins_two_splits_is_left_out_and_counted(
     assert choice.left_out == {"joins_splits": 1}
 
 
+def test_a_customer_who_asks_what_both_sides_ask_is_left_out_and_others_go_on_being_learnt_from(
+    record: Record, settings: DistillSettings, tmp_path: Path
+) -> None:
+    trained, tested = "my violin squeaks in winter", "a canoe without any paddle arrived"
+    bring(record, tmp_path, [line("a", trained), line("b", tested)])
+    decide(record, chosen_from(record, settings), a=Split.TRAIN, b=Split.TEST)
+    bring(record, tmp_path, [line("both", trained, f"now {tested}", "and the piano is full of wasps")])
+    for name, asked in {"c": f"oh {trained}", "d": f"so {tested}", "e": "so the piano is full of wasps"}.items():
+        bring(record, tmp_path, [line(name, asked, f"what else does {name} say of that matter")])
+    choice = chosen_from(record, settings, max_twins=9)
+    splits = {name: {row.split for row in rows} for name, rows in by_source(record, choice).items()}
+    assert splits.keys() == {"a", "b", "c", "d", "e"}
+    assert (splits["a"], splits["c"], splits["b"], splits["d"]) == (*[{Split.TRAIN}] * 2, *[{Split.TEST}] * 2)
+    assert choice.left_out == {"joins_splits": 2, "duplicate": 1}
+
+
+@hypothesis.given(rounds=st.lists(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=12), max_size=4))
+def test_however_questions_come_no_near_duplicate_and_no_customer_is_on_both_sides(
+    settings: DistillSettings, rounds: list[list[tuple[int, int]]]
+) -> None:
+    table = settings.choose.model_copy(update={"test_share": 0.4, "validation_share": 0.2})
+    every: list[Candidate] = []
+    known: dict[str, decisions.Decision] = {}
+    for said in rounds:
+        # Neighbours among these places are near-duplicates, and a chain of them leads from any place to any other.
+        every += [asked_at(place, len(every) + number, f"customer {who}") for number, (place, who) in enumerate(said)]
+        clusters, left_out = Clusters(every, known, table, "salt"), dict[str, LeftOut]()
+        kept = clusters.without_twins_of_test(clusters.place(every, left_out), left_out)
+        assert len(kept) + len(left_out) == len(every)
+        new = [each for each in kept if each.name not in known]
+        known |= {each.name: decided(each) for each in new}
+        sides: dict[str, set[Split]] = {}
+        for each in every:
+            if each.decision_id in known:
+                sides.setdefault(each.customer_id, set()).add(known[each.decision_id].split)
+        assert all(len(found) == 1 for found in sides.values())
+        for split in Split:
+            here = [each.question for each in every if each.decision_id in known and known[each.decision_id].split is split]
+            # What was decided earlier is learnt only as long as no test question is alike.
+            others = [each for each in (kept if split is Split.TEST else new) if each.split is not split]
+            assert not near_duplicates_of(here, [each.candidate.question for each in others], table.near_duplicate_jaccard)
+
+
+def test_a_question_that_means_what_both_sides_mean_takes_nobody_out_with_it(settings: DistillSettings) -> None:
+    every = [asked_at(100 * number, number, f"customer {number}") for number in range(4)]
+    trained, tested, both, other = (each.decision_id for each in every)
+    placed = Clusters(every[:2], {}, settings.choose, "salt").place(every[:2], {})
+    known = {each.name: decided(replace(each, split=Split.TEST if each.name == tested else Split.TRAIN)) for each in placed}
+    clusters, left_out = Clusters(every, known, settings.choose, "salt"), dict[str, LeftOut]()
+    turned = np.deg2rad([0.0, 40.0, 20.0, -20.0])
+    clusters.join_by_meaning(
+        [each.decision_id for each in every], np.stack([np.cos(turned), np.sin(turned)], 1).astype(np.float32)
+    )
+    kept = clusters.without_twins_of_test(clusters.place(every, left_out), left_out)
+    assert left_out == {both: LeftOut.JOINS_SPLITS}
+    assert {each.name: each.split for each in kept} == {trained: Split.TRAIN, tested: Split.TEST, other: Split.TRAIN}
+
+
+def asked_at(place: int, number: int, customer_id: str) -> Candidate:
+    """A question of eight words out of a long row of words."""
+    question = " ".join(f"word{each}" for each in range(place, place + 8))
+    name = f"{number:03d}"
+    return Candidate(
+        decision_id=name, conversation_id=f"conversation {name}", customer_id=customer_id, question_turn_id=name,
+        reply_turn_id=None, question=question, word_count=8, history_digest=name.encode(), prompt_name=question.encode(),
+        user_turn=0, messages=1, may_be_learnt=True, signals=(Signal.COVERAGE,),
+    )  # fmt: skip
+
+
+def decided(placed: Placed) -> decisions.Decision:
+    return decisions.Decision(
+        decision_id=placed.name, conversation_id=placed.candidate.conversation_id, question_turn_id=placed.name,
+        reply_turn_id=None, cluster_id=placed.cluster_id, split=placed.split, topic="", history_hash="",
+        chosen_by_run_id="run_a", chosen_because="coverage",
+    )  # fmt: skip
+
+
 def test_what_was_decided_for_training_before_it_met_a_test_question_is_left_out_and_counted(
     record: Record, settings: DistillSettings, tmp_path: Path
 ) -> None:
@@ -334,8 +415,7 @@ def test_twins_by_meaning_share_a_cluster_and_a_split(record: Record, settings: 
     placed = [replace(each, split=Split.TEST if each.name == one else Split.TRAIN) for each in clusters.place(every, {})]
     clusters.join_by_meaning([one, other, third], given)
     left_out: dict[str, LeftOut] = {}
-    by_name = dict(zip([one, other, third], given, strict=True))
-    kept = clusters.without_twins_of_test(placed, left_out, by_name)
+    kept = clusters.without_twins_of_test(placed, left_out)
     assert left_out == {other: LeftOut.TWIN_OF_TEST}
     assert {each.name for each in kept} == {one, third}
 

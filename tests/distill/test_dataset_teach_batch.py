@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, small_run
-from taught_run import chosen, teach_in
+from taught_run import chosen, set_keys, teach_in
 
 from conversations import batches, spending
 
@@ -63,6 +63,15 @@ def test_what_expired_failed_or_was_cut_off_is_sent_once_more_and_answers_for_ot
     faults = manifest.details["teachers"]["big"]["faults"]
     assert faults["batch_expired"] == 1 and faults["other_request"] > 0 and faults["invalid_json"] > 0
     assert left == 0
+
+
+def test_decisions_that_a_cap_keeps_out_of_a_batch_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ScriptedTeacher() as teacher, small_run(tmp_path, teacher.base_url, teach=BATCH) as small:
+        set_keys(small, max_calls="5")
+        manifest, answers = teach_in(small, chosen(small))
+    assert len(answers) == 5 and sum(seen.by_batch for seen in teacher.seen) == 3
+    assert manifest.details["unscored_by_reason"] == {"cap": 3}
+    assert "5 of max_calls = 5" in caplog.text and "3 of 8 decisions have no answer" in caplog.text
 
 
 def test_a_run_that_was_killed_while_it_waited_finds_its_batches_at_the_provider(

@@ -81,7 +81,9 @@ def verified(run: Run, rows: Sequence[ChosenRow], answers: Sequence[AnswerRow]) 
 
         run.perform(stage, work)
 
-    left(Stage.CHOOSE, "decisions.jsonl", rows)
+    # Of a conversation that the record does not have nothing is written.
+    talk = run.record.query("SELECT conversation_id FROM conversations LIMIT 1")[0]["conversation_id"]
+    left(Stage.CHOOSE, "decisions.jsonl", [row.model_copy(update={"conversation_id": talk}) for row in rows])
     left(Stage.TEACH, "answers.jsonl", answers)
     manifest = perform_stage(run, Stage.VERIFY)
     return manifest, {each.decision_id: each for each in read_rows(run.folder / "verify/verdicts.jsonl", VerdictRow)}
@@ -361,6 +363,32 @@ def test_an_answer_worse_than_what_was_logged_is_rejected_and_without_the_judges
     assert all(verdicts[name].verdict is Verdict.ACCEPTED for name in ("d2", "d3", "d4"))
     judged = manifest.details["judge"]
     assert isinstance(judged, dict) and judged["comparisons"] == 1 and len(teacher.seen) == 2
+
+
+def test_of_a_customer_who_is_erased_while_the_judge_thinks_a_number_is_left_and_no_row(tmp_path: Path) -> None:
+    from scripted_teacher import Act, ScriptedTeacher
+    from small_run import QUESTIONS
+
+    from conversations import erasure
+
+    def judge(question: str, before: int) -> Act:
+        erasure.erase_customer(small.record, "customer-0", actor="test")
+        return Act('{"better": "both"}')
+
+    def script(question: str, before: int) -> Act:
+        return Act("Wait 99 minutes." if question == QUESTIONS[0] else "Please push the plug in.")
+
+    with (
+        ScriptedTeacher(script) as teacher,
+        ScriptedTeacher(judge) as judging,
+        small_run(tmp_path, teacher.base_url, more=JUDGE.format(base_url=judging.base_url)) as small,
+    ):
+        run, (chosen_then, _, manifest) = small.perform(Stage.CHOOSE, Stage.TEACH, Stage.VERIFY)
+    assert judging.seen
+    text = (run.folder / "verify/verdicts.jsonl").read_text(encoding="utf-8")
+    assert manifest.counts.taken_in == chosen_then.counts.accepted == len(text.splitlines()) + 1
+    assert manifest.counts.rejected_by_reason["erased"] == 1
+    assert "99 minutes" not in text and "contradicts_handbook" not in text
 
 
 def test_every_sentence_must_be_supported_where_the_settings_ask_for_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a changed handbook does to answers, releases, expected facts and the schedule."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from scripted_teacher import Act, ScriptedTeacher
 from small_run import ARTICLE, SmallRun, small_run
 from typer.testing import CliRunner
 
-from conversations import decisions, passages, releases, runs
+from conversations import decisions, passages, releases, reviews, runs
 from conversations.decisions import Verdict
+from conversations.reviews import ReviewVerdict
 from distill.cli import app
-from distill.dataset.handbook.articles import Handbook
+from distill.dataset.handbook.articles import Handbook, Passage
 from distill.dataset.handbook.changes import changes, retired_facts, without_retired
 from distill.due import due_because
 from distill.rows import FactRow, LabelsRow, VerdictRow, read_rows
@@ -83,6 +85,37 @@ def test_a_changed_passage_retires_its_answers_names_who_learned_it_and_makes_a_
                 transaction.execute("INSERT INTO run_passages VALUES (?, ?)", [later.run_id, name])
         assert due_because(small.record, small.settings) == ""
         assert releases.releases(small.record)[0].run_id == run.run_id
+
+
+def test_an_answer_that_says_the_same_of_a_changed_passage_is_accepted_and_stays_so_unless_an_operator_rejected_it(
+    tmp_path: Path,
+) -> None:
+    def script(question: str, before: int) -> Act:
+        return Act("Coral light: please be patient.", more={"handbook_passages": list(present())})
+
+    def present() -> Mapping[str, Passage]:
+        return Handbook.load(tmp_path / "handbook").passages
+
+    with (
+        ScriptedTeacher(script) as teacher,
+        small_run(tmp_path, teacher.base_url, teacher='kind = "handbook"') as small,
+    ):
+        small.perform(Stage.CHOOSE, Stage.TEACH, Stage.VERIFY)
+        names = [each.decision_id for each in decisions.decisions(small.record)]
+        wrong = decisions.answers(small.record, names[0])[0].answer_id
+        reviews.review(small.record, wrong, ReviewVerdict.REJECTED, reviewed_by="olga")
+        change(small)
+        run, _ = small.perform(Stage.CHOOSE, Stage.TEACH, Stage.VERIFY)
+        verdicts = {each.decision_id: each for each in read_rows(run.folder / "verify/verdicts.jsonl", VerdictRow)}
+        assert verdicts[names[0]].reason == "rejected_by_operator"
+        accepted = [each for name, each in verdicts.items() if name != names[0]]
+        assert {each.verdict for each in accepted} == {Verdict.ACCEPTED}
+        for each in accepted:
+            newest, older = sorted(
+                decisions.answers(small.record, each.decision_id), key=lambda answer: answer.version, reverse=True
+            )
+            assert (newest.answer_id, newest.verdict, newest.passages) == (each.answer_id, Verdict.ACCEPTED, (*present(),))
+            assert (older.verdict, older.verdict_reason) == (Verdict.REJECTED, "passage_changed")
 
 
 def test_accepted_answers_of_other_runs_are_retired_with_them(tmp_path: Path) -> None:

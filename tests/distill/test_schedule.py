@@ -10,7 +10,7 @@ import pytest
 from scripted_teacher import Act, ScriptedTeacher
 from small_run import QUESTIONS, SmallRun, conversation, small_run
 
-from conversations import processes, runs, schedules
+from conversations import lineage, processes, runs, schedules
 from conversations.errors import OperatorError
 from conversations.messages import utc_text
 from conversations.processes import process_token
@@ -97,6 +97,25 @@ def test_a_cycle_is_due_when_the_interval_has_passed_and_enough_is_new(tmp_path:
         small.import_conversations([conversation(20, "Is there anything you can tell me about the weather at sea?")])
         assert dueness(small.record, small.settings).because == ""
         assert dueness(small.record, small.settings, later).because == "1 conversations are new"
+
+
+def test_a_changed_handbook_is_a_reason_for_one_cycle_also_where_that_one_is_refused(tmp_path: Path) -> None:
+    never = "[schedule]\nevery_hours = 1000\nmin_new_conversations = 1000"
+    with nothing_to_learn(tmp_path, never) as (small, _):
+        run, _ = small.perform(Stage.CHOOSE)
+        runs.finish_run(small.record, run.run_id, state=runs.RunState.COMPLETE, outcome="promote")
+        lineage.note_passages(small.record, run.run_id, ["sha256:of-words-that-are-no-more"])
+        look(small)
+        (again, _) = runs.runs(small.record)
+        assert again.state is runs.RunState.COMPLETE and (again.outcome or "").startswith("refused: ")
+        assert "hours have not passed" in dueness(small.record, small.settings).waits_for
+        move_back(small, f"UPDATE runs SET state = 'failed' WHERE run_id = '{again.run_id}'")
+        assert "have changed" in dueness(small.record, small.settings).because
+        move_back(small, f"UPDATE runs SET state = 'complete' WHERE run_id = '{again.run_id}'")
+        (tmp_path / "handbook" / "more.md").write_text(
+            "# Bills\n\nBills come on the first of each month.\n", encoding="utf-8"
+        )
+        assert "have changed" in dueness(small.record, small.settings).because
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a changed handbook means: answers that rest on words that are no more, who learned them, and whether a cycle is due.
 
-In: the record and the handbook as it is. Out: figures for operators, and a reason for a cycle. It changes nothing; `verify` retires.
+In: the record and the handbook as it is. Out: figures for operators, a reason for a cycle, and a note of which handbook a cycle has
+seen, so that one handbook is no reason twice. It changes no answer; `verify` retires.
 """
 
 import logging
@@ -9,13 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from conversations import passages
+from conversations import passages, runs
 from conversations.errors import OperatorError
 from conversations.lineage import releases_that_learned
 from conversations.passages import Resting
+from conversations.runs import RunState
 from conversations.store import Record
 from distill.dataset.handbook.articles import Handbook
 from distill.rows import FactRow, LabelsRow
+
+_SEEN = "handbook_seen"
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,16 @@ def due_because_of_handbook(record: Record, path: Path) -> str:
     return _due_because(record, handbook)
 
 
+def note_seen(record: Record, run_id: str, path: Path) -> None:
+    """Note which handbook a cycle begins with; one that goes on keeps the first.
+
+    Raises OperatorError for a handbook that cannot be read.
+    """
+    if _seen_by(record, run_id) is None:
+        digest = Handbook.load(path).digest
+        runs.add_event(record, run_id, stage="", event=_SEEN, detail={"digest": digest})
+
+
 def retired_facts(labels: Iterable[LabelsRow], handbook: Handbook) -> tuple[str, ...]:
     """Return the facts that labels expect and the handbook has no more, or has otherwise, sorted."""
     return tuple(sorted({fact.fact_id for each in labels for fact in each.facts if not _stands(fact, handbook)}))
@@ -69,13 +83,24 @@ def _stands(fact: FactRow, handbook: Handbook) -> bool:
 
 
 def _due_because(record: Record, handbook: Handbook) -> str:
-    """Look at the newest training set alone: the next cycle makes a new one, and then nothing is due any more."""
+    """Look at the newest training set alone, which the next cycle replaces.
+
+    One that came to an end without doing so, as a refused one does, would come to the same end again.
+    """
+    ended = next((run for run in runs.runs(record) if run.state is RunState.COMPLETE), None)
+    if ended is not None and _seen_by(record, ended.run_id) == handbook.digest:
+        return ""
     newest = next(iter(passages.passages_by_run(record).items()), None)
     if newest is None:
         return ""
     run_id, learned = newest
     gone = learned - handbook.passages.keys()
     return f"{len(gone)} handbook passages that the run {run_id} learned have changed" if gone else ""
+
+
+def _seen_by(record: Record, run_id: str) -> str | None:
+    event = runs.latest_event(record, run_id, stage="", event=_SEEN)
+    return str(event.detail["digest"]) if event else None
 
 
 @lru_cache(maxsize=1)

@@ -65,6 +65,8 @@ class Asker:
         self.only_known = only_known
         # What was refused once is refused again.
         self.refused: set[str] = set()
+        # What a cap kept out of the batches.
+        self.capped: set[str] = set()
         self.faults: Counter[str] = Counter()
         self.calls = 0
         self._bought: set[str] = set()
@@ -112,6 +114,8 @@ class Asker:
             return known
         if request.request_hash in self.refused:
             raise RequestRefused(f"{request.decision_id}: refused before")
+        if self.only_known and request.request_hash in self.capped:
+            raise CapReached
         if self.only_known:
             raise Unanswered(f"{request.decision_id}: not answered in a batch")
         same = self._under_way.get(request.request_hash)

@@ -58,6 +58,8 @@ class BatchTransport:
         self._poll_seconds, self._max_requests = poll_seconds, max_requests
         self._table = asker.table
         self.refused: set[str] = set()
+        # There was no money for them when they were last to be sent.
+        self.capped: set[str] = set()
         # Their answers came, were paid for, and cannot be read.
         self.lost: set[str] = set()
         self.sent = 0
@@ -86,7 +88,10 @@ class BatchTransport:
         for request in requests:
             usd, tokens = most_it_costs(self._table, request, share=self._table.batch_price_share)
             wanted.append(Wanted(request.request_hash, request.decision_id, usd, tokens))
-        return batches.prepare(self._asker.record, self._run_id, self._asker.name, wanted, self._asker.purse.caps)
+        waiting = batches.prepare(self._asker.record, self._run_id, self._asker.name, wanted, self._asker.purse.caps)
+        names = {each.request_hash for each in wanted}
+        self.capped = (self.capped - names) | (names - (waiting.spending.keys() if waiting else set()))
+        return waiting
 
     async def _bring_home(self, waiting: Waiting) -> None:
         """Send a batch unless it was sent, wait until it has ended, and save what came of it."""

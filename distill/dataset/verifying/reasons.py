@@ -42,6 +42,7 @@ class Against(StrEnum):
     NEAR_COPY_OF_OTHER_TOPIC = "near_copy_of_other_topic"
     DECLINED_SURPLUS = "declined_surplus"
     WORSE_THAN_LOGGED = "worse_than_logged"
+    ERASED = "erased"
 
 
 class Unsaid(StrEnum):
