@@ -219,6 +219,17 @@ def test_a_hostile_line_gets_its_verdict_and_the_good_ones_around_it_go_in(
     assert checks.verify(record).problems == []
 
 
+@pytest.mark.parametrize("levels", [64, 300, 950, 1100, 100_000])
+def test_tools_nested_too_deeply_in_a_text_stay_that_text(record: Record, tmp_path: Path, levels: int) -> None:
+    tools = "[\n" * levels + "]" * levels
+    line = {"id": "h", "tools": tools, "messages": [{"role": "user", "content": "Hello there"}]}
+    assert bring_in(record, tmp_path / "in.jsonl", line).rejected == 0
+    assert json.loads(exported(record, tmp_path / "out.jsonl")[0])["tools"] == tools
+    again = imports.import_files(record, [tmp_path / "out.jsonl"])
+    assert (again.already_present, again.rejected) == (1, 0)
+    assert checks.verify(record).problems == []
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
