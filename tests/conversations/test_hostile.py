@@ -173,6 +173,11 @@ def said(content: str) -> str:
             "labels: broken surrogates replaced",
         ),
         ('{"id": "h", "created_at": "9999-12-31T00:00:00Z", ' + HELLO + "}", "repair", "it lies in the future"),
+        (
+            '{"id": "h", "turns": [{"message": 0, "created_at": "9999-12-31T00:00:00Z"}], ' + HELLO + "}",
+            "repair",
+            "created_at of message 0 '9999-12-31T00:00:00Z' left out: it lies in the future",
+        ),
         ("null", "reject", "found NoneType"),
         ('{"n": NaN, ' + HELLO + "}", "reject", "NaN is no JSON number"),
         ('{"n": 1e999, ' + HELLO + "}", "reject", "too large"),
