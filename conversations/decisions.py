@@ -82,11 +82,18 @@ class NewAnswer:
     request_hash: str | None = None
 
 
-def put_decisions(record: Record, decisions: Iterable[Decision]) -> None:
-    """Enter decisions; one that is there already keeps its split, its cluster and its first reason."""
+def put_decisions(record: Record, decisions: Iterable[Decision]) -> set[str]:
+    """Enter decisions and return their names; one that is there already keeps its split, its cluster and its first reason.
+
+    One of a conversation that an erasure has taken meanwhile is left out.
+    """
     now = utc_now()
+    entered: set[str] = set()
     with record.write() as transaction:
         for each in decisions:
+            if not transaction.query("SELECT 1 FROM conversations WHERE conversation_id = ?", [each.conversation_id]):
+                continue
+            entered.add(each.decision_id)
             transaction.execute(
                 "INSERT OR IGNORE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -103,6 +110,7 @@ def put_decisions(record: Record, decisions: Iterable[Decision]) -> None:
                     now,
                 ],
             )
+    return entered
 
 
 def decisions(record: Record, conversation_id: str | None = None) -> list[Decision]:
@@ -122,8 +130,12 @@ def decision(record: Record, decision_id: str) -> Decision:
     """
     row = record.one("SELECT * FROM decisions WHERE decision_id = ?", [decision_id])
     if row is None:
-        raise OperatorError(f"no decision {decision_id!r} in {record.path}; the console's tab Compare lists them")
+        raise _no_such(record, decision_id)
     return _decision_of(row)
+
+
+def _no_such(record: Record, decision_id: str) -> OperatorError:
+    return OperatorError(f"no decision {decision_id!r} in {record.path}; the console's tab Compare lists them")
 
 
 def disputed(record: Record) -> set[str]:
@@ -152,15 +164,28 @@ def add_answer(
     run_id: str | None = None,
     request_hash: str | None = None,
 ) -> Answer:
-    """Enter an answer; the same text of the same author again is not a new version, unless an operator goes back to it."""
+    """Enter an answer; the same text of the same author again is not a new version, unless an operator goes back to it.
+
+    Raises OperatorError when there is no decision of that name.
+    """
     said = NewAnswer(decision_id, author, author_name, content, extra_json, tuple(passages), request_hash)
-    return add_answers(record, [said], run_id=run_id)[0]
+    entered = add_answers(record, [said], run_id=run_id)
+    if not entered:
+        raise _no_such(record, decision_id)
+    return entered[0]
 
 
 def add_answers(record: Record, said: Sequence[NewAnswer], *, run_id: str | None) -> list[Answer]:
-    """Enter answers in one step, each as `add_answer` does."""
+    """Enter answers in one step, each as `add_answer` does, and return them.
+
+    One for a decision that an erasure has taken meanwhile is left out.
+    """
     with record.write() as transaction:
-        return [_entered(transaction, each, run_id) for each in said]
+        return [
+            _entered(transaction, each, run_id)
+            for each in said
+            if transaction.query("SELECT 1 FROM decisions WHERE decision_id = ?", [each.decision_id])
+        ]
 
 
 def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> Answer:
@@ -183,11 +208,17 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
         "content_hash": content_hash(said.content),
         "passages_json": json.dumps(list(said.passages)),
         "run_id": run_id,
-        "request_hash": said.request_hash,
+        "request_hash": _if_kept(transaction, said.request_hash),
         "answered_at_utc": utc_now(),
     }
     transaction.insert("answers", row)
     return answer_of({**row, "verdict": None, "verdict_reason": None})
+
+
+def _if_kept(transaction: Transaction, request_hash: str | None) -> str | None:
+    """Return a request's hash where its reply is kept: an erased decision takes along a reply that no other has yet."""
+    kept = transaction.query("SELECT 1 FROM teacher_replies WHERE request_hash = ?", [request_hash])
+    return request_hash if kept else None
 
 
 def _is_last_word(transaction: Transaction, answer: Row) -> bool:
