@@ -82,11 +82,18 @@ class NewAnswer:
     request_hash: str | None = None
 
 
-def put_decisions(record: Record, decisions: Iterable[Decision]) -> None:
-    """Enter decisions; one that is there already keeps its split, its cluster and its first reason."""
+def put_decisions(record: Record, decisions: Iterable[Decision]) -> set[str]:
+    """Enter decisions and return their names; one that is there already keeps its split, its cluster and its first reason.
+
+    One of a conversation that an erasure has taken meanwhile is left out.
+    """
     now = utc_now()
+    entered: set[str] = set()
     with record.write() as transaction:
         for each in decisions:
+            if not transaction.query("SELECT 1 FROM conversations WHERE conversation_id = ?", [each.conversation_id]):
+                continue
+            entered.add(each.decision_id)
             transaction.execute(
                 "INSERT OR IGNORE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -103,6 +110,7 @@ def put_decisions(record: Record, decisions: Iterable[Decision]) -> None:
                     now,
                 ],
             )
+    return entered
 
 
 def decisions(record: Record, conversation_id: str | None = None) -> list[Decision]:
@@ -122,7 +130,7 @@ def decision(record: Record, decision_id: str) -> Decision:
     """
     row = record.one("SELECT * FROM decisions WHERE decision_id = ?", [decision_id])
     if row is None:
-        raise OperatorError(f"no decision {decision_id!r} in {record.path}; the console's tab Compare lists them")
+        raise _no_such(record, decision_id)
     return _decision_of(row)
 
 
@@ -133,6 +141,10 @@ def there_among(transaction: Transaction, decision_ids: Iterable[str]) -> set[st
         [json.dumps(list(decision_ids))],
     )
     return {str(row["decision_id"]) for row in rows}
+
+
+def _no_such(record: Record, decision_id: str) -> OperatorError:
+    return OperatorError(f"no decision {decision_id!r} in {record.path}; the console's tab Compare lists them")
 
 
 def disputed(record: Record) -> set[str]:
@@ -161,20 +173,30 @@ def add_answer(
     run_id: str | None = None,
     request_hash: str | None = None,
 ) -> Answer:
-    """Enter an answer; an author's same text on the same passages is not a new version, unless an operator goes back to it."""
+    """Enter an answer; an author's same text on the same passages is not a new version, unless an operator goes back to it.
+
+    Raises OperatorError when there is no decision of that name.
+    """
     said = NewAnswer(decision_id, author, author_name, content, extra_json, tuple(passages), request_hash)
-    return add_answers(record, [said], run_id=run_id)[0]
+    entered = add_answers(record, [said], run_id=run_id)
+    if not entered:
+        raise _no_such(record, decision_id)
+    return entered[0]
 
 
 def add_answers(record: Record, said: Sequence[NewAnswer], *, run_id: str | None) -> list[Answer]:
-    """Enter answers in one step, each as `add_answer` does."""
+    """Enter answers in one step, each as `add_answer` does, and return them.
+
+    One for a decision that an erasure has taken meanwhile is left out.
+    """
     with record.write() as transaction:
         return add_answers_in(transaction, said, run_id=run_id)
 
 
 def add_answers_in(transaction: Transaction, said: Sequence[NewAnswer], *, run_id: str | None) -> list[Answer]:
-    """Enter answers, inside an open transaction, each as `add_answer` does."""
-    return [_entered(transaction, each, run_id) for each in said]
+    """Enter answers as `add_answers` does, inside an open transaction."""
+    there = there_among(transaction, (each.decision_id for each in said))
+    return [_entered(transaction, each, run_id) for each in said if each.decision_id in there]
 
 
 def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> Answer:
@@ -196,7 +218,7 @@ def _entered(transaction: Transaction, said: NewAnswer, run_id: str | None) -> A
         "content_hash": content_hash(said.content),
         "passages_json": json.dumps(list(said.passages)),
         "run_id": run_id,
-        "request_hash": said.request_hash,
+        "request_hash": _if_kept(transaction, said.request_hash),
         "answered_at_utc": utc_now(),
     }
     transaction.insert("answers", row)
@@ -215,6 +237,12 @@ def _is_same(transaction: Transaction, earlier: Row, said: NewAnswer) -> bool:
 def _is_rejected(transaction: Transaction, answer: Row) -> bool:
     found = transaction.query(f"SELECT {_REJECTED} AS it_is FROM answers a WHERE answer_id = ?", [answer["answer_id"]])
     return bool(found[0]["it_is"])
+
+
+def _if_kept(transaction: Transaction, request_hash: str | None) -> str | None:
+    """Return a request's hash where its reply is kept: an erased decision takes along a reply that no other has yet."""
+    kept = transaction.query("SELECT 1 FROM teacher_replies WHERE request_hash = ?", [request_hash])
+    return request_hash if kept else None
 
 
 def _is_last_word(transaction: Transaction, answer: Row) -> bool:

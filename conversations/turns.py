@@ -6,6 +6,7 @@ In: what a customer or a student said. Out: frozen values. Every way out of a tu
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from conversations.entry import insert_conversation, insert_turn, turn_hash
 from conversations.errors import OperatorError
@@ -21,9 +22,13 @@ from conversations.messages import (
     check_storable,
     new_name,
     utc_now,
+    utc_text,
 )
 from conversations.processes import is_alive, process_token
 from conversations.store import Cell, Record, Row, Transaction
+
+# Longer than any answer may take; nobody can tell whether a process on another machine still lives.
+ANSWER_HOURS = 1.0
 
 
 @dataclass(frozen=True)
@@ -204,15 +209,17 @@ def begin_reply(
     """Write the pending turn of a reply before its first token exists, and return it.
 
     A second reply to the same question is a branch beside the first. An open reply of a process that died is closed as
-    interrupted. Raises ReplyInProgress while another is open.
+    interrupted, and so is one of this process, which begins a reply only where none of its own is on its way: it was left behind.
+    Raises ReplyInProgress while another process writes one.
     """
     turn_id = new_name("turn")
     with record.write() as transaction:
         for row in transaction.query(
-            "SELECT turn_id, process_token FROM turns WHERE conversation_id = ? AND status IN ('pending', 'streaming')",
+            "SELECT turn_id, process_token, created_at_utc FROM turns WHERE conversation_id = ? "
+            "AND status IN ('pending', 'streaming')",
             [conversation_id],
         ):
-            if is_alive(str(row["process_token"])):
+            if row["process_token"] != process_token() and _is_being_written(row):
                 raise ReplyInProgress(conversation_id)
             _interrupt(transaction, str(row["turn_id"]))
         insert_turn(
@@ -281,10 +288,19 @@ def finish_reply(
 
 def interrupt_orphans(record: Record) -> int:
     """Mark the open replies of processes that have died as interrupted, and return how many there were."""
-    open_rows = record.query("SELECT turn_id, process_token FROM turns WHERE status IN ('pending', 'streaming')")
-    orphans = [str(row["turn_id"]) for row in open_rows if not is_alive(str(row["process_token"]))]
+    open_rows = record.query(
+        "SELECT turn_id, process_token, created_at_utc FROM turns WHERE status IN ('pending', 'streaming')"
+    )
+    orphans = [str(row["turn_id"]) for row in open_rows if not _is_being_written(row)]
     with record.write() as transaction:
         return sum(_interrupt(transaction, turn_id) for turn_id in orphans)
+
+
+def _is_being_written(row: Row) -> bool:
+    """Tell whether the process of an open reply still lives; one on another machine was last heard of when it began the reply."""
+    began = str(row["created_at_utc"])
+    is_recent = began >= utc_text(datetime.now(UTC) - timedelta(hours=ANSWER_HOURS))
+    return is_alive(str(row["process_token"]), heard_at_utc=None if is_recent else began)
 
 
 def _interrupt(transaction: Transaction, turn_id: str) -> int:

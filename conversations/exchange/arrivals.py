@@ -7,7 +7,7 @@ what some branch of a recorded conversation holds already, so that importing aga
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conversations.entry import TURNS_PER_CONVERSATION, SaidTurn, insert_conversation, insert_customer, insert_said_turns
 from conversations.exchange.formats import ImportedConversation, is_said, said_in
@@ -68,16 +68,18 @@ def enter(transaction: Transaction, imported: ImportedConversation, language: st
     for head in of_theirs:
         if head["content_hash"] == imported.content_hash:
             versions_note = ["one of several versions under this id"] if len(versions) > 1 else []
-            return Arrival(0, 0, (*_tell_later(transaction, head, imported), *versions_note))
+            return Arrival(0, 0, (*_tell_later(transaction, head, of_theirs, imported), *versions_note))
     for head in of_theirs:
-        arrival = _meet(transaction, head, imported, language)
+        arrival = _meet(transaction, head, of_theirs, imported, language)
         if arrival is not None:
             return arrival
     if len(imported.messages) > TURNS_PER_CONVERSATION:
         raise LineRejected(f"{len(imported.messages)} messages; {TURNS_PER_CONVERSATION} are allowed in one conversation")
+    told = _tell_consent(transaction, [], of_theirs, imported)
+    if _has_no(of_theirs):
+        imported = replace(imported, consent=Consent.NO)
     _insert(transaction, imported, customer_id, language, is_first=not versions, channel=channel)
-    notes = (_DIFFERS,) if versions else ()
-    return Arrival(1, len(imported.messages), notes)
+    return Arrival(1, len(imported.messages), (*((_DIFFERS,) if versions else ()), *told))
 
 
 def _may_be_of(recorded: str, imported: ImportedConversation) -> bool:
@@ -90,7 +92,9 @@ def _nobody_else(source_id: str) -> str:
     return f"only-{_short_hash(source_id)}"
 
 
-def _meet(transaction: Transaction, head: Row, imported: ImportedConversation, language: str) -> Arrival | None:
+def _meet(
+    transaction: Transaction, head: Row, of_theirs: Sequence[Row], imported: ImportedConversation, language: str
+) -> Arrival | None:
     """Extend a recorded conversation, or find that it holds all of the imported one; None where the two differ."""
     if not _same_tools(str(head["tools_json"]), imported.tools_json):
         return None
@@ -98,8 +102,9 @@ def _meet(transaction: Transaction, head: Row, imported: ImportedConversation, l
     new = len(imported.messages) - len(found.path)
     if not new:
         # An earlier state tells nothing new, except that a customer said no.
-        notes = _tell_later(transaction, head, imported) if found.at_tip else _tell_consent(transaction, head, imported)
-        return Arrival(0, 0, tuple(notes))
+        if found.at_tip:
+            return Arrival(0, 0, tuple(_tell_later(transaction, head, of_theirs, imported)))
+        return Arrival(0, 0, tuple(_tell_consent(transaction, [head], of_theirs, imported)))
     if not found.at_tip:
         return None
     if found.has_open_reply:
@@ -113,7 +118,7 @@ def _meet(transaction: Transaction, head: Row, imported: ImportedConversation, l
         "WHERE conversation_id = ?",
         [imported.content_hash, language, conversation_id],
     )
-    return Arrival(0, new, tuple(_tell_later(transaction, head, imported)))
+    return Arrival(0, new, tuple(_tell_later(transaction, head, of_theirs, imported)))
 
 
 def _insert(
@@ -218,10 +223,10 @@ def _known_release(transaction: Transaction, release_id: str | None) -> str | No
     return release_id if transaction.query("SELECT 1 FROM releases WHERE release_id = ?", [release_id]) else None
 
 
-def _tell_later(transaction: Transaction, head: Row, imported: ImportedConversation) -> list[str]:
+def _tell_later(transaction: Transaction, head: Row, of_theirs: Sequence[Row], imported: ImportedConversation) -> list[str]:
     """Take over what a line tells anew about words that are recorded; return what changed."""
     conversation_id = str(head["conversation_id"])
-    changed = _tell_consent(transaction, head, imported)
+    changed = _tell_consent(transaction, [head], of_theirs, imported)
     changed += _tell_customer(transaction, head, imported)
     for name, text in (("labels_json", _labels_text(imported)), ("extra_json", imported.extra_json)):
         if text not in ("", "{}", head[name]):
@@ -266,16 +271,27 @@ def _tell_customer(transaction: Transaction, head: Row, imported: ImportedConver
     return ["the customer is named now"]
 
 
-def _tell_consent(transaction: Transaction, head: Row, imported: ImportedConversation) -> list[str]:
-    """Take over what a line tells of consent. A no that is recorded stays: a file may be older than it."""
-    if imported.consent in (Consent.UNKNOWN, head["consent"]):
-        return []
-    if head["consent"] == Consent.NO:
+def _tell_consent(
+    transaction: Transaction, held: Sequence[Row], of_theirs: Sequence[Row], imported: ImportedConversation
+) -> list[str]:
+    """Take over what a line tells of consent: a yes for the version that holds its words, a no for every version of theirs.
+
+    A no that is recorded for any of these stays: a file may be older than it.
+    """
+    if imported.consent is Consent.YES and _has_no(of_theirs):
         return ["consent stays no: a line that says yes may be older; change it where the customer said so"]
-    transaction.execute(
-        "UPDATE conversations SET consent = ? WHERE conversation_id = ?", [imported.consent, head["conversation_id"]]
-    )
-    return [f"consent changed from {head['consent']} to {imported.consent}"]
+    reached = {Consent.YES: held, Consent.NO: of_theirs, Consent.UNKNOWN: ()}[imported.consent]
+    changed = [head for head in reached if head["consent"] != imported.consent]
+    for head in changed:
+        transaction.execute(
+            "UPDATE conversations SET consent = ? WHERE conversation_id = ?", [imported.consent, head["conversation_id"]]
+        )
+    before = dict.fromkeys(str(head["consent"]) for head in changed)
+    return [f"consent changed from {each} to {imported.consent}" for each in before]
+
+
+def _has_no(versions: Sequence[Row]) -> bool:
+    return any(version["consent"] == Consent.NO for version in versions)
 
 
 def _turns(transaction: Transaction, conversation_id: str) -> list[Row]:

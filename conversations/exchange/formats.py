@@ -215,6 +215,8 @@ def _tools(fields: Mapping[str, Member]) -> str:
     if isinstance(tools.value, str):
         try:
             inner = parse(tools.value)
+            # It would stand in a line of its own where it is exported.
+            has_repeated_key([inner])
         except Refused:
             return sound_raw(tools)
         if isinstance(inner, list | dict) and not may_be_broken(tools.value):

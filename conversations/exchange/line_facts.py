@@ -62,15 +62,7 @@ def name(about: Mapping[str, Json], key: str, repairs: list[str]) -> str | None:
 
 def created_at(about: Mapping[str, Json], repairs: list[str]) -> str | None:
     """Return when the conversation began, in UTC; a number counts seconds since 1970."""
-    value = about.get("created_at")
-    moment = _moment(value)
-    if value is not None and moment is None:
-        repairs.append(f"created_at {str(value)[:40]!r} left out: expected an ISO 8601 time")
-    if moment is not None and moment > utc_text(datetime.now(UTC) + timedelta(days=1)):
-        # It would stand first in every list, and never be old enough to expire.
-        repairs.append(f"created_at {str(value)[:40]!r} left out: it lies in the future")
-        return None
-    return moment
+    return _past(about.get("created_at"), "created_at", repairs)
 
 
 def consent(about: Mapping[str, Json]) -> Consent:
@@ -136,7 +128,7 @@ def turn_details(
     found: dict[int, TurnDetail] = {}
     for each in _objects(about, "turns", repairs):
         place = _place(each, moved)
-        detail = _detail(each, messages[place].role) if place is not None else None
+        detail = _detail(each, messages[place].role, repairs) if place is not None else None
         if place is not None and detail is not None:
             found[place] = detail
         else:
@@ -144,7 +136,7 @@ def turn_details(
     return found
 
 
-def _detail(each: Mapping[str, Json], role: Role) -> TurnDetail | None:
+def _detail(each: Mapping[str, Json], role: Role, repairs: list[str]) -> TurnDetail | None:
     usual = Author.CUSTOMER if role is Role.USER else Author.IMPORTED
     author, status, release_id = each.get("author", usual), each.get("status", "complete"), each.get("release_id")
     if author not in tuple(Author) or status not in _STATUSES or (status != "complete" and role is not Role.ASSISTANT):
@@ -152,7 +144,8 @@ def _detail(each: Mapping[str, Json], role: Role) -> TurnDetail | None:
     if (author == Author.CUSTOMER) != (role is Role.USER):
         return None
     known = release_id if isinstance(release_id, str) and not _SURROGATES.search(release_id) else None
-    return TurnDetail(Author(str(author)), TurnStatus(str(status)), _moment(each.get("created_at")), known)
+    created = _past(each.get("created_at"), f"turns: created_at of message {each['message']}", repairs)
+    return TurnDetail(Author(str(author)), TurnStatus(str(status)), created, known)
 
 
 def _objects(about: Mapping[str, Json], key: str, repairs: list[str]) -> list[dict[str, Json]]:
@@ -167,6 +160,18 @@ def _objects(about: Mapping[str, Json], key: str, repairs: list[str]) -> list[di
 def _place(each: Mapping[str, Json], moved: Mapping[int, int]) -> int | None:
     place = each.get("message")
     return moved.get(place) if isinstance(place, int) and not isinstance(place, bool) else None
+
+
+def _past(value: Json, name: str, repairs: list[str]) -> str | None:
+    """Return a time that has been, in UTC."""
+    moment = _moment(value)
+    if value is not None and moment is None:
+        repairs.append(f"{name} {str(value)[:40]!r} left out: expected an ISO 8601 time")
+    if moment is not None and moment > utc_text(datetime.now(UTC) + timedelta(days=1)):
+        # It would stand first in every list, and never be old enough to expire.
+        repairs.append(f"{name} {str(value)[:40]!r} left out: it lies in the future")
+        return None
+    return moment
 
 
 def _moment(value: Json) -> str | None:

@@ -13,11 +13,10 @@ from conversations.processes import is_alive
 from conversations.releases import lifecycle, student_servers
 from conversations.releases.lifecycle import Release, ReleaseKind
 from conversations.store import Record, Row, Transaction
+from conversations.turns import ANSWER_HOURS
 
 # A candidate whose run was killed leaves a wish behind that nobody takes back.
 CANDIDATE_HOURS = 48.0
-# Longer than any answer may take; nobody can tell whether a process on another machine still lives.
-ANSWER_HOURS = 1.0
 
 
 class Need(IntEnum):

@@ -2,12 +2,13 @@
 
 import pytest
 
-from conversations import audit, decisions, reviews, runs, turns
+from conversations import audit, decisions, erasure, reviews, runs, turns
 from conversations.corrections import correct, personal_in
-from conversations.decisions import AnswerAuthor, Decision
+from conversations.decisions import AnswerAuthor, Decision, NewAnswer
 from conversations.errors import OperatorError
 from conversations.messages import Author, Role, Split
 from conversations.redaction import RedactionRules
+from conversations.replies import TeacherReply, save_reply
 from conversations.reviews import ReviewVerdict
 from conversations.store import Record
 
@@ -102,3 +103,29 @@ def test_only_approved_answers_of_others_than_students_are_approved_and_the_newe
     assert [each.author for each in found] == [AnswerAuthor.LOGGED, AnswerAuthor.TEACHER]
     reviews.review(record, given[AnswerAuthor.LOGGED], ReviewVerdict.REJECTED, reviewed_by="ann")
     assert [each.author for each in decisions.newest_approved(record)[decision_id]] == [AnswerAuthor.TEACHER]
+
+
+def test_a_person_erased_while_a_run_goes_on_costs_it_no_other_answer(record: Record, decision_id: str) -> None:
+    talk = turns.create_conversation(record, customer_id="jo", channel="chat").conversation_id
+    questions = [
+        turns.append_message(record, talk, Role.USER, Author.CUSTOMER, words).turn_id for words in ("And I?", "And now?")
+    ]
+    gone = decisions.decision(record, decision_id)
+    chosen = [
+        Decision(f"decision-{number}", talk, question, None, "d", Split.TRAIN, "t", "h", "run-1", "coverage")
+        for number, question in enumerate(questions, start=2)
+    ]
+    decisions.put_decisions(record, chosen[:1])
+    save_reply(record, TeacherReply("sha256:1", decision_id, "big", "{}", 1, 1, 0.0, 1.0))
+    erasure.erase_customer(record, "eve", actor="ann")
+    assert decisions.put_decisions(record, [gone, *chosen]) == {"decision-2", "decision-3"}
+    assert [each.decision_id for each in decisions.decisions(record)] == ["decision-2", "decision-3"]
+    # A reply serves every decision with the same history, and goes with the one that it was asked for.
+    said = [
+        NewAnswer(name, AnswerAuthor.TEACHER, "big", "Yes.", request_hash="sha256:1")
+        for name in (decision_id, "decision-2", "decision-3")
+    ]
+    entered = decisions.add_answers(record, said, run_id="run-1")
+    assert [each.decision_id for each in entered] == ["decision-2", "decision-3"]
+    with pytest.raises(OperatorError, match="no decision 'decision-1'"):
+        decisions.add_answer(record, decision_id, author=AnswerAuthor.STUDENT, author_name="small", content="Yes.")

@@ -173,6 +173,11 @@ def said(content: str) -> str:
             "labels: broken surrogates replaced",
         ),
         ('{"id": "h", "created_at": "9999-12-31T00:00:00Z", ' + HELLO + "}", "repair", "it lies in the future"),
+        (
+            '{"id": "h", "turns": [{"message": 0, "created_at": "9999-12-31T00:00:00Z"}], ' + HELLO + "}",
+            "repair",
+            "created_at of message 0 '9999-12-31T00:00:00Z' left out: it lies in the future",
+        ),
         ("null", "reject", "found NoneType"),
         ('{"n": NaN, ' + HELLO + "}", "reject", "NaN is no JSON number"),
         ('{"n": 1e999, ' + HELLO + "}", "reject", "too large"),
@@ -216,6 +221,17 @@ def test_a_hostile_line_gets_its_verdict_and_the_good_ones_around_it_go_in(
     ids = {str(row["source_id"]) for row in record.query("SELECT source_id FROM conversations")}
     assert {"before", "after"} <= ids and len(ids) == (2 if verdict == "reject" or not line else 3)
     assert len(exported(record, tmp_path / "out.jsonl")) == len(ids)
+    assert checks.verify(record).problems == []
+
+
+@pytest.mark.parametrize("levels", [64, 300, 950, 1100, 100_000])
+def test_tools_nested_too_deeply_in_a_text_stay_that_text(record: Record, tmp_path: Path, levels: int) -> None:
+    tools = "[\n" * levels + "]" * levels
+    line = {"id": "h", "tools": tools, "messages": [{"role": "user", "content": "Hello there"}]}
+    assert bring_in(record, tmp_path / "in.jsonl", line).rejected == 0
+    assert json.loads(exported(record, tmp_path / "out.jsonl")[0])["tools"] == tools
+    again = imports.import_files(record, [tmp_path / "out.jsonl"])
+    assert (again.already_present, again.rejected) == (1, 0)
     assert checks.verify(record).problems == []
 
 

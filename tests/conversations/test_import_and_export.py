@@ -227,6 +227,26 @@ def test_a_recorded_no_is_not_overruled_by_an_older_file(record: Record, tmp_pat
     assert "consent stays no" in counts.problems[0].reason
 
 
+@pytest.mark.parametrize(("first", "second"), [(False, True), (True, False), (False, None), (None, False)])
+def test_a_no_counts_for_every_version_of_the_same_customers_conversation(
+    record: Record, tmp_path: Path, first: bool | None, second: bool | None
+) -> None:
+    other = [USER, {**ANSWER, "content": "No idea."}]
+    bring_in(record, tmp_path / "in.jsonl", {**LINE, "consent": True, "customer_id": "eve"}, {**LINE, "consent": first})
+    counts = bring_in(record, tmp_path / "in.jsonl", {**LINE, "messages": other, "consent": second})
+    rows = record.query("SELECT customer_id, consent FROM conversations ORDER BY conversation_seq")
+    assert [(row["customer_id"], row["consent"]) for row in rows] == [("eve", "yes"), ("jo", "no"), ("jo", "no")]
+    told = {True: "consent stays no", False: "to no", None: ""}[second]
+    assert "kept as a version" in counts.problems[0].reason and told in counts.problems[0].reason
+
+
+def test_a_yes_counts_for_the_version_that_it_was_said_of(record: Record, tmp_path: Path) -> None:
+    other = [USER, {**ANSWER, "content": "No idea."}]
+    bring_in(record, tmp_path / "in.jsonl", LINE, {**LINE, "messages": other, "consent": True})
+    rows = record.query("SELECT consent FROM conversations ORDER BY conversation_seq")
+    assert [row["consent"] for row in rows] == ["unknown", "yes"]
+
+
 def test_language_and_tags_are_taken_over_and_told_from_the_words_where_none_is_given(
     record: Record, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ import pytest
 from conversations import audit, checks, erasure, releases, rollouts, runs, search, spending, turns
 from conversations.errors import OperatorError, OutsideError
 from conversations.exchange import exports, imports
-from conversations.messages import Author, Role, TurnStatus, Vote
+from conversations.messages import Author, Role, TurnStatus, Vote, utc_text
+from conversations.processes import process_token
 from conversations.releases import Load, Release, ReleaseKind, ReleaseState, ServerState
 from conversations.store import Record, open_existing
 
@@ -52,6 +54,15 @@ def begin(record: Record, conversation_id: str, question_id: str, release_id: st
     )
 
 
+def written_by(record: Record, token: str, *, begun: datetime | None = None) -> None:
+    """Let the open reply be one of another process."""
+    with record.write() as transaction:
+        transaction.execute("UPDATE turns SET process_token = ? WHERE status = 'pending'", [token])
+        if begun is not None:
+            transaction.execute("DROP TRIGGER IF EXISTS turns_keep_their_place")
+            transaction.execute("UPDATE turns SET created_at_utc = ? WHERE status = 'pending'", [utc_text(begun)])
+
+
 def run_python(code: str, *arguments: str, speaks: bool = False) -> subprocess.Popen[bytes]:
     out = subprocess.PIPE if speaks else subprocess.DEVNULL
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out)
@@ -79,8 +90,36 @@ def test_a_reply_stands_in_the_record_before_its_first_token_and_only_one_at_a_t
     conversation_id, question_id = asked(record)
     reply = begin(record, conversation_id, question_id, based(record))
     assert (reply.status, reply.content) == (TurnStatus.PENDING, "")
+    written_by(record, process_token(os.getppid()))
     with pytest.raises(turns.ReplyInProgress):
         begin(record, conversation_id, question_id, based(record))
+
+
+def test_a_reply_that_this_process_left_open_is_interrupted_by_the_next_one(record: Record) -> None:
+    conversation_id, question_id = asked(record)
+    begin(record, conversation_id, question_id, based(record))
+    second = begin(record, conversation_id, question_id, based(record))
+    statuses = [turn.status for turn in turns.all_turns(record, conversation_id)[1:]]
+    assert (statuses, second.status) == ([TurnStatus.INTERRUPTED, TurnStatus.PENDING], TurnStatus.PENDING)
+
+
+@pytest.mark.parametrize("closed_by", ["the next reply", "the next start"])
+def test_an_answer_on_another_machine_is_waited_for_as_long_as_any_may_take_and_then_interrupted(
+    record: Record, closed_by: str
+) -> None:
+    conversation_id, question_id = asked(record)
+    begin(record, conversation_id, question_id, based(record))
+    now = datetime.now(UTC)
+    written_by(record, "another-machine:1:1.000", begun=now - timedelta(hours=turns.ANSWER_HOURS) + timedelta(minutes=1))
+    assert turns.interrupt_orphans(record) == 0
+    with pytest.raises(turns.ReplyInProgress):
+        begin(record, conversation_id, question_id, based(record))
+    written_by(record, "another-machine:1:1.000", begun=now - timedelta(hours=turns.ANSWER_HOURS, minutes=1))
+    if closed_by == "the next start":
+        assert turns.interrupt_orphans(record) == 1
+    else:
+        begin(record, conversation_id, question_id, based(record))
+    assert turns.all_turns(record, conversation_id)[1].status is TurnStatus.INTERRUPTED
 
 
 def test_a_retry_is_a_branch_beside_the_first_answer(record: Record) -> None:

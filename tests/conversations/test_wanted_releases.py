@@ -183,7 +183,7 @@ def test_an_answer_of_a_process_that_died_keeps_no_release_in_memory(record: Rec
             transaction.execute("DROP TRIGGER turns_keep_their_place")
             transaction.execute(
                 "UPDATE turns SET process_token = 'another-machine:1:1.000', created_at_utc = ? WHERE status = 'pending'",
-                [utc_text(datetime.now(UTC) - timedelta(hours=needs.ANSWER_HOURS, minutes=1))],
+                [utc_text(datetime.now(UTC) - timedelta(hours=turns.ANSWER_HOURS, minutes=1))],
             )
     assert needs.answers_under_way(record, bad) == 0
     assert needs.settle(record, keep_hours=24) == [bad]
