@@ -240,22 +240,28 @@ def open_run(
 def _going(run: Run, begun: runs.Begun | None, *, ended: str | None = None) -> Iterator[Run]:
     """Hold the run as the one that is going on; whatever happens, the record says how it ended.
 
-    `ended` is how a run that is taken up again had come to its end before.
+    `ended` is how a run that is taken up again had come to its end before; it has come to that end still, whatever happens.
     """
     record, run_id = run.record, run.run_id
+
+    def end(state: runs.RunState, outcome: str) -> None:
+        if ended is not None:
+            state, outcome = runs.RunState.COMPLETE, ended
+        runs.finish_run(record, run_id, state=state, outcome=outcome)
+
     runs.begin_run(record, run_id=run_id, path=str(run.folder), settings_digest=run_digest(run.settings), begun=begun)
     try:
         with beating(lambda: _show_life(record, run_id), SECONDS_BETWEEN_BEATS):
             yield run
     except KeyboardInterrupt:
-        runs.finish_run(record, run_id, state=runs.RunState.INTERRUPTED, outcome="stopped by the operator")
+        end(runs.RunState.INTERRUPTED, "stopped by the operator")
         raise
     except Refused as refused:
         # What the data decides is decided: a run that goes on would come to the same end.
-        runs.finish_run(record, run_id, state=runs.RunState.COMPLETE, outcome=f"refused: {refused}")
+        end(runs.RunState.COMPLETE, f"refused: {refused}")
         raise
     except Exception as error:
-        runs.finish_run(record, run_id, state=runs.RunState.FAILED, outcome=f"{type(error).__name__}: {error}")
+        end(runs.RunState.FAILED, f"{type(error).__name__}: {error}")
         raise
     if runs.run(record, run_id).state is runs.RunState.RUNNING:
         done = ended is not None or all(run.is_complete(stage) for stage in STAGES)

@@ -163,6 +163,19 @@ def test_a_finished_run_that_is_opened_again_keeps_its_outcome(tmp_path: Path) -
         assert runs.run(small.record, run.run_id).outcome == "promote"
 
 
+@pytest.mark.parametrize(
+    "raised", [KeyboardInterrupt(), OutsideError("nobody loads it"), Refused("no"), ValueError("a fault")]
+)
+def test_a_finished_run_keeps_its_outcome_whatever_ends_a_second_look_at_it(tmp_path: Path, raised: BaseException) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        run, _ = small.perform(Stage.CHOOSE)
+        runs.finish_run(small.record, run.run_id, state=runs.RunState.COMPLETE, outcome="promote")
+        with pytest.raises(type(raised)), open_run(small.record, small.settings, run.run_id):
+            raise raised
+        found = runs.run(small.record, run.run_id)
+        assert (found.state, found.outcome) == (runs.RunState.COMPLETE, "promote")
+
+
 def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(pace, "FIRST_PAUSE_SECONDS", 0.02)
