@@ -224,7 +224,7 @@ def open_run(
     """
     known = runs.run(record, run_id)
     folder = Path(known.path)
-    if not (folder / "settings.toml").is_file():
+    if not has_folder(known):
         raise OperatorError(f"{folder}: the folder of the run {run_id!r} is gone; start a new one with `distill cycle`")
     if known.settings_digest != run_digest(settings):
         raise OperatorError(
@@ -264,13 +264,24 @@ def _going(run: Run, begun: runs.Begun | None, *, ended: str | None = None) -> I
         end(runs.RunState.FAILED, f"{type(error).__name__}: {error}")
         raise
     if runs.run(record, run_id).state is runs.RunState.RUNNING:
-        done = ended is not None or all(run.is_complete(stage) for stage in STAGES)
-        runs.finish_run(
-            record,
-            run_id,
-            state=runs.RunState.COMPLETE if done else runs.RunState.INTERRUPTED,
-            outcome=(ended or "complete") if done else "stopped between stages",
-        )
+        if all(run.is_complete(stage) for stage in STAGES):
+            end(runs.RunState.COMPLETE, "complete")
+        else:
+            end(runs.RunState.INTERRUPTED, "stopped between stages")
+
+
+def has_folder(known: runs.Run) -> bool:
+    """Tell whether the folder of a run is there, with the settings that it was begun with."""
+    return (Path(known.path) / "settings.toml").is_file()
+
+
+def can_go_on(known: runs.Run, settings: DistillSettings) -> bool:
+    """Tell whether a run that was interrupted or failed could be taken up with these settings."""
+    return (
+        known.state in (runs.RunState.INTERRUPTED, runs.RunState.FAILED)
+        and known.settings_digest == run_digest(settings)
+        and has_folder(known)
+    )
 
 
 def _show_life(record: Record, run_id: str) -> None:
