@@ -65,7 +65,7 @@ def passages_by_run(record: Record) -> Mapping[str, frozenset[str]]:
     """Return which passages the training set of each run rests on, the newest run first."""
     found: dict[str, set[str]] = {}
     for row in record.query(
-        "SELECT p.run_id, p.passage_hash FROM run_passages p JOIN runs r USING (run_id) ORDER BY r.started_at_utc DESC, p.run_id DESC"
+        "SELECT p.run_id, p.passage_hash FROM run_passages p JOIN runs r USING (run_id) ORDER BY r.rowid DESC"
     ):
         found.setdefault(str(row["run_id"]), set()).add(str(row["passage_hash"]))
     return {name: frozenset(hashes) for name, hashes in found.items()}

@@ -202,9 +202,12 @@ def add_event(record: Record, run_id: str, *, stage: str, event: str, detail: Ma
 def finish_run(
     record: Record, run_id: str, *, state: RunState, outcome: str, report: Mapping[str, Json] | None = None
 ) -> None:
-    """Close this process's run with its outcome in one sentence; one that another process took up meanwhile stays as it is."""
+    """Close this process's run with its outcome in one sentence; one that another process took up meanwhile stays as it is.
+
+    A failure is an event of the run too, so that those in a row can be counted.
+    """
     with record.write() as transaction:
-        transaction.execute(
+        changed = transaction.execute(
             "UPDATE runs SET state = ?, outcome = ?, report_json = COALESCE(?, report_json), finished_at_utc = ?, "
             "heartbeat_at_utc = ? WHERE run_id = ? AND process_token = ?",
             [
@@ -217,6 +220,10 @@ def finish_run(
                 process_token(),
             ],
         )
+        if changed and state is RunState.FAILED:
+            transaction.insert(
+                "run_events", {"run_id": run_id, "stage": "", "event": "failed", "happened_at_utc": utc_now()}
+            )
 
 
 def note_report(record: Record, run_id: str, report: Mapping[str, Json]) -> None:
@@ -241,8 +248,8 @@ def run(record: Record, run_id: str) -> Run:
 
 
 def runs(record: Record, limit: int = 50) -> list[Run]:
-    """Return runs, the newest first."""
-    return [_run_of(row) for row in record.query("SELECT * FROM runs ORDER BY started_at_utc DESC LIMIT ?", [limit])]
+    """Return runs, the newest first: in the order in which they were entered, which no clock that is set back changes."""
+    return [_run_of(row) for row in record.query("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", [limit])]
 
 
 def run_events(record: Record, run_id: str) -> list[RunEvent]:
@@ -259,6 +266,22 @@ def latest_event(record: Record, run_id: str, *, stage: str, event: str) -> RunE
         [run_id, stage, event],
     )
     return _event_of(row) if row else None
+
+
+def begun_by(record: Record, run_id: str) -> str:
+    """Return who began a run or took it up last, as `Begun.by` says."""
+    begun = latest_event(record, run_id, stage="", event="begun")
+    return str(begun.detail.get("by", "")) if begun else ""
+
+
+def failures_in_a_row(record: Record, run_id: str) -> int:
+    """Return how often a run has failed since it last finished a stage."""
+    row = record.one(
+        "SELECT COUNT(*) AS n FROM run_events WHERE run_id = :run_id AND event = 'failed' AND run_event_id > COALESCE("
+        "(SELECT MAX(run_event_id) FROM run_events WHERE run_id = :run_id AND event = 'finished'), 0)",
+        {"run_id": run_id},
+    )
+    return int((row or {}).get("n") or 0)
 
 
 def new_conversations(record: Record, run_id: str | None) -> int:

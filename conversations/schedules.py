@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from conversations.messages import utc_now, utc_text
-from conversations.runs import Run, RunRequest, RunState, request, runs
+from conversations.runs import Run, RunRequest, RunState, begun_by, request, runs
 from conversations.store import Record, Row
 
 # The lease of whoever may look, and who `begun` a run that a scheduler goes on with by itself.
@@ -86,19 +86,14 @@ def take_over_request(record: Record, taken_by: str) -> RunRequest | None:
 
 
 def left_run(record: Record) -> Run | None:
-    """Return the newest run where a scheduler began it and it was interrupted, or None.
+    """Return the newest run where a scheduler began it and it was interrupted or failed, or None.
 
     What an operator began or took up is the operator's to go on with.
     """
     newest = next(iter(runs(record, limit=1)), None)
-    if newest is None or newest.state is not RunState.INTERRUPTED:
+    if newest is None or newest.state not in (RunState.INTERRUPTED, RunState.FAILED):
         return None
-    row = record.one(
-        "SELECT json_extract(detail_json, '$.by') AS begun_by FROM run_events WHERE run_id = ? AND event = 'begun' "
-        "ORDER BY run_event_id DESC LIMIT 1",
-        [newest.run_id],
-    )
-    return newest if row and row["begun_by"] == BY_SCHEDULE else None
+    return newest if begun_by(record, newest.run_id) == BY_SCHEDULE else None
 
 
 def resumed_in_vain(record: Record, run_id: str) -> tuple[int, str]:
@@ -143,6 +138,11 @@ def note_decision(
                 "decided_at_utc": utc_now(),
             },
         )
+
+
+def was_noted(record: Record, *, run_id: str, reason: str) -> bool:
+    """Tell whether something was ever written of a run."""
+    return record.one("SELECT 1 FROM schedule_log WHERE run_id = ? AND reason = ? LIMIT 1", [run_id, reason]) is not None
 
 
 def decisions_taken(record: Record, limit: int = 50) -> list[ScheduleEntry]:

@@ -12,7 +12,7 @@ from conversations.errors import OperatorError, Refused
 from conversations.messages import Json
 from conversations.store import Record
 from distill.rows import Task
-from distill.run import STAGES, Announce, Manifest, Outcome, Run, Stage, new_run, open_run, run_digest
+from distill.run import STAGES, Announce, Manifest, Outcome, Run, Stage, can_go_on, new_run, open_run, run_digest
 from distill.settings import DistillSettings
 
 _REPLAY = "assemble/replay.jsonl"
@@ -63,7 +63,10 @@ def run_cycle(
     run_id: str | None = None,
     begun: runs.Begun | None = None,
 ) -> CycleResult:
-    """Do every stage that is not done, in the named run, the interrupted one with these settings, or a new one."""
+    """Do every stage that is not done, in the named run, the newest unfinished one with these settings, or a new one.
+
+    Whoever says that it has `begun` the cycle names the run that it takes up; without a name that is a new one.
+    """
     check_before(settings)
     check_start(record, settings)
     with _run_of(record, settings, announce, run_id, begun) as run:
@@ -183,12 +186,13 @@ def refusal(result: CycleResult) -> Refused | None:
     )
 
 
-def unfinished_run(record: Record, settings: DistillSettings) -> str | None:
-    """Return the newest interrupted or failed run with these settings, which a cycle takes up again."""
+def unfinished_runs(record: Record, settings: DistillSettings) -> Iterator[runs.Run]:
+    """Yield the interrupted and failed runs with these settings that can go on, the newest first; none older than one that ended."""
     for run in runs.runs(record):
-        if run.settings_digest == run_digest(settings):
-            return run.run_id if run.state in (runs.RunState.INTERRUPTED, runs.RunState.FAILED) else None
-    return None
+        if can_go_on(run, settings):
+            yield run
+        elif run.settings_digest == run_digest(settings) and run.state in (runs.RunState.COMPLETE, runs.RunState.RUNNING):
+            return
 
 
 def newest_complete_run(record: Record) -> runs.Run:
@@ -206,8 +210,9 @@ def newest_complete_run(record: Record) -> runs.Run:
 def _run_of(
     record: Record, settings: DistillSettings, announce: Announce, run_id: str | None, begun: runs.Begun | None
 ) -> Iterator[Run]:
-    name = run_id or unfinished_run(record, settings)
-    opened = open_run(record, settings, name, announce, begun) if name else new_run(record, settings, announce, begun)
+    if run_id is None and begun is None:
+        run_id = next((run.run_id for run in unfinished_runs(record, settings)), None)
+    opened = open_run(record, settings, run_id, announce, begun) if run_id else new_run(record, settings, announce, begun)
     with opened as run:
         yield run
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from conversations import runs
 from conversations.runs import RunState
 from conversations.store import Record
+from distill.run import can_go_on
 from distill.settings import DistillSettings, ScheduleTable
 
 
@@ -30,17 +31,23 @@ def dueness(record: Record, settings: DistillSettings, now: datetime | None = No
     """Tell whether a cycle is due by itself.
 
     A student that learned what the handbook no longer says waits for nothing but the time of day. Otherwise the interval since the
-    newest run must have passed, and enough conversations must have come since.
+    newest run must have passed, and enough conversations must have come since the newest one that has taught or is to: a run that
+    failed or can't go on has taught nothing.
     """
     from distill.dataset.handbook.changes import due_because_of_handbook
 
     table, moment = settings.schedule, now or datetime.now(UTC)
-    newest = next(iter(runs.runs(record, limit=1)), None)
+    known = runs.runs(record)
+    newest = next(iter(known), None)
     if newest and newest.state is RunState.RUNNING:
         return Dueness(waits_for=f"the run {newest.run_id} is going on")
     changed = due_because_of_handbook(record, settings.handbook.path) if settings.handbook else ""
     waited = moment - datetime.fromisoformat(newest.started_at_utc) if newest else None
-    new = runs.new_conversations(record, newest.run_id if newest else None)
+    if waited is not None and waited < timedelta():
+        # The clock was set back: how long ago it was is unknown.
+        waited = None
+    teaching = next((run for run in known if _teaches(run, settings)), None)
+    new = runs.new_conversations(record, teaching.run_id if teaching else None)
     figures = f"{new} of {table.min_new_conversations} new conversations"
     if waited is not None:
         figures += f", {waited / timedelta(hours=1):.1f} of {table.every_hours:g} hours"
@@ -51,6 +58,10 @@ def dueness(record: Record, settings: DistillSettings, now: datetime | None = No
     if not _may_start(table, moment):
         return Dueness(waits_for=f"a cycle is due and starts at the next time of [schedule] cron = {table.cron!r}")
     return Dueness(because=changed or f"{new} conversations are new")
+
+
+def _teaches(run: runs.Run, settings: DistillSettings) -> bool:
+    return run.state is RunState.COMPLETE or (run.state is RunState.INTERRUPTED and can_go_on(run, settings))
 
 
 def _may_start(table: ScheduleTable, now: datetime) -> bool:

@@ -226,7 +226,7 @@ def open_run(
     """
     known = runs.run(record, run_id)
     folder = Path(known.path)
-    if not (folder / "settings.toml").is_file():
+    if not has_folder(known):
         raise OperatorError(f"{folder}: the folder of the run {run_id!r} is gone; start a new one with `distill cycle`")
     if known.settings_digest != run_digest(settings):
         raise OperatorError(
@@ -242,31 +242,48 @@ def open_run(
 def _going(run: Run, begun: runs.Begun | None, *, ended: str | None = None) -> Iterator[Run]:
     """Hold the run as the one that is going on; whatever happens, the record says how it ended.
 
-    `ended` is how a run that is taken up again had come to its end before.
+    `ended` is how a run that is taken up again had come to its end before; it has come to that end still, whatever happens.
     """
     record, run_id = run.record, run.run_id
+
+    def end(state: runs.RunState, outcome: str) -> None:
+        if ended is not None:
+            state, outcome = runs.RunState.COMPLETE, ended
+        runs.finish_run(record, run_id, state=state, outcome=outcome)
+
     runs.begin_run(record, run_id=run_id, path=str(run.folder), settings_digest=run_digest(run.settings), begun=begun)
     try:
         with beating(lambda: _show_life(record, run_id), SECONDS_BETWEEN_BEATS):
             yield run
     except KeyboardInterrupt:
-        runs.finish_run(record, run_id, state=runs.RunState.INTERRUPTED, outcome="stopped by the operator")
+        end(runs.RunState.INTERRUPTED, "stopped by the operator")
         raise
     except Refused as refused:
         # What the data decides is decided: a run that goes on would come to the same end.
-        runs.finish_run(record, run_id, state=runs.RunState.COMPLETE, outcome=f"refused: {refused}")
+        end(runs.RunState.COMPLETE, f"refused: {refused}")
         raise
     except Exception as error:
-        runs.finish_run(record, run_id, state=runs.RunState.FAILED, outcome=f"{type(error).__name__}: {error}")
+        end(runs.RunState.FAILED, f"{type(error).__name__}: {error}")
         raise
     if runs.run(record, run_id).state is runs.RunState.RUNNING:
-        done = ended is not None or all(run.is_complete(stage) for stage in STAGES)
-        runs.finish_run(
-            record,
-            run_id,
-            state=runs.RunState.COMPLETE if done else runs.RunState.INTERRUPTED,
-            outcome=(ended or "complete") if done else "stopped between stages",
-        )
+        if all(run.is_complete(stage) for stage in STAGES):
+            end(runs.RunState.COMPLETE, "complete")
+        else:
+            end(runs.RunState.INTERRUPTED, "stopped between stages")
+
+
+def has_folder(known: runs.Run) -> bool:
+    """Tell whether the folder of a run is there, with the settings that it was begun with."""
+    return (Path(known.path) / "settings.toml").is_file()
+
+
+def can_go_on(known: runs.Run, settings: DistillSettings) -> bool:
+    """Tell whether a run that was interrupted or failed could be taken up with these settings."""
+    return (
+        known.state in (runs.RunState.INTERRUPTED, runs.RunState.FAILED)
+        and known.settings_digest == run_digest(settings)
+        and has_folder(known)
+    )
 
 
 def _show_life(record: Record, run_id: str) -> None:

@@ -5,12 +5,12 @@ decided and why, in the record and in words. APScheduler says when to look, or t
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from conversations import runs, schedules
 from conversations.errors import Failure, Refused
@@ -18,10 +18,10 @@ from conversations.processes import SECONDS_BETWEEN_BEATS, SILENT_SECONDS, is_al
 from conversations.runs import RunRequest, RunState
 from conversations.schedules import LEASE, ScheduleDecision
 from conversations.store import Record
-from distill.cycle import run_cycle
+from distill.cycle import run_cycle, unfinished_runs
 from distill.due import Dueness, dueness
 from distill.heartbeat import beating
-from distill.run import Announce, run_digest
+from distill.run import Announce, can_go_on, has_folder
 from distill.settings import DistillSettings
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SECONDS_BEFORE_NEXT_TRY = 3600.0
 # A run whose process dies again and again in one stage, as for want of memory, is tried at once so often, and then seldom.
 RESUMES_AT_ONCE = 10
+FAILURES_BEFORE_GIVEN_UP = 3
 ENDED_EARLY = "ended early"
 
 
@@ -124,28 +125,48 @@ class _Scheduler:
         going = next((run for run in runs.runs(self._record) if run.state is RunState.RUNNING), None)
         if going is not None:
             return Dueness(waits_for=f"the run {going.run_id} is going on")
-        run = self._left_run()
-        in_vain = _resumed_in_vain(self._record, run)
-        left = None if in_vain else self._left(run)
-        if left is not None:
-            return left
+        left = self._left_run()
+        stopped = left if left and left.state is RunState.INTERRUPTED else None
+        in_vain = _resumed_in_vain(self._record, stopped)
+        found = None if in_vain else self._left(stopped)
+        if found is not None:
+            return found
         request = runs.take_request(self._record, self._token)
         if request is not None:
-            return _asked_for(request)
+            return self._asked_for(request)
         if in_vain:
             return Dueness(waits_for=in_vain)
         if _ended_early_lately(self._record):
             # Whoever mends it can ask for a run at once; by itself it is tried again later.
             return Dueness(waits_for=f"the last cycle ended early; by itself the next one starts {_NEXT_TRY} after that")
+        if left is not None:
+            return Work(ScheduleDecision.RESUMED, f"failed in {left.stage or 'its start'}", left.run_id)
         due = dueness(self._record, self._settings)
-        return Work(ScheduleDecision.STARTED, f"due, as {due.because}") if due.because else due
+        return self._wanted(f"due, as {due.because}") if due.because else due
 
     def _left_run(self) -> runs.Run | None:
-        """Return the run that a scheduler was stopped or killed in, where it can go on with the present settings."""
+        """Return the run that a scheduler was stopped or killed in, or that failed, where it can go on; else say once why not."""
         run = schedules.left_run(self._record)
-        if run is None or run.settings_digest != run_digest(self._settings):
+        if run is None or not has_folder(run):
             return None
-        return run if (Path(run.path) / "settings.toml").is_file() else None
+        if not can_go_on(run, self._settings):
+            self._note_once(run, f"the run {run.run_id} was begun with other settings; it goes on where those are set back")
+            return None
+        if self._is_given_up(run):
+            self._note_once(
+                run,
+                f"the run {run.run_id} failed {FAILURES_BEFORE_GIVEN_UP} times in a row; "
+                f"`distill cycle --run {run.run_id}` goes on with it",
+            )
+            return None
+        return run
+
+    def _is_given_up(self, run: runs.Run) -> bool:
+        return runs.failures_in_a_row(self._record, run.run_id) >= FAILURES_BEFORE_GIVEN_UP
+
+    def _note_once(self, run: runs.Run, reason: str) -> None:
+        if not schedules.was_noted(self._record, run_id=run.run_id, reason=reason):
+            self._note(ScheduleDecision.WAITS, reason, run_id=run.run_id)
 
     def _left(self, run: runs.Run | None) -> Work | None:
         """Return the cycle that a scheduler left in the middle, which goes on at once, or None where none was left."""
@@ -160,7 +181,17 @@ class _Scheduler:
                 request = None
         if run is not None:
             return Work(ScheduleDecision.RESUMED, f"left in the middle of {run.stage or 'its start'}", run.run_id, request)
-        return _asked_for(request) if request is not None else None
+        return self._asked_for(request) if request is not None else None
+
+    def _asked_for(self, request: RunRequest) -> Work:
+        return self._wanted(f"asked for by {request.requested_by}", request)
+
+    def _wanted(self, reason: str, request: RunRequest | None = None) -> Work:
+        """Return a cycle that is due or asked for: the newest unfinished run that a scheduler began, or a new one."""
+        for run in unfinished_runs(self._record, self._settings):
+            if runs.begun_by(self._record, run.run_id) == schedules.BY_SCHEDULE and not self._is_given_up(run):
+                return Work(ScheduleDecision.RESUMED, reason, run.run_id, request)
+        return Work(ScheduleDecision.STARTED, reason, request=request)
 
     def _do(self, work: Work) -> None:
         """Do a cycle, and say and note how it ended."""
@@ -196,10 +227,6 @@ class _Scheduler:
             self._tell(words)
 
 
-def _asked_for(request: RunRequest) -> Work:
-    return Work(ScheduleDecision.STARTED, f"asked for by {request.requested_by}", request=request)
-
-
 def _ended_early_lately(record: Record) -> bool:
     """Tell whether the newest cycle of a scheduler, whichever process that was, failed within the last hour."""
     end = schedules.latest_end(record)
@@ -224,7 +251,9 @@ _NEXT_TRY = f"{SECONDS_BEFORE_NEXT_TRY / 3600:g} h"
 
 
 def _seconds_since(moment_utc: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(moment_utc)).total_seconds()
+    """Return how long ago a moment was; one that is still to come, as where the clock was set back, was long ago."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment_utc)).total_seconds()
+    return seconds if seconds >= 0 else math.inf
 
 
 def _look_again_and_again(scheduler: _Scheduler, seconds: float, stop_asked: Callable[[], bool]) -> None:

@@ -1,6 +1,7 @@
 """What a cycle promises before it spends anything, and after it has ended."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_a_cycle_that_its_data_refused_is_over_and_the_next_one_sees_new_convers
     ):
         with pytest.raises(Refused, match="no answer is left"):
             cycle.run_cycle(small.record, small.settings, silent)
-        assert cycle.unfinished_run(small.record, small.settings) is None
+        assert not list(cycle.unfinished_runs(small.record, small.settings))
         asked = len(teacher.seen)
         small.import_conversations([conversation(20, "Is there anything you can tell me about the weather at sea?")])
         with pytest.raises(Refused, match="no answer is left"):
@@ -164,6 +165,31 @@ def test_a_finished_run_that_is_opened_again_keeps_its_outcome(tmp_path: Path) -
         assert runs.run(small.record, run.run_id).outcome == "promote"
 
 
+@pytest.mark.parametrize(
+    "raised", [KeyboardInterrupt(), OutsideError("nobody loads it"), Refused("no"), ValueError("a fault")]
+)
+def test_a_finished_run_keeps_its_outcome_whatever_ends_a_second_look_at_it(tmp_path: Path, raised: BaseException) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        run, _ = small.perform(Stage.CHOOSE)
+        runs.finish_run(small.record, run.run_id, state=runs.RunState.COMPLETE, outcome="promote")
+        with pytest.raises(type(raised)), open_run(small.record, small.settings, run.run_id):
+            raise raised
+        found = runs.run(small.record, run.run_id)
+        assert (found.state, found.outcome) == (runs.RunState.COMPLETE, "promote")
+
+
+def test_a_run_whose_folder_was_removed_is_not_in_the_way_of_the_next_cycle(tmp_path: Path) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1") as small:
+        older, _ = small.perform(Stage.CHOOSE)
+        newer, _ = small.perform(Stage.CHOOSE)
+        shutil.rmtree(newer.folder)
+        assert [each.run_id for each in cycle.unfinished_runs(small.record, small.settings)] == [older.run_id]
+        shutil.rmtree(older.folder)
+        with pytest.raises(OutsideError, match="cannot be reached"):
+            cycle.run_cycle(small.record, small.settings, silent)
+        assert len(runs.runs(small.record)) == 3
+
+
 def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(pace, "FIRST_PAUSE_SECONDS", 0.02)
@@ -173,7 +199,7 @@ def test_a_teacher_that_is_away_leaves_a_run_that_goes_on_later(tmp_path: Path, 
     ):
         with pytest.raises(OutsideError, match="has stopped answering"):
             cycle.run_cycle(small.record, small.settings, silent)
-        assert cycle.unfinished_run(small.record, small.settings) is not None
+        assert list(cycle.unfinished_runs(small.record, small.settings))
 
 
 @pytest.mark.parametrize("settings_file", sorted(Path("deploy").rglob("*settings*.*")), ids=str)

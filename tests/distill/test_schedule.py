@@ -17,7 +17,7 @@ from conversations.processes import process_token
 from conversations.schedules import LEASE, ScheduleDecision
 from distill import schedule as scheduling
 from distill.due import dueness
-from distill.run import Stage
+from distill.run import Run, Stage
 from distill.schedule import schedule
 
 DUE = "[schedule]\nevery_hours = 0.000001\nmin_new_conversations = 1\npoll_seconds = 0.05\n"
@@ -44,6 +44,22 @@ def move_back(small: SmallRun, statement: str) -> None:
     """Change times in the record as if hours had passed."""
     with small.record.write() as transaction:
         transaction.execute(statement)
+
+
+def as_by_schedule(small: SmallRun) -> None:
+    """Let every run have been begun by a scheduler."""
+    move_back(
+        small, "UPDATE run_events SET detail_json = json_set(detail_json, '$.by', 'distill schedule') WHERE event = 'begun'"
+    )
+
+
+def failed(small: SmallRun, *, times: int) -> Run:
+    """A run that a scheduler began and that failed so often since it has chosen."""
+    run, _ = small.perform(Stage.CHOOSE)
+    for _ in range(times):
+        runs.finish_run(small.record, run.run_id, state=runs.RunState.FAILED, outcome="a fault")
+    as_by_schedule(small)
+    return run
 
 
 @contextmanager
@@ -230,13 +246,71 @@ def test_what_an_operator_stopped_is_the_operators_to_go_on_with(tmp_path: Path)
         assert left is not None and left.run_id == run.run_id
 
 
+def test_a_scheduler_leaves_alone_what_an_operator_stopped_also_where_a_cycle_is_asked_for(tmp_path: Path) -> None:
+    with nothing_to_learn(tmp_path, "") as (small, _):
+        run, _ = small.perform(Stage.CHOOSE)
+        asked = runs.request_run(small.record, requested_by="jo")
+        assert look(small)[0] == "started: asked for by jo"
+        assert runs.run(small.record, run.run_id).state is runs.RunState.INTERRUPTED
+        assert runs.request(small.record, asked.request_id).run_id not in (None, run.run_id)
+
+
+def test_a_run_that_failed_goes_on_after_an_hour_or_when_it_is_asked_for(tmp_path: Path) -> None:
+    with nothing_to_learn(tmp_path, "") as (small, _):
+        run = failed(small, times=1)
+        schedules.note_decision(small.record, scheduler="s", decision=ScheduleDecision.ENDED, reason="ended early: a fault")
+        assert look(small) == ["waits: the last cycle ended early; by itself the next one starts 1 h after that"]
+        move_back(small, "UPDATE schedule_log SET decided_at_utc = '2020-01-01T00:00:00.000Z'")
+        assert look(small)[0] == "resumed: failed in choose"
+        assert runs.run(small.record, run.run_id).state is runs.RunState.COMPLETE
+        run = failed(small, times=1)
+        runs.request_run(small.record, requested_by="jo")
+        assert look(small)[0] == "resumed: asked for by jo"
+        assert runs.run(small.record, run.run_id).state is runs.RunState.COMPLETE
+        assert {entry.run_id for entry in schedules.decisions_taken(small.record, 2)} == {run.run_id}
+
+
+def test_a_run_that_fails_again_and_again_is_given_up_and_its_conversations_are_still_new(tmp_path: Path) -> None:
+    with nothing_to_learn(tmp_path) as (small, _):
+        run = failed(small, times=scheduling.FAILURES_BEFORE_GIVEN_UP)
+        assert look(small)[:2] == [
+            f"waits: the run {run.run_id} failed 3 times in a row; `distill cycle --run {run.run_id}` goes on with it",
+            "started: due, as 8 conversations are new",
+        ]
+        assert runs.run(small.record, run.run_id).state is runs.RunState.FAILED
+        assert runs.runs(small.record)[0].state is runs.RunState.COMPLETE
+        assert look(small) == ["waits: fewer than 1 conversations are new (0 of 1 new conversations, 0.0 of 1e-06 hours)"]
+
+
+def test_a_run_that_waits_for_other_settings_is_said_once(tmp_path: Path) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1", more="[schedule]\nmin_new_conversations = 50") as small:
+        run, _ = small.perform(Stage.CHOOSE)
+        as_by_schedule(small)
+        text = small.settings_file.read_text(encoding="utf-8")
+        small.settings_file.write_text(text.replace("max_calls = ", "max_calls = 9"), encoding="utf-8")
+        said = [line for _ in range(3) for line in look(small)]
+        other = f"the run {run.run_id} was begun with other settings; it goes on where those are set back"
+        assert said[0] == f"waits: {other}" and len([line for line in said if other in line]) == 1
+        assert "8 of 50 new conversations" in said[1] and len(log_of(small)) == 2
+
+
+def test_the_newest_run_is_the_one_begun_last_also_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    with small_run(tmp_path, "http://127.0.0.1:9/v1", more="[schedule]\nmin_new_conversations = 1") as small:
+        small.perform(Stage.CHOOSE)
+        move_back(small, "UPDATE runs SET started_at_utc = '2099-01-01T00:00:00.000Z'")
+        small.import_conversations([conversation(20, "Is there anything you can tell me about the weather at sea?")])
+        assert dueness(small.record, small.settings).because == "1 conversations are new"
+        later, _ = small.perform(Stage.CHOOSE)
+        as_by_schedule(small)
+        left = schedules.left_run(small.record)
+        assert left is not None and left.run_id == later.run_id
+        assert dueness(small.record, small.settings).figures == "0 of 1 new conversations, 0.0 of 24 hours"
+
+
 def test_a_run_that_dies_in_one_stage_again_and_again_is_tried_seldom(tmp_path: Path) -> None:
     with nothing_to_learn(tmp_path) as (small, _):
         run, _ = small.perform(Stage.CHOOSE)
-        move_back(
-            small,
-            "UPDATE run_events SET detail_json = json_set(detail_json, '$.by', 'distill schedule') WHERE event = 'begun'",
-        )
+        as_by_schedule(small)
         move_back(small, "UPDATE run_events SET happened_at_utc = '2026-01-01T00:00:00.000Z'")
         for _ in range(scheduling.RESUMES_AT_ONCE):
             schedules.note_decision(
