@@ -108,8 +108,10 @@ def choose(run: Run) -> Outcome:
     tally = _Tally(left_out=dict(sorted(choice.left_out.items())), starts_from=choice.starts_from)
     write_whole(folder / "counts.json", tally.model_dump_json(indent=2) + "\n")
     run.write_rows(Stage.CHOOSE, "decisions.jsonl", choice.rows)
-    kept.put_decisions(run.record, choice.decisions)
+    there = kept.put_decisions(run.record, choice.decisions)
     put_vectors(run.record, EMBEDDING_PACKAGE, choice.vectors)
+    if any(row.decision_id not in there for row in choice.rows):
+        return _taken_up(run, there)
     return _outcome(choice.rows, tally, {**choice.seconds, "write": round(time.monotonic() - began, 3)})
 
 

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from itertools import groupby
 
 from conversations import spending
-from conversations.decisions import AnswerAuthor, NewAnswer, add_answers
+from conversations.decisions import AnswerAuthor, NewAnswer, add_answers, there_among
 from conversations.errors import Refused
 from conversations.messages import Json
 from distill.dataset.judge import open_judge
@@ -49,9 +49,9 @@ def teach(run: Run) -> Outcome:
     asyncio.run(lesson.give())
     _say_what_caps_left(run, rows, lesson)
     _say_whose_replies_were_left(rows, tables)
-    answers = _entered(
-        run, {row.decision_id: lesson.chosen[row.decision_id] for row in rows if row.decision_id in lesson.chosen}
-    )
+    chosen = {row.decision_id: lesson.chosen[row.decision_id] for row in rows if row.decision_id in lesson.chosen}
+    answers = _entered(run, chosen)
+    lesson.missing |= {name: NoAnswer("gone") for name in chosen.keys() - {each.decision_id for each in answers}}
     run.write_rows(Stage.TEACH, "answers.jsonl", answers)
     return Outcome(_counts(rows, answers, lesson.missing), _details(run, answers, lesson))
 
@@ -234,7 +234,7 @@ def _by_conversation(rows: Sequence[ChosenRow]) -> Iterator[list[ChosenRow]]:
 
 
 def _entered(run: Run, chosen: Mapping[str, Chosen]) -> list[AnswerRow]:
-    """Enter answers in the record and return their rows, the same in every run over the same record."""
+    """Enter answers in the record and return their rows, the same in every run over the same record; those erased meanwhile go."""
     new = {
         decision_id: NewAnswer(
             decision_id=decision_id,
@@ -249,8 +249,12 @@ def _entered(run: Run, chosen: Mapping[str, Chosen]) -> list[AnswerRow]:
         if not each.given.answer_id
     }
     names = {each.decision_id: each.answer_id for each in add_answers(run.record, list(new.values()), run_id=run.run_id)}
+    with run.record.write() as transaction:
+        there = there_among(transaction, chosen)
     return [
-        _answer_row(decision_id, each, names.get(decision_id, each.given.answer_id)) for decision_id, each in chosen.items()
+        _answer_row(decision_id, each, names.get(decision_id, each.given.answer_id))
+        for decision_id, each in chosen.items()
+        if decision_id in there
     ]
 
 

@@ -94,7 +94,9 @@ def choose_from_files(run: Run) -> Outcome:
             f"{run.settings.datasets.train}: no question is there to be taught (left out: {told}); mend the lines or name "
             "other files in [datasets]"
         )
-    kept.put_decisions(run.record, (_decision(row, plan.turns[row.decision_id], run.run_id) for row in rows))
+    there = kept.put_decisions(run.record, (_decision(row, plan.turns[row.decision_id], run.run_id) for row in rows))
+    left_out += Counter({"gone": len(rows) - len(there)})
+    rows = tuple(row for row in rows if row.decision_id in there)
     run.write_rows(Stage.CHOOSE, "decisions.jsonl", rows)
     splits: dict[str, Json] = dict(sorted(Counter(row.split.value for row in rows).items()))
     problems: list[Json] = [
