@@ -26,12 +26,12 @@ from conversations.prompt import (
     messages_for_model,
 )
 from conversations.redaction import Placeholders, StreamRestorer
-from conversations.releases import ServerState, StudentServer
+from conversations.releases import StudentServer
 from conversations.store import Record
 from conversations.turns import ReplyInProgress, Turn
 from support_bot.completion import AnswerFailed, Decoding, FailureCode, Students
 from support_bot.growing import Growing
-from support_bot.routing import choose_server, is_loading
+from support_bot.routing import choose_server, is_loading, is_starting
 from support_bot.settings import SupportBotSettings
 from support_bot.shadowing import Answered, Shadowing
 
@@ -184,10 +184,8 @@ class Session:
         release_id = releases.in_service(self.record)
         if release_id is not None and releases.servers_with(self.record, release_id):
             return Availability.READY
-        awake = [server for server in releases.servers(self.record) if server.is_fresh]
-        if any(server.state is not ServerState.DOWN for server in awake):
-            return Availability.STARTING
-        return Availability.UNAVAILABLE
+        is_coming = is_starting(self.record, release_id) or (release_id is not None and is_loading(self.record, release_id))
+        return Availability.STARTING if is_coming else Availability.UNAVAILABLE
 
     def vote(self, conversation_id: str, customer_id: str, turn_id: str, vote: Vote | None) -> None:
         """Record a customer's thumb on an answer of one conversation; None takes it back."""

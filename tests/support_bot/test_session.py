@@ -13,6 +13,7 @@ from chat_world import ChatWorld
 from conversations import releases, turns
 from conversations.messages import Author, Consent, Role, TurnStatus, Vote
 from conversations.prompt import Renderer
+from conversations.releases import Load
 from conversations.turns import Conversation, ReplyInProgress, Turn
 from support_bot.access import CUSTOMER_COOKIE, customer_of, own_conversation
 from support_bot.completion import FailureCode
@@ -227,6 +228,22 @@ def test_student_that_is_gone_is_a_failed_turn_and_the_next_one_works_when_it_is
     renderer = Renderer.load(world.settings.student.base)
     asked = renderer.text(world.student.requests[0]["prompt"])
     assert "Why is the light red?" in asked and "Are you back?" in asked
+
+
+def test_assistant_is_said_to_be_starting_only_while_a_server_starts_or_a_load_goes_on(world):
+    async def act(session):
+        world.say_starting()
+        assert session.availability() is Availability.STARTING
+        world.say_up()
+        world.new_release("tuned-1")
+        releases.promote(world.record, "tuned-1", actor="test", reason="the gate passed")
+        assert session.availability() is Availability.READY
+        releases.forget_load(world.record, "server", "tuned-1")
+        assert session.availability() is Availability.STARTING
+        releases.note_load(world.record, Load("server", "tuned-1", False, "no memory"))
+        assert session.availability() is Availability.UNAVAILABLE
+
+    in_session(world, act)
 
 
 def test_retry_is_a_branch_beside_the_answer_that_failed(world):
