@@ -292,6 +292,38 @@ def test_message_that_is_empty_or_too_long_leaves_nothing(world, text):
     assert turns.conversations_of(world.record, "ann") == []
 
 
+@pytest.mark.parametrize("limited", ["one customer", "all"])
+def test_message_above_the_answers_at_once_is_not_taken_and_leaves_nothing(world, limited):
+    limit(world, **({"customer_answers_at_once": 2} if limited == "one customer" else {"answers_at_once": 2}))
+    customers = ["ann"] * 6 if limited == "one customer" else [f"customer-{number}" for number in range(6)]
+    said = "Your other questions" if limited == "one customer" else "Very many people"
+    world.student.seconds_before_first = 1.0
+    quiet = begin(world, "ann")
+
+    async def act(session):
+        opening = [session.open(each, "Hello", channel="web", consent=Consent.NO) for each in customers]
+        told = await asyncio.gather(*opening, return_exceptions=True)
+        refused = [str(each) for each in told if isinstance(each, MessageRefused)]
+        opened = [each for each in told if isinstance(each, str)]
+        assert len(opened) == 2 and len(refused) == 4 and all(each.startswith(said) for each in refused)
+        with pytest.raises(MessageRefused, match=said):
+            await session.ask(quiet.conversation_id, "Hello")
+        with pytest.raises(MessageRefused, match=said):
+            await session.retry(quiet.conversation_id)
+        if limited == "one customer":
+            await session.open("bob", "Hello", channel="web", consent=Consent.NO)
+        for each in opened:
+            await to_the_end(session, each)
+            assert turns.thread(world.record, each)[-1].status is TurnStatus.COMPLETE
+        await ask_and_wait(session, quiet.conversation_id)
+
+    in_session(world, act)
+    written = world.record.query(
+        "SELECT conversation_id FROM conversations WHERE conversation_id NOT IN (SELECT conversation_id FROM turns)"
+    )
+    assert written == []
+
+
 def test_message_before_the_first_student_leaves_nothing(tmp_path):
     world = ChatWorld(tmp_path)
     with world.record.write() as transaction:
