@@ -8,12 +8,13 @@ restart logs everybody out.
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,7 +82,8 @@ class Operators:
     _salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     _password_hash: bytes = b""
     _logins: dict[str, _Login] = field(default_factory=dict)
-    _failures: dict[str, list[float]] = field(default_factory=dict)
+    _tries: dict[str, list[float]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def with_password(cls, operator: str, password: str) -> "Operators":
@@ -91,24 +93,20 @@ class Operators:
         return operators
 
     def log_in(self, operator: str, password: str, *, address: str) -> str | None:
-        """Return a session's token, or None for a wrong name or password.
+        """Return a session's token, or None for a wrong name or password. May be called by many threads at once.
 
-        Raises TooManyTries after five failures from one address within a minute.
+        Raises TooManyTries after five failures from one address within a minute; a try counts as failed until it has succeeded.
         """
-        now = time.monotonic()
-        recent = [at for at in self._failures.get(address, []) if now - at < 60]
-        if len(recent) >= TRIES_PER_MINUTE:
-            raise TooManyTries
+        tried_at = self._count_try(address)
         is_password = hmac.compare_digest(self._hash(password), self._password_hash)
         is_operator = hmac.compare_digest(operator.encode("utf-8", "replace"), self.operator.encode())
         if not (is_password and is_operator):
-            self._failures[address] = [*recent, now]
-            if len(self._failures) > 10_000:
-                self._failures = {address: self._failures[address]}
             return None
         token = secrets.token_urlsafe(32)
-        self._logins = {key: login for key, login in self._logins.items() if login.ends_at > now}
-        self._logins[_fingerprint(token)] = _Login(self.operator, now + SESSION_SECONDS)
+        with self._lock:
+            self._tries[address] = [at for at in self._tries.get(address, []) if at != tried_at]
+            self._logins = {key: login for key, login in self._logins.items() if login.ends_at > tried_at}
+            self._logins[_fingerprint(token)] = _Login(self.operator, tried_at + SESSION_SECONDS)
         return token
 
     def who(self, cookies: Mapping[str, str]) -> str | None:
@@ -118,7 +116,20 @@ class Operators:
 
     def log_out(self, cookies: Mapping[str, str]) -> None:
         """End the session that these cookies carry."""
-        self._logins.pop(_fingerprint(cookies.get(OPERATOR_COOKIE, "")), None)
+        with self._lock:
+            self._logins.pop(_fingerprint(cookies.get(OPERATOR_COOKIE, "")), None)
+
+    def _count_try(self, address: str) -> float:
+        # Before the password is hashed, which takes long enough for many others to come.
+        with self._lock:
+            now = time.monotonic()
+            recent = [at for at in self._tries.get(address, []) if now - at < 60]
+            if len(recent) >= TRIES_PER_MINUTE:
+                raise TooManyTries
+            self._tries[address] = [*recent, now]
+            if len(self._tries) > 10_000:
+                self._tries = {address: self._tries[address]}
+        return now
 
     def _hash(self, password: str) -> bytes:
         # Costs as in RFC 7914's interactive example: about 50 ms and 16 MB for each try.
@@ -220,13 +231,8 @@ class OperatorDoor:
 
 
 def cookies_of(scope: Scope) -> dict[str, str]:
-    """Return the cookies of a request."""
-    jar: SimpleCookie = SimpleCookie()
-    try:
-        jar.load(Headers(scope=scope).get("cookie", ""))
-    except CookieError:
-        return {}
-    return {name: morsel.value for name, morsel in jar.items()}
+    """Return the cookies of a request, as the pages' handlers read them: one that is odd takes no other with it."""
+    return HTTPConnection(scope).cookies
 
 
 def cookie_header(name: str, value: str, scope: Scope, *, same_site: str, max_age_seconds: int) -> str:

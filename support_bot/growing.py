@@ -18,6 +18,7 @@ class Growing:
     """An answer on its way; lives until its turn is closed. `text` is the customer's, `said` is the model's, with placeholders."""
 
     conversation_id: str
+    customer_id: str
     question_turn_id: str = ""
     turn_id: str | None = None
     release_id: str = ""

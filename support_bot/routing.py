@@ -42,6 +42,14 @@ def is_loading(record: Record, release_id: str) -> bool:
     )
 
 
+def is_starting(record: Record, release_id: str | None) -> bool:
+    """Tell whether a server is starting that serves a release: one of its own, or that of the base."""
+    return any(
+        server.state is ServerState.STARTING and server.is_fresh and server.release_id in (None, release_id)
+        for server in releases.servers(record)
+    )
+
+
 def any_server_ready(record: Record) -> bool:
     """Tell whether at least one student server can answer now, with whichever release."""
     return any(server.state is ServerState.READY and server.is_fresh for server in releases.servers(record))

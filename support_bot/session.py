@@ -16,7 +16,7 @@ from enum import StrEnum
 from conversations import releases, rollouts, turns
 from conversations.async_record import AsyncRecord
 from conversations.errors import OperatorError, OutsideError
-from conversations.messages import Author, Consent, Role, TurnStatus, Vote
+from conversations.messages import Author, Consent, Role, TurnStatus, Vote, new_name
 from conversations.prompt import (
     Prompt,
     PromptTooLong,
@@ -26,12 +26,12 @@ from conversations.prompt import (
     messages_for_model,
 )
 from conversations.redaction import Placeholders, StreamRestorer
-from conversations.releases import ServerState, StudentServer
+from conversations.releases import StudentServer
 from conversations.store import Record
 from conversations.turns import ReplyInProgress, Turn
 from support_bot.completion import AnswerFailed, Decoding, FailureCode, Students
 from support_bot.growing import Growing
-from support_bot.routing import choose_server, is_loading
+from support_bot.routing import choose_server, is_loading, is_starting
 from support_bot.settings import SupportBotSettings
 from support_bot.shadowing import Answered, Shadowing
 
@@ -61,7 +61,7 @@ class NothingToRetry(Exception):
 
 
 class MessageRefused(Exception):
-    """The message is empty or too long; the text says which."""
+    """The message is empty or too long, or too many answers are on their way; the text says which."""
 
 
 @dataclass(frozen=True)
@@ -102,42 +102,46 @@ class Session:
     async def ask(self, conversation_id: str, text: str) -> Turn:
         """Take a customer's message into the record, begin the answer, and return the message's turn.
 
-        Raises MessageRefused for an empty or overlong message, NoReleaseYet before the first student, and
-        ReplyInProgress while the last question is being answered; nothing is written then.
+        Raises MessageRefused for an empty or overlong message and while too many answers are on their way, NoReleaseYet before the
+        first student, and ReplyInProgress while the last question is being answered; nothing is written then.
         """
         said = self._checked(text)
         if await self.stored.read(releases.in_service) is None:
             raise NoReleaseYet
-        growing = self._reserve(conversation_id)
-        try:
-            question = await self.stored.write(turns.append_message, conversation_id, Role.USER, Author.CUSTOMER, said)
-        except BaseException:
-            self._release(growing)
-            raise
-        self._start(growing, question.turn_id)
-        return question
+        conversation = await self.stored.read(turns.conversation, conversation_id)
+        return await self._take(self._reserve(conversation_id, conversation.customer_id), said)
 
     async def open(self, customer_id: str, text: str, *, channel: str, consent: Consent) -> str:
         """Begin a customer's conversation with their first message, and return its name.
 
         Raises as `ask`; a message that is not taken leaves no empty conversation.
         """
-        self._checked(text)
-        release_id = await self.stored.read(releases.in_service)
-        if release_id is None:
+        said = self._checked(text)
+        if await self.stored.read(releases.in_service) is None:
             raise NoReleaseYet
-        opened = await self.stored.write(
-            turns.create_conversation, customer_id=customer_id, channel=channel, consent=consent
-        )
-        await self.ask(opened.conversation_id, text)
+        # The answer has its place before the conversation has its name.
+        growing = self._reserve(new_name("opening"), customer_id)
+        try:
+            opened = await self.stored.write(
+                turns.create_conversation, customer_id=customer_id, channel=channel, consent=consent
+            )
+        except BaseException:
+            self._release(growing)
+            raise
+        del self._growing[growing.conversation_id]
+        growing.conversation_id = opened.conversation_id
+        self._growing[growing.conversation_id] = growing
+        await self._take(growing, said)
         return opened.conversation_id
 
     async def retry(self, conversation_id: str) -> None:
         """Begin a second answer to the last question, beside the one that did not come through.
 
-        Raises NothingToRetry when the last question has its answer, ReplyInProgress while one is on its way.
+        Raises NothingToRetry when the last question has its answer, ReplyInProgress while one is on its way, and MessageRefused while
+        too many answers are.
         """
-        growing = self._reserve(conversation_id)
+        conversation = await self.stored.read(turns.conversation, conversation_id)
+        growing = self._reserve(conversation_id, conversation.customer_id)
         try:
             thread = await self.stored.read(turns.thread, conversation_id)
             question = question_without_answer(thread)
@@ -184,10 +188,8 @@ class Session:
         release_id = releases.in_service(self.record)
         if release_id is not None and releases.servers_with(self.record, release_id):
             return Availability.READY
-        awake = [server for server in releases.servers(self.record) if server.is_fresh]
-        if any(server.state is not ServerState.DOWN for server in awake):
-            return Availability.STARTING
-        return Availability.UNAVAILABLE
+        is_coming = is_starting(self.record, release_id) or (release_id is not None and is_loading(self.record, release_id))
+        return Availability.STARTING if is_coming else Availability.UNAVAILABLE
 
     def vote(self, conversation_id: str, customer_id: str, turn_id: str, vote: Vote | None) -> None:
         """Record a customer's thumb on an answer of one conversation; None takes it back."""
@@ -218,12 +220,29 @@ class Session:
             raise MessageRefused(f"Your message has {len(said)} characters; please keep it under {longest}.")
         return said
 
-    def _reserve(self, conversation_id: str) -> Growing:
+    def _reserve(self, conversation_id: str, customer_id: str) -> Growing:
         if conversation_id in self._growing:
             raise ReplyInProgress(conversation_id)
-        growing = Growing(conversation_id)
+        own = sum(each.customer_id == customer_id for each in self._growing.values())
+        if own >= self.settings.serve.customer_answers_at_once:
+            raise MessageRefused("Your other questions are still being answered. Please wait until one of them is.")
+        if len(self._growing) >= self.settings.serve.answers_at_once:
+            raise MessageRefused("Very many people are writing right now. Please try again in a moment.")
+        growing = Growing(conversation_id, customer_id)
         self._growing[conversation_id] = growing
         return growing
+
+    async def _take(self, growing: Growing, said: str) -> Turn:
+        """Write the message for whose answer a place is reserved, begin the answer, and return the message's turn."""
+        try:
+            question = await self.stored.write(
+                turns.append_message, growing.conversation_id, Role.USER, Author.CUSTOMER, said
+            )
+        except BaseException:
+            self._release(growing)
+            raise
+        self._start(growing, question.turn_id)
+        return question
 
     def _release(self, growing: Growing) -> None:
         growing.is_open = False

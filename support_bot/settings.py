@@ -26,8 +26,10 @@ QUEUE_LOOK_SECONDS = 0.02
 class ServeTable(Table):
     """Where the two pages are, what they are called, and how long a customer may write and wait.
 
-    A conversation in which nothing was said for `rest_hours` counts as a new one when a release is chosen for it.
-    `shadow_answers_at_once` is how many answers of a shadow may be on their way; what comes above is dropped.
+    `answers_at_once` is how many answers may be on their way in a chat process, `customer_answers_at_once` how many of them one
+    customer may wait for; a message above either is not taken, and the page says so. A conversation in which nothing was said for
+    `rest_hours` counts as a new one when a release is chosen for it. `shadow_answers_at_once` is how many answers of a shadow may
+    be on their way; what comes above is dropped.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +42,8 @@ class ServeTable(Table):
     max_message_chars: int = Field(default=2000, ge=1)
     max_first_token_seconds: float = Field(default=60, gt=0)
     max_answer_seconds: float = Field(default=180, gt=0)
+    answers_at_once: int = Field(default=200, ge=1)
+    customer_answers_at_once: int = Field(default=3, ge=1)
     rest_hours: float = Field(default=12, gt=0)
     shadow_answers_at_once: int = Field(default=2, ge=1)
 

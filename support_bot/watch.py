@@ -30,6 +30,8 @@ async def watch_canary(stored: AsyncRecord) -> None:
         except OutsideError as error:
             # The next look may find the disk or the lock free again; till then the canary goes on.
             _log.warning("the canary could not be looked at: %s", error)
+        except Exception:  # noqa: BLE001  # a bug that ended the watch would leave every canary unwatched, and no word of it
+            _log.exception("the canary could not be looked at")
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
 

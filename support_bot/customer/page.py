@@ -31,6 +31,8 @@ UNAVAILABLE = "The assistant is unavailable right now. Please try again a little
 SECONDS_BETWEEN_CHECKS = 3
 # Gradio runs no more jobs at once than it has threads, whatever else is set.
 MAX_OPEN_PAGES = 400
+# Beyond them; what comes above is answered with 503 and kept nowhere.
+MAX_WAITING_PAGES = 400
 _FOCUS_MESSAGE = "() => { document.querySelector('#message textarea')?.focus(); }"
 
 # What a handler gives back: an update for each component it names.
@@ -118,7 +120,7 @@ def _page(session: Session) -> gr.Blocks:
             new = gr.Button("New conversation", elem_id="new", size="sm", variant="secondary")
         _wire(session, _parts(table), new)
     page.max_threads = MAX_OPEN_PAGES
-    page.queue(default_concurrency_limit=None, api_open=False)
+    page.queue(default_concurrency_limit=None, api_open=False, max_size=MAX_WAITING_PAGES)
     page._queue.sleep_when_free = QUEUE_LOOK_SECONDS
     return page
 
@@ -212,8 +214,12 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
         own = await session.stored.read(own_conversation, conversation_id, customer_of(request.cookies))
         if own is None:
             return
-        with suppress(NothingToRetry, ReplyInProgress):
-            await session.retry(conversation_id)
+        try:
+            with suppress(NothingToRetry, ReplyInProgress):
+                await session.retry(conversation_id)
+        except MessageRefused as refusal:
+            yield {parts.notice: _sentence(str(refusal), "trouble")}
+            return
         async for updates in _watch(session, parts, window, conversation_id):
             yield updates
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from conversations import releases
 from conversations.errors import OperatorError, OutsideError
 from conversations.releases import Load, Release, ReleaseKind, needs
-from conversations.releases.needs import Needed
+from conversations.releases.needs import Need, Needed
 from conversations.serving import read_serving, why_unfit
 from conversations.store import Record
 from support_bot.serving.leaving import Leaving
@@ -23,17 +23,23 @@ from support_bot.serving.real_prompts import RealPrompts
 from support_bot.vllm_api import VllmApi
 
 WHOLE_KINDS = (ReleaseKind.MERGED, ReleaseKind.FULL)
+# Customers meet these now: what keeps one away may pass, so it is tried as long as the server lives.
+VITAL = (Need.IN_SERVICE, Need.BASE, Need.ON_TRIAL)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Trial:
-    """How often a release was tried since it was wished for, and what went wrong last."""
+    """How often a release was tried since it was wished for, how often that ended the server, and what went wrong last."""
 
     wanted_at_utc: str
     attempts: int = 0
+    endings: int = 0
     problem: str = ""
+    failed_at: float | None = None
+    next_at: float = 0.0
+    backoff_seconds: float = 0.0
 
 
 class ServerLoads:
@@ -67,6 +73,9 @@ class ServerLoads:
         """The server starts anew and has nothing in memory; what ended it before is still known."""
         self._loads.clear()
         self._is_open = False
+        for trial in self._trials.values():
+            trial.endings += trial.failed_at is not None
+            trial.failed_at, trial.next_at = None, 0.0
 
     async def open(self) -> list[str]:
         """Write what the server has, now that it is ready, and from now on at once; return the names."""
@@ -85,6 +94,7 @@ class ServerLoads:
 
         whole_id: the whole release that the server serves; it loads no other.
         """
+        self._acquit()
         needed = await asyncio.to_thread(needs.needed, self._record, keep_hours=self._student.keep_hours)
         for each in needed:
             name = each.release.release_id
@@ -100,6 +110,12 @@ class ServerLoads:
         self._kept -= needed_ids
         await self._let_go(names - needed_ids - {self._student.release_id, whole_id}, needed_ids)
 
+    def _acquit(self) -> None:
+        """The server is well: what failed some time ago has not ended it."""
+        for trial in self._trials.values():
+            if trial.failed_at is not None and time.monotonic() - trial.failed_at > self._pace.blame_seconds:
+                trial.failed_at = None
+
     async def _provide(self, each: Needed, names: frozenset[str], whole_id: str | None) -> None:
         release, name = each.release, each.release.release_id
         if release.kind in WHOLE_KINDS and name != whole_id:
@@ -108,9 +124,9 @@ class ServerLoads:
             return
         elif name in names:
             if not self._is_loaded(name):
-                await self._try(release, is_there=True)
+                await self._try(each, is_there=True)
         elif self._is_loaded(name) or name not in self._loads or self._trials[name].attempts:
-            await self._try(release, is_there=False)
+            await self._try(each, is_there=False)
 
     async def _tell_of_whole(self, release: Release, whole_id: str | None) -> None:
         """Say on the base's server why a whole release has none of its own."""
@@ -120,14 +136,17 @@ class ServerLoads:
         elif release.release_id in self._loads:
             await self._forget(release.release_id)
 
-    async def _try(self, release: Release, *, is_there: bool) -> None:
+    async def _try(self, each: Needed, *, is_there: bool) -> None:
         """Load a release where it is not there, and check it with real prompts; a failure stands in the record."""
-        name, trial = release.release_id, self._trials[release.release_id]
+        release, name, is_vital = each.release, each.release.release_id, each.need in VITAL
+        trial = self._trials[name]
         if release.kind is ReleaseKind.BASE and is_there:
             await self._remember(name, "")
             return
-        if trial.attempts >= self._pace.load_attempts:
-            await self._remember(name, f"given up after {self._pace.load_attempts} attempts: {trial.problem}")
+        if given_up := self._why_given_up(trial, is_vital=is_vital):
+            await self._remember(name, given_up)
+            return
+        if is_vital and time.monotonic() < trial.next_at:
             return
         misfit = "" if is_there else self._misfit(release)
         if misfit:
@@ -140,13 +159,27 @@ class ServerLoads:
         trial.problem = await self._load_and_check(release, is_there=is_there)
         await self._remember(name, trial.problem)
         if trial.problem:
+            # What a server has of itself, a whole release, it is not loaded with: its starts are counted, not its loads.
+            trial.failed_at = None if is_there else time.monotonic()
+            trial.backoff_seconds = self._pace.longer_backoff(trial.backoff_seconds)
+            trial.next_at = time.monotonic() + trial.backoff_seconds
             if trial.problem != told:
-                tries = f"tried {self._pace.load_attempts} times at most"
+                tries = (
+                    "tried again while the server lives" if is_vital else f"tried {self._pace.load_attempts} times at most"
+                )
                 self._say(f"student: {self._student.base_url} could not load {name}: {trial.problem} ({tries})")
             return
-        trial.attempts = 0
+        self._trials[name] = _Trial(trial.wanted_at_utc)
         if self._is_open:
             self._say(f"student: {self._student.base_url} has loaded {name} in {time.monotonic() - began:.1f} s")
+
+    def _why_given_up(self, trial: _Trial, *, is_vital: bool) -> str:
+        most = self._pace.load_attempts
+        if trial.endings >= most:
+            return f"given up after {trial.endings} attempts that ended the server: {trial.problem}"
+        if trial.attempts >= most and not is_vital:
+            return f"given up after {trial.attempts} attempts: {trial.problem}"
+        return ""
 
     async def _load_and_check(self, release: Release, *, is_there: bool) -> str:
         """Return what went wrong, or an empty string; a release that cannot be used is not left in the server's memory."""

@@ -13,7 +13,7 @@ class Pace:
     """How often the supervisor looks, and how long it waits.
 
     What is needed no more stays in memory for `linger_seconds`, for a turn that chose it a moment before, and until its answers
-    under way have ended, at most `most_linger_seconds`.
+    under way have ended, at most `most_linger_seconds`. A server that is gone within `blame_seconds` of a failed load was ended by it.
     """
 
     look_seconds: float = 1.0
@@ -24,6 +24,7 @@ class Pace:
     health_failures: int = 3
     load_timeout_seconds: float = 120.0
     load_attempts: int = 3
+    blame_seconds: float = 5.0
     linger_seconds: float = 10.0
     most_linger_seconds: float = 300.0
     first_backoff_seconds: float = 1.0
@@ -31,6 +32,10 @@ class Pace:
     steady_after_seconds: float = 60.0
     first_starts: int = 3
     start_timeout_seconds: float = 600.0
+
+    def longer_backoff(self, seconds: float) -> float:
+        """Return the pause that follows one of so many seconds; 0 stands for none yet."""
+        return min(max(2 * seconds, self.first_backoff_seconds), self.last_backoff_seconds)
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,10 @@ class StudentSupervisor:
                 if problem:
                     await self._give_up(problem)
             await asyncio.sleep(backoff_seconds)
-            backoff_seconds = min(2 * backoff_seconds, self._pace.last_backoff_seconds)
+            backoff_seconds = self._pace.longer_backoff(backoff_seconds)
 
     async def _bring_up(self) -> None:
-        """Start the server where it is ours, wait until it is well, load what is wanted, and only then call it ready."""
+        """Start the server where it is ours, wait until it is well, try to load all that is wanted, and only then call it ready."""
         await self._start()
         await self._wait_until_well()
         names = await self._names()

@@ -53,6 +53,10 @@ class ChatWorld:
         self._state = ServerState.DOWN
         self._announce(ServerState.DOWN)
 
+    def say_starting(self) -> None:
+        self._state = ServerState.STARTING
+        self._announce(ServerState.STARTING)
+
     def say_up(self) -> None:
         self._state = ServerState.READY
         self.say_ready(self.base)

@@ -1,5 +1,6 @@
 import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from support_bot.access import (
     CUSTOMER_COOKIE,
     MAX_BODY_BYTES,
     OPERATOR_COOKIE,
+    TRIES_PER_MINUTE,
     CustomerDoor,
     Door,
     OperatorDoor,
@@ -47,6 +49,22 @@ def test_new_browser_gets_a_token_that_no_script_can_read():
     token = cookie.split(";")[0].split("=")[1]
     again = ask(CustomerDoor, "GET", "/", headers={"cookie": f"{CUSTOMER_COOKIE}={token}"})
     assert "set-cookie" not in again.headers
+
+
+FOREIGN_COOKIES = ['prefs={"a":1}', "x=a b", "näme=ä", "=odd", 'quoted="never closed']
+
+
+@pytest.mark.parametrize("foreign", FOREIGN_COOKIES)
+def test_foreign_cookie_takes_neither_a_customer_s_nor_an_operator_s_with_it(foreign):
+    operators = Operators.with_password("operator", "open sesame")
+    token = operators.log_in("operator", "open sesame", address="here")
+    cookies = f"{foreign}; {CUSTOMER_COOKIE}={'a' * 32}; {OPERATOR_COOKIE}={token}".encode()
+    assert "set-cookie" not in ask(CustomerDoor, "GET", "/", headers={b"cookie": cookies}).headers
+
+    def door(application):
+        return OperatorDoor(application, operators=operators)
+
+    assert ask(door, "GET", "/", headers={b"cookie": cookies}).status_code == 200
 
 
 def test_every_answer_carries_the_browser_s_protections():
@@ -103,6 +121,26 @@ def test_wrong_passwords_are_throttled_by_address():
         operators.log_in("operator", "open sesame", address="there")
     assert operators.log_in("nobody", "open sesame", address="here") is None
     assert operators.log_in("operator", "open sesame", address="here") is not None
+
+
+def test_wrong_passwords_that_come_at_once_are_throttled_as_one_after_another():
+    operators = Operators.with_password("operator", "open sesame")
+
+    def guess(number: int) -> str | None:
+        try:
+            return operators.log_in("operator", f"guess {number}", address="there")
+        except TooManyTries:
+            return "refused"
+
+    with ThreadPoolExecutor(20) as threads:
+        told = list(threads.map(guess, range(20)))
+    assert told.count(None) == TRIES_PER_MINUTE and told.count("refused") == 20 - TRIES_PER_MINUTE
+
+
+def test_passwords_that_are_right_use_up_no_tries():
+    operators = Operators.with_password("operator", "open sesame")
+    for _ in range(TRIES_PER_MINUTE + 1):
+        assert operators.log_in("operator", "open sesame", address="here") is not None
 
 
 def test_serving_without_a_console_password_says_what_to_set(tmp_path: Path, monkeypatch):

@@ -199,6 +199,29 @@ def test_a_canary_that_fails_is_taken_back_within_seconds_and_the_page_and_the_l
     assert "rolled back" in show_releases(world.record) and "the error rate is" in show_releases(world.record)
 
 
+def test_the_watch_outlives_a_fault_of_its_own_and_the_log_has_its_traceback(
+    world: ChatWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = on_trial(world, min_turns=1)
+    (sound,) = world.record.query("SELECT rules_json FROM rollouts")
+
+    def say_rules(rules_json: str) -> None:
+        with world.record.write() as transaction:
+            transaction.execute("UPDATE rollouts SET rules_json = ?", [rules_json])
+
+    async def act(session: Session) -> None:
+        await until(lambda: "Traceback" in caplog.text)
+        say_rules(str(sound["rules_json"]))
+        world.student.dies_after_pieces = 1
+        for number in range(5):
+            await ask_and_wait(session, begin(world, f"customer-{number}").conversation_id)
+        await until(lambda: rollouts.running(world.record, RolloutKind.CANARY) is None, seconds=8)
+
+    say_rules("{}}")
+    watched(world, act)
+    assert rollouts.rollout(world.record, canary.rollout_id).state is RolloutState.ROLLED_BACK
+
+
 def test_a_healthy_canary_goes_on_under_the_watch(world: ChatWorld) -> None:
     canary = on_trial(world, min_turns=3)
 

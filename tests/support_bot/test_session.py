@@ -13,6 +13,7 @@ from chat_world import ChatWorld
 from conversations import releases, turns
 from conversations.messages import Author, Consent, Role, TurnStatus, Vote
 from conversations.prompt import Renderer
+from conversations.releases import Load
 from conversations.turns import Conversation, ReplyInProgress, Turn
 from support_bot.access import CUSTOMER_COOKIE, customer_of, own_conversation
 from support_bot.completion import FailureCode
@@ -229,6 +230,22 @@ def test_student_that_is_gone_is_a_failed_turn_and_the_next_one_works_when_it_is
     assert "Why is the light red?" in asked and "Are you back?" in asked
 
 
+def test_assistant_is_said_to_be_starting_only_while_a_server_starts_or_a_load_goes_on(world):
+    async def act(session):
+        world.say_starting()
+        assert session.availability() is Availability.STARTING
+        world.say_up()
+        world.new_release("tuned-1")
+        releases.promote(world.record, "tuned-1", actor="test", reason="the gate passed")
+        assert session.availability() is Availability.READY
+        releases.forget_load(world.record, "server", "tuned-1")
+        assert session.availability() is Availability.STARTING
+        releases.note_load(world.record, Load("server", "tuned-1", False, "no memory"))
+        assert session.availability() is Availability.UNAVAILABLE
+
+    in_session(world, act)
+
+
 def test_retry_is_a_branch_beside_the_answer_that_failed(world):
     conversation = begin(world)
     world.student.dies_after_pieces = 2
@@ -273,6 +290,38 @@ def test_message_that_is_empty_or_too_long_leaves_nothing(world, text):
 
     in_session(world, act)
     assert turns.conversations_of(world.record, "ann") == []
+
+
+@pytest.mark.parametrize("limited", ["one customer", "all"])
+def test_message_above_the_answers_at_once_is_not_taken_and_leaves_nothing(world, limited):
+    limit(world, **({"customer_answers_at_once": 2} if limited == "one customer" else {"answers_at_once": 2}))
+    customers = ["ann"] * 6 if limited == "one customer" else [f"customer-{number}" for number in range(6)]
+    said = "Your other questions" if limited == "one customer" else "Very many people"
+    world.student.seconds_before_first = 1.0
+    quiet = begin(world, "ann")
+
+    async def act(session):
+        opening = [session.open(each, "Hello", channel="web", consent=Consent.NO) for each in customers]
+        told = await asyncio.gather(*opening, return_exceptions=True)
+        refused = [str(each) for each in told if isinstance(each, MessageRefused)]
+        opened = [each for each in told if isinstance(each, str)]
+        assert len(opened) == 2 and len(refused) == 4 and all(each.startswith(said) for each in refused)
+        with pytest.raises(MessageRefused, match=said):
+            await session.ask(quiet.conversation_id, "Hello")
+        with pytest.raises(MessageRefused, match=said):
+            await session.retry(quiet.conversation_id)
+        if limited == "one customer":
+            await session.open("bob", "Hello", channel="web", consent=Consent.NO)
+        for each in opened:
+            await to_the_end(session, each)
+            assert turns.thread(world.record, each)[-1].status is TurnStatus.COMPLETE
+        await ask_and_wait(session, quiet.conversation_id)
+
+    in_session(world, act)
+    written = world.record.query(
+        "SELECT conversation_id FROM conversations WHERE conversation_id NOT IN (SELECT conversation_id FROM turns)"
+    )
+    assert written == []
 
 
 def test_message_before_the_first_student_leaves_nothing(tmp_path):

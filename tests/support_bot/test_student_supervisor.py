@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,11 +16,12 @@ import pytest
 from chat_world import write_tokenizer
 from scripted_vllm import ScriptedVllm
 
-from conversations import releases, turns
+from conversations import releases, rollouts, turns
 from conversations.errors import OperatorError, OutsideError
 from conversations.messages import Author, Role, TurnStatus, utc_now
 from conversations.prompt import Renderer
 from conversations.releases import Release, ReleaseKind, ReleaseState, ServerState
+from conversations.rollouts import RolloutKind
 from conversations.serving import RopeFactors, Served, Serving, write_serving
 from conversations.settings import PromptTable, RedactionTable
 from conversations.store import Record
@@ -129,11 +131,12 @@ def attached(
     url: str,
     said: list[str] | None = None,
     why_not_whole: Callable[[Release], str] = lambda release: "",
+    pace: Pace = FAST,
 ) -> StudentSupervisor:
     say = (said if said is not None else []).append
     student = ServedStudent(BASE, base_id, url, SERVED)
     return StudentSupervisor(
-        record, student, prompts_of(record), new_process=None, why_not_whole=why_not_whole, say=say, pace=FAST
+        record, student, prompts_of(record), new_process=None, why_not_whole=why_not_whole, say=say, pace=pace
     )
 
 
@@ -263,6 +266,36 @@ def test_a_failed_load_stands_in_the_record_and_keeps_no_other_release_away(reco
                 assert loaded(record) == {base_id, "sound"}
 
     run(scenario)
+
+
+@pytest.mark.parametrize("need", ["in service", "on trial"])
+def test_what_customers_meet_now_is_tried_with_growing_pauses_for_as_long_as_the_server_lives(
+    record: Record, base_id: str, tmp_path: Path, need: str
+) -> None:
+    (tmp_path / "release-1").mkdir()
+    a_release(record, "release-1", folder=tmp_path)
+    said: list[str] = []
+    if need == "in service":
+        releases.promote(record, "release-1", actor="test", reason="test")
+    else:
+        rollouts.start(record, RolloutKind.CANARY, "release-1", share=0.1, actor="test", reason="t", against_gate=True)
+
+    async def scenario() -> None:
+        with ScriptedVllm(base_id) as vllm:
+            vllm.refusals["release-1"] = "no memory"
+            pace = replace(FAST, first_backoff_seconds=0.1, last_backoff_seconds=0.4)
+            async with looked_after(attached(record, base_id, vllm.base_url, said, pace=pace)):
+                began = time.monotonic()
+                await until(lambda: len(vllm.load_requests) == 5, "more attempts than three")
+                assert time.monotonic() - began > 0.1 + 0.2 + 0.4
+                assert problem_with(record, "release-1") == "no memory"
+                assert loaded(record) == {base_id}
+                vllm.refusals.clear()
+                await until(lambda: "release-1" in loaded(record), "loaded")
+
+    run(scenario)
+    told = [line for line in said if "could not load release-1" in line]
+    assert len(told) == 1 and "tried again while the server lives" in told[0]
 
 
 def test_an_adapter_of_another_base_is_never_sent_to_the_server(record: Record, base_id: str) -> None:
@@ -503,16 +536,20 @@ def test_a_killed_or_hanging_server_comes_back_with_its_releases_and_leaves_no_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("need", ["candidate", "in service"])
 def test_weights_that_end_the_server_are_tried_three_times_and_the_base_serves_on(
-    record: Record, base_id: str, tmp_path: Path
+    record: Record, base_id: str, tmp_path: Path, need: str
 ) -> None:
-    a_release(record, "deadly")
+    (tmp_path / "deadly").mkdir()
+    a_release(record, "deadly", folder=tmp_path)
+    if need == "in service":
+        releases.promote(record, "deadly", actor="test", reason="test")
 
     async def scenario() -> None:
         own = OwnServer(record, base_id, tmp_path, plan="dies-on-load")
         async with looked_after(own.supervisor):
             await until(lambda: loaded(record) == {base_id}, "ready without it", seconds=30)
-            assert "given up after 3 attempts" in problem_with(record, "deadly")
+            assert "given up after 3 attempts that ended the server" in problem_with(record, "deadly")
             assert own.supervisor.starts == 4
 
     run(scenario)
