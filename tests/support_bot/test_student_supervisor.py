@@ -528,9 +528,9 @@ def test_a_killed_or_hanging_server_comes_back_with_its_releases_and_leaves_no_p
             await until(lambda: state_of(record) is ServerState.DOWN, "down")
             await until(lambda: "release-1" in loaded(record), "loaded again")
             assert own.process_id != first_process
-            assert is_gone(first_process) and is_gone(first_child)
+            await until(lambda: is_gone(first_process) and is_gone(first_child), "the first is gone")
             last_process, last_child = own.process_id, own.child_id
-        assert is_gone(last_process) and is_gone(last_child)
+        await until(lambda: is_gone(last_process) and is_gone(last_child), "the last is gone")
 
     run(scenario)
 
