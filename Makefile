@@ -1,7 +1,7 @@
 # make demo   the whole product on this machine (arguments: make demo ARGS="--exit")
 # make test   every check and every test, as CI runs them
 # make check  the fast part of them, about four minutes on 2 cores
-# make bench  the published figures (SUBJECT=record, kills, redaction, choose, teach, train, merged, intervals, gate, releases, online, cycles or study for one of them)
+# make bench  the published figures (SUBJECT=record, kills, redaction, choose, teach, train, beside, merged, intervals, gate, releases, online, cycles or study for one of them)
 # make env    only the environment .venv, which the others make by themselves
 
 SHELL := /bin/bash
@@ -67,7 +67,7 @@ test: lint browser
 
 # Each prints a table and writes its figures as JSON; half an hour for all but the cycles, which take as long again on a CPU, and the
 # study of the training's defaults, which takes hours there: these two are asked for by name.
-SUBJECTS := record kills redaction choose teach train merged intervals gate releases online
+SUBJECTS := record kills redaction choose teach train beside merged intervals gate releases online
 SUBJECT ?= $(SUBJECTS)
 bench: env
 	@for subject in $(SUBJECT); do echo "== $$subject"; \

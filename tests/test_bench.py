@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from argparse import Namespace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.bench import choose, cycles, cycles_data, gate, intervals, kills, online, record, study, teach, train
+from tests.bench import beside, choose, cycles, cycles_data, gate, intervals, kills, online, record, study, teach, train
 from tests.bench.study_trial import Trial
 from tests.distill.tiny_student import tiny_student, write_dataset
 
@@ -119,6 +123,34 @@ def test_training_is_measured_beside_trl_on_the_same_rows() -> None:
         ours, trl = ({line["row_tokens"] for line in found["runs"][name] if line["turns"] == int(turns)} for name in names)
         assert ours == trl
     train.show(found)
+
+
+@pytest.mark.slow
+def test_customers_and_a_training_are_measured_beside_each_other() -> None:
+    class Student(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            time.sleep(0.1)
+            body = json.dumps({"choices": [{"token_ids": [1] * asked["max_tokens"]}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    options = Namespace(model="tiny", seconds=2.0, at_once=2, trainings=["ours"])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Student) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = beside.served_figures(f"http://127.0.0.1:{server.server_port}", options)
+        server.shutdown()
+    assert list(found) == ["alone", "beside a training ours"]
+    meanwhile = found["beside a training ours"]
+    assert meanwhile["one who thinks, p50 s"] > 0 and meanwhile["2 at once, trained tokens/s"] > 0
+    trained = beside.training_figures(options)
+    assert all(speed > 0 for speed in trained["ours"].values())
+    beside.show({"rounds": [{"trainings": trained, "servers": {"scripted": found}}]})
 
 
 @pytest.mark.slow

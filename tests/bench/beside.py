@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from conversations.cores import BACKGROUND_SPINS, spinning_briefly
 from tests.bench.arguments import at_least_one, folder_with
@@ -36,7 +37,7 @@ SERVERS: Mapping[str, Mapping[str, str]] = {
     "spins for 20,000": {"GOMP_SPINCOUNT": "20000"},
 }
 TRAININGS = ("as any program", "spins briefly", "ours")
-Figures = dict[str, object]
+Figures = dict[str, Any]
 
 
 @dataclass
@@ -81,9 +82,9 @@ def training(way: str, model: str) -> Iterator[Training]:
             time.sleep(0.1)
         yield begun
     finally:
-        process.kill()
-        process.wait()
-        listener.join()
+        with process:
+            process.kill()
+            listener.join()
 
 
 def customers(url: str, seconds: float, *, at_once: int, thinks: float) -> list[float]:
@@ -179,7 +180,7 @@ def _environment(chosen: Mapping[str, str]) -> Iterator[None]:
 
 def show(found: Figures) -> None:
     """Print a table for each round."""
-    for number, this in enumerate(found["rounds"], 1):  # type: ignore[call-overload, arg-type, var-annotated]
+    for number, this in enumerate(found["rounds"], 1):
         told(f"Trainings, round {number}", _rounded(this["trainings"]))
         for name, lines in this["servers"].items():
             told(f"Server: {name}, round {number}", _rounded(lines))
