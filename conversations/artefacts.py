@@ -1,14 +1,19 @@
 """Files that hold what the record says: what runs wrote, exports, backups.
 
 In: paths. Out: an entry for each, so that an erasure finds every copy of a person's words and `verify` sees what was changed.
+An entry without a digest is of a file that is being written, or that a killed writer has left.
 """
 
+import fcntl
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from conversations.errors import OutsideError
 from conversations.messages import utc_now
 from conversations.store import Record, Row, Transaction
 
@@ -38,6 +43,48 @@ class Artefact:
     stage: str = ""
 
 
+@contextmanager
+def alone(record: Record) -> Iterator[None]:
+    """Hold the files of a record against every other erasure and backup, waiting for one that is at work.
+
+    The folder is what is locked, so that nothing is left behind, and a holder that was killed holds it no more. Raises OutsideError
+    where it cannot be locked.
+    """
+    folder = record.path.resolve().parent
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _unlockable(folder, error) from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _unlockable(folder, error) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _unlockable(folder: Path, error: OSError) -> OutsideError:
+    return OutsideError(
+        f"{folder}: cannot be locked ({error.strerror or error}); an erasure or a backup needs it; mend that and run the same again"
+    )
+
+
+def half_written(path: Path) -> Path:
+    """Return where a file is written until it is whole."""
+    return path.with_name(f".{path.name}.half")
+
+
+def discard_half(path: Path) -> bool:
+    """Remove what was written of a file that is not whole, and SQLite's journal beside it; tell whether there was any."""
+    half = half_written(path)
+    there = half.exists()
+    half.unlink(missing_ok=True)
+    half.with_name(half.name + "-journal").unlink(missing_ok=True)
+    return there
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file with the algorithm in front, reading a piece at a time."""
     digest = hashlib.sha256()
@@ -52,14 +99,20 @@ def described(path: Path, kind: ArtefactKind) -> Artefact:
     return Artefact(path.absolute(), kind, True, file_digest(path), path.stat().st_size)
 
 
+def announced(path: Path, kind: ArtefactKind) -> Artefact:
+    """Return the entry for a file whose first byte is still to come."""
+    return Artefact(path.absolute(), kind, True, "", 0)
+
+
 def note(record: Record, artefacts: Iterable[Artefact]) -> None:
-    """Enter files; a file that was written anew is described anew."""
+    """Enter files; a file that was written anew is described anew, one that is announced as it was until then."""
     with record.write() as transaction:
         for each in artefacts:
             transaction.execute(
                 "INSERT INTO artefacts VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
                 "kind = excluded.kind, run_id = excluded.run_id, stage = excluded.stage, holds_text = excluded.holds_text, "
-                "digest = excluded.digest, bytes = excluded.bytes, written_at_utc = excluded.written_at_utc",
+                "digest = CASE excluded.digest WHEN '' THEN digest ELSE excluded.digest END, "
+                "bytes = CASE excluded.digest WHEN '' THEN bytes ELSE excluded.bytes END, written_at_utc = excluded.written_at_utc",
                 [
                     str(each.path),
                     each.kind,
@@ -71,6 +124,12 @@ def note(record: Record, artefacts: Iterable[Artefact]) -> None:
                     utc_now(),
                 ],
             )
+
+
+def drop_unwritten(transaction: Transaction, path: Path) -> None:
+    """Drop the entry of a file that was announced and never came to be."""
+    if not path.exists():
+        transaction.execute("DELETE FROM artefacts WHERE path = ? AND digest = ''", [str(path)])
 
 
 def renew(transaction: Transaction, path: Path) -> None:

@@ -14,7 +14,7 @@ from conversations import audit
 from conversations.artefacts import file_digest
 from conversations.editions import edition_hash
 from conversations.entry import TURNS_PER_CONVERSATION, turn_hash
-from conversations.erasure import UNFINISHED
+from conversations.erased_rows import UNFINISHED
 from conversations.errors import OperatorError
 from conversations.exchange.formats import conversation_hash, is_said
 from conversations.messages import ChatMessage, Role, TurnStatus, content_hash

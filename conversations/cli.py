@@ -304,8 +304,8 @@ def _tell_erased(erased: erasure.Erased, verb: str, as_json: bool) -> None:
         _say(f"these runs used it: {', '.join(erased.runs)}")
     for path in erased.unreached:
         _say(
-            f"{path} is not where it was written, or was changed since, and was left alone: it may still hold it. "
-            "A backup forgets by the same command with --record on it; an export is yours to delete"
+            f"{path} is not where it was written, was changed since or cannot be opened, and was left alone: it may still hold it. "
+            "A backup forgets by the same command with --record on it; one that cannot be opened and an export are yours to delete"
         )
 
 

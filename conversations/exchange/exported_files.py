@@ -10,17 +10,40 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from conversations.artefacts import file_digest
-from conversations.exchange.lines_out import CSV_COLUMNS, harmless_cell
+from conversations.artefacts import file_digest, half_written
+from conversations.exchange.lines_out import CSV_COLUMNS
 from conversations.exchange.raw_json import Member, Refused, members
 from conversations.messages import MAX_MESSAGE_CHARACTERS, Json
+from conversations.tombstones import name_hash
 
 # So that spreadsheets read the file as UTF-8.
 CSV_START = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Whose lines go: who is erased now, and who was erased while a file was away from its place.
+
+    `sources` are the ids that the conversations had where they came from, each with its customer. `graves` are the tombstones of
+    all that ever went; `is_there` tells whether the record still has a conversation under an id and a customer.
+    """
+
+    conversation_ids: Set[str]
+    sources: Set[tuple[str, str]]
+    graves: Set[str]
+    is_there: Callable[[str, str], bool]
+
+    def has(self, name: str, customer_id: str | None = None) -> bool:
+        """Tell whether what is called so goes. Two customers may share an id: where no customer is told, all of the id goes."""
+        if name in self.conversation_ids or (name, customer_id) in self.sources:
+            return True
+        is_buried = name_hash("conversation", name) in self.graves
+        return is_buried and (customer_id is None or not self.is_there(name, customer_id))
 
 
 class _CannotTell(Exception):
@@ -38,8 +61,8 @@ def index_path(path: Path) -> Path:
 
 
 def index_line(conversation_id: str, line: bytes) -> bytes:
-    """Return the line of the index for an example: the hashes of the conversation's name and of the example."""
-    return f"{_hash(conversation_id.encode('utf-8', 'replace'))} {_hash(line)}\n".encode()
+    """Return the line of the index for an example: the conversation's name as a tombstone would say it, and the example's hash."""
+    return f"{name_hash('conversation', conversation_id)} {_hash(line)}\n".encode()
 
 
 def csv_text(rows: Iterable[list[str]]) -> bytes:
@@ -54,17 +77,17 @@ def write_manifest(path: Path, manifest: Mapping[str, Json]) -> None:
     _replace_with(manifest_path(path), (json.dumps(dict(manifest), indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def forget(path: Path, conversation_ids: Set[str], sources: Set[tuple[str, str]]) -> bool:
+def forget(path: Path, gone: Gone) -> bool:
     """Take conversations out of an exported file; tell whether it changed.
 
-    `sources` are the ids that the conversations had where they came from, each with its customer. The file is removed where it
-    cannot be told whose its lines are, and so is what a killed export left half written beside it. Raises OSError where the
-    disk refuses.
+    The file is removed where it cannot be told whose its lines are, and so is what a killed export left half written beside it.
+    Raises OSError where the disk refuses.
     """
-    half_written = path.with_name(f".{path.name}.half")
-    found_half = half_written.exists()
-    half_written.unlink(missing_ok=True)
-    index_path(path).with_name(f".{index_path(path).name}.half").unlink(missing_ok=True)
+    # A file on its way holds nobody whom earlier erasures removed: it may go on where none is removed now.
+    found_half = bool(gone.conversation_ids) and half_written(path).exists()
+    if found_half:
+        for each in (path, index_path(path)):
+            half_written(each).unlink(missing_ok=True)
     if not path.is_file():
         return found_half
     half = path.with_name(f".{path.name}.forget.half")
@@ -72,7 +95,7 @@ def forget(path: Path, conversation_ids: Set[str], sources: Set[tuple[str, str]]
     try:
         with path.open("rb") as file, half.open("wb") as out, half_index.open("wb") as index:
             os.fchmod(out.fileno(), 0o600)
-            removed = _copy(path, file, out, index, conversation_ids, sources)
+            removed = _copy(path, file, out, index, gone)
         if not removed:
             return found_half
         if index_path(path).exists():
@@ -88,27 +111,24 @@ def forget(path: Path, conversation_ids: Set[str], sources: Set[tuple[str, str]]
     return True
 
 
-def _copy(
-    path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, conversation_ids: Set[str], sources: Set[tuple[str, str]]
-) -> list[int]:
+def _copy(path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, gone: Gone) -> list[int]:
     """Copy the lines of other people; return how many messages each removed conversation had."""
-    names = {*conversation_ids, *(source_id for source_id, _ in sources)}
-    # Two customers may have versions under one id. A redacted export says no customer, so all of the id goes.
-    told_apart = bool(sources) and not _is_redacted(path)
+    # A redacted export says no customer.
+    told_apart = not _is_redacted(path)
     start = file.read(len(CSV_START))
     file.seek(0)
     if start == CSV_START:
-        return _copy_csv(file, out, {harmless_cell(name) for name in conversation_ids})
+        return _copy_csv(file, out, gone)
     if index_path(path).exists():
-        return _copy_indexed(path, file, out, index, {_hash(name.encode("utf-8", "replace")) for name in conversation_ids})
+        return _copy_indexed(path, file, out, index, gone)
     removed: list[int] = []
     for line in file:
         told = _members_of(line)
         if "id" not in told or not isinstance(told["id"].value, str):
             raise _CannotTell
         name = told["id"].value
-        is_anothers = told_apart and "customer_id" in told and (name, told["customer_id"].value) not in sources
-        if name in conversation_ids or (name in names and not is_anothers):
+        customer_id = str(told["customer_id"].value) if told_apart and "customer_id" in told else None
+        if gone.has(name, customer_id):
             removed.append(_message_count(told))
         else:
             out.write(line)
@@ -127,7 +147,9 @@ def _message_count(told: Mapping[str, Member]) -> int:
     return sum(len(each) for each in lists[:1] if isinstance(each, list)) + ("system" in told and "messages" not in told)
 
 
-def _copy_indexed(path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, hashes: Set[str]) -> list[int]:
+def _copy_indexed(path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, gone: Gone) -> list[int]:
+    # The first versions wrote other hashes, which say nothing of earlier erasures.
+    hashes = gone.graves | {_hash(name.encode("utf-8", "replace")) for name in gone.conversation_ids}
     removed: list[int] = []
     with index_path(path).open("rb") as entries:
         for line in file:
@@ -143,7 +165,7 @@ def _copy_indexed(path: Path, file: BinaryIO, out: BinaryIO, index: BinaryIO, ha
     return removed
 
 
-def _copy_csv(file: BinaryIO, out: BinaryIO, names: Set[str]) -> list[int]:
+def _copy_csv(file: BinaryIO, out: BinaryIO, gone: Gone) -> list[int]:
     csv.field_size_limit(MAX_MESSAGE_CHARACTERS * 8)
     removed: Counter[str] = Counter()
     out.write(CSV_START)
@@ -152,7 +174,7 @@ def _copy_csv(file: BinaryIO, out: BinaryIO, names: Set[str]) -> list[int]:
             raise _CannotTell
         if len(row) < 2:
             raise _CannotTell
-        if number and row[0] in names:
+        if number and (gone.has(row[0]) or gone.has(row[0].removeprefix("'"))):
             removed[row[0]] += 1
         else:
             out.write(csv_text([row]))
@@ -194,7 +216,7 @@ def _renew_manifest(path: Path, removed: list[int]) -> None:
 
 
 def _replace_with(path: Path, content: bytes) -> None:
-    half = path.with_name(f".{path.name}.half")
+    half = half_written(path)
     half.write_bytes(content)
     os.replace(half, path)
 

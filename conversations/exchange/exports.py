@@ -14,8 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
+from conversations import artefacts
+from conversations.artefacts import Artefact, ArtefactKind
 from conversations.errors import OperatorError, OutsideError
-from conversations.exchange.exported_files import CSV_START, csv_text, forget, index_line, index_path, write_manifest
+from conversations.exchange.exported_files import CSV_START, Gone, csv_text, forget, index_line, index_path, write_manifest
 from conversations.exchange.formats import is_empty
 from conversations.exchange.lines_out import (
     CSV_COLUMNS,
@@ -29,12 +31,12 @@ from conversations.exchange.lines_out import (
     redacted,
     sharegpt_line,
 )
-from conversations.messages import OPEN_STATUSES, Author, ChatMessage, Consent, Json, Role, TurnStatus, Vote, utc_now
+from conversations.messages import OPEN_STATUSES, Author, ChatMessage, Consent, Json, Role, TurnStatus, Vote
 from conversations.redaction import RedactionRules
 from conversations.schema import SQLITE_START
 from conversations.store import Cell, Record, Row, Snapshot
 
-__all__ = ["ExportFormat", "Exported", "export_file", "forget"]
+__all__ = ["ExportFormat", "Exported", "Gone", "export_file", "forget"]
 
 
 class ExportFormat(StrEnum):
@@ -93,12 +95,12 @@ def export_file(
         raise OperatorError(f"{path}: is a folder; expected the name of a file to write; add one")
     path = path.absolute()
     _refuse_a_record(record, path)
-    half, half_index = (each.with_name(f".{each.name}.half") for each in (path, index_path(path)))
+    half, half_index = (artefacts.half_written(each) for each in (path, index_path(path)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from None
-    _note(record, path, "", 0)
+    artefacts.note(record, [artefacts.announced(path, ArtefactKind.EXPORT)])
     try:
         with half.open("wb") as out, half_index.open("wb") as index:
             os.fchmod(out.fileno(), 0o600)
@@ -108,7 +110,7 @@ def export_file(
         digest = "sha256:" + writing.digest.hexdigest()
         counts = (writing.conversations, writing.turns, writing.size, digest, dict(sorted(writing.left_out.items())))
         exported = Exported(path, export_format, redaction is not None, *counts)
-        _note(record, path, digest, exported.bytes)
+        artefacts.note(record, [Artefact(path, ArtefactKind.EXPORT, True, digest, exported.bytes)])
         # The index first: an example without a fitting index is given up by an erasure, never kept.
         if writing.index:
             os.replace(half_index, index_path(path))
@@ -152,17 +154,6 @@ def _manifest(exported: Exported) -> dict[str, Json]:
         "bytes": exported.bytes,
         "digest": exported.digest,
     }
-
-
-def _note(record: Record, path: Path, digest: str, size: int) -> None:
-    with record.write() as transaction:
-        transaction.execute(
-            "INSERT INTO artefacts (path, kind, run_id, stage, holds_text, digest, bytes, written_at_utc) "
-            "VALUES (?, 'export', NULL, '', 1, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET kind = 'export', holds_text = 1, "
-            "digest = CASE excluded.digest WHEN '' THEN digest ELSE excluded.digest END, "
-            "bytes = CASE excluded.digest WHEN '' THEN bytes ELSE excluded.bytes END, written_at_utc = excluded.written_at_utc",
-            [str(path), digest, size, utc_now()],
-        )
 
 
 def _write_all(snapshot: Snapshot, writing: _Writing, export_format: ExportFormat, redaction: RedactionRules | None) -> None:

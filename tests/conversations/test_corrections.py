@@ -57,6 +57,10 @@ def test_the_newest_review_counts_and_none_is_lost(record: Record, decision_id: 
         "answer approved",
         "answer rejected",
     ]
+    # What an erasure takes with the review must not stand in the audit, which keeps everything.
+    assert [each.detail_json for each in audit.entries_of(record, given.answer_id, "answer rejected")] == [
+        f'{{"review_id":"{found.review_id}"}}'
+    ]
     with pytest.raises(OperatorError, match="no answer 'answer-9'"):
         reviews.review(record, "answer-9", ReviewVerdict.APPROVED, reviewed_by="ann")
     with record.snapshot() as now:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from conversations.exchange.exports import ExportFormat
 from conversations.exchange.lines_out import CSV_COLUMNS, harmless_cell
 from conversations.redaction import RedactionRules
 from conversations.store import Record
+from conversations.tombstones import name_hash
 
 QUESTION = {"role": "user", "content": "Where is my refund? jo.marsh@example.com"}
 ANSWER = {"role": "assistant", "content": "Please wait."}
@@ -33,6 +34,13 @@ AL = {"id": "c-al", "customer_id": "al", "messages": [{"role": "user", "content"
 def record(tmp_path: Path) -> Iterator[Record]:
     with Record(tmp_path / "record.db") as opened:
         yield opened
+
+
+def gone(conversation_ids: set[str], sources: Iterable[tuple[str, str]] = ()) -> exports.Gone:
+    """Return what an erasure has just removed from a record in which nothing has gone before."""
+    names = {*conversation_ids, *(source_id for source_id, _ in sources)}
+    graves = {name_hash("conversation", name) for name in names}
+    return exports.Gone(conversation_ids, set(sources), graves, lambda *_: False)
 
 
 RUN_BY_SPREADSHEETS = "=1+1|+1|-1|@SUM(A1)|\t=1|\r=1|\n=1|  =1|\"=1|'=1|\u201c=1|\u00a0=1|\ufeff=1|＝1|＋1|－1|＠a"
@@ -130,9 +138,9 @@ def test_a_person_is_taken_out_of_an_exported_file(record: Record, tmp_path: Pat
     exports.export_file(record, out, export_format)
     jo = {str(row["conversation_id"]) for row in record.query("SELECT * FROM conversations WHERE source_id = 'c-jo'")}
     (tmp_path / ".out.half").write_text("what a killed export left")
-    assert exports.forget(out, {"somebody else"}, {("c-xx", "xx")})
-    assert exports.forget(out, jo, {("c-jo", JO["customer_id"])})
-    assert not exports.forget(out, jo, {("c-jo", JO["customer_id"])})
+    assert exports.forget(out, gone({"somebody else"}, {("c-xx", "xx")}))
+    assert exports.forget(out, gone(jo, {("c-jo", JO["customer_id"])}))
+    assert not exports.forget(out, gone(jo, {("c-jo", JO["customer_id"])}))
     with Record(tmp_path / "only_al.db") as other:
         bring_in(
             other,
@@ -157,7 +165,7 @@ def test_a_file_whose_lines_cannot_be_told_apart_is_removed_whole(
     out.write_bytes(
         out.read_bytes().replace(b'"messages"', b'"m"').replace(b'"id"', b'"x"').replace(b'"conversation_id"', b'"x"')
     )
-    assert exports.forget(out, {"anybody"}, set())
+    assert exports.forget(out, gone({"anybody"}))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
 
 
@@ -165,7 +173,7 @@ def test_a_fine_tuning_file_without_its_index_is_removed_whole(record: Record, t
     bring_in(record, tmp_path / "in.jsonl", JO, AL)
     exports.export_file(record, tmp_path / "out", ExportFormat.FINE_TUNING)
     (tmp_path / "out.index").unlink()
-    assert exports.forget(tmp_path / "out", {"anybody"}, set()) and not (tmp_path / "out").exists()
+    assert exports.forget(tmp_path / "out", gone({"anybody"})) and not (tmp_path / "out").exists()
 
 
 def test_every_export_is_noted_where_an_erasure_looks(record: Record, tmp_path: Path) -> None:
@@ -197,7 +205,7 @@ def test_what_a_killed_export_left_is_noted_and_can_be_forgotten(record: Record,
     running.wait()
     assert half.exists() and not (tmp_path / "out").exists()
     assert [row["path"] for row in record.query("SELECT path FROM artefacts")] == [str(tmp_path / "out")]
-    assert exports.forget(tmp_path / "out", {"anybody"}, set())
+    assert exports.forget(tmp_path / "out", gone({"anybody"}))
     assert not half.exists()
 
 

@@ -15,6 +15,7 @@ from conversations import (
     backup,
     checks,
     decisions,
+    erased_files,
     erasure,
     lineage,
     releases,
@@ -168,7 +169,7 @@ def test_an_erasure_that_was_killed_is_told_by_verify_and_finished_by_the_next(
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(erasure, "_erase_lines", killed)
+        patched.setattr(erased_files, "_erase_lines", killed)
         erasure.erase_customer(small.record, PHRASES[2], actor="test")
     assert search.find(small.record, "gramophone") == []
     assert bytes_with(small.folder / "runs", *PHRASES)
