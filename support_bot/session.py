@@ -179,6 +179,11 @@ class Session:
         """Tell whether an answer of the conversation is on its way in this process."""
         return conversation_id in self._growing
 
+    def question_on_answer(self, conversation_id: str) -> str | None:
+        """Return the turn of the question that is being answered in this process, or None."""
+        growing = self._growing.get(conversation_id)
+        return growing.question_turn_id or None if growing is not None else None
+
     def availability(self) -> Availability:
         """Tell whether a student with the release in service is there, from what its supervisor last wrote."""
         release_id = releases.in_service(self.record)

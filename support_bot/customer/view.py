@@ -42,9 +42,12 @@ class View:
 EMPTY = View("", (), (), (), "", False, False)
 
 
-def view_of(record: Record, conversation_id: str) -> View:
-    """Return what the customer sees now; an answer on its way is left out, for the page follows that itself."""
-    thread = turns.thread(record, conversation_id)
+def view_of(record: Record, conversation_id: str, *, question_turn_id: str | None = None) -> View:
+    """Return what the customer sees now; an answer on its way is left out, for the page follows that itself.
+
+    With a question, what the customer sees up to it, whatever was answered before.
+    """
+    thread = turns.branch_to(turns.all_turns(record, conversation_id), question_turn_id)
     closed = [turn for turn in thread if turn.status not in OPEN_STATUSES]
     shown = [turn for turn in closed if turn.role in (Role.USER, Role.ASSISTANT) and turn.content.strip()]
     unanswered = question_without_answer(thread)
