@@ -40,6 +40,9 @@ SECONDS_BETWEEN_GLIMPSES = 0.125
 # A rollback may restore a release that a server has to load first; the check with real prompts is most of it.
 SECONDS_TO_WAIT_FOR_A_LOAD = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.2
+# How long a record that cannot be written to is asked again to take a finished answer.
+SECONDS_TO_SAVE = 60.0
+_SECONDS_BETWEEN_TRIES = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -241,7 +244,7 @@ class Session:
         growing.task = asyncio.create_task(self._write(growing), name=f"reply {growing.conversation_id}")
 
     async def _write(self, growing: Growing) -> None:
-        """Write one answer into the record; whatever happens, its turn is closed when this returns."""
+        """Write one answer into the record; its turn is closed when this returns, unless the disk takes nothing for a long while."""
         status, code = TurnStatus.FAILED, FailureCode.OUR_BUG
         try:
             await self._answer(growing)
@@ -253,27 +256,39 @@ class Session:
             _log.warning("conversation %s is being answered by another process", growing.conversation_id)
         except asyncio.CancelledError:
             status = growing.ends_as
-        finally:
-            try:
-                # The saving must come through even when the cancellation comes twice.
-                await asyncio.shield(asyncio.create_task(self._finish(growing, status, code)))
-            finally:
-                self._release(growing)
+        except Exception:  # noqa: BLE001  # a bug of ours, told with its traceback; the turn is closed all the same
+            _log.exception("reply %s of conversation %s broke", growing.turn_id, growing.conversation_id)
+        saving = asyncio.create_task(self._finish(growing, status, code))
+        await _to_its_end(saving)
+        self._release(growing)
+        if saving.exception() is not None:
+            _log.error("reply %s could not be saved as %s", growing.turn_id, status, exc_info=saving.exception())
         if status is TurnStatus.COMPLETE:
             self._shadowing.offer(Answered(growing.question_turn_id, growing.release_id, growing.token_ids, growing.said))
 
     async def _finish(self, growing: Growing, status: TurnStatus, code: FailureCode) -> None:
+        """Close the turn of an answer, if one was begun; what the disk does not take is tried again for a while."""
         if growing.turn_id is None:
             return
         growing.text = growing.text.rstrip()
-        await self.stored.write(
-            turns.finish_reply,
-            growing.turn_id,
-            status=status,
-            content=growing.text,
-            measures=growing.measures(),
-            failure_code=code.value if status is TurnStatus.FAILED else None,
-        )
+        measures = growing.measures()
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        while True:
+            try:
+                await self.stored.write(
+                    turns.finish_reply,
+                    growing.turn_id,
+                    status=status,
+                    content=growing.text,
+                    measures=measures,
+                    failure_code=code.value if status is TurnStatus.FAILED else None,
+                )
+                return
+            except OutsideError as error:
+                if time.monotonic() > deadline:
+                    raise
+                _log.warning("reply %s is not saved yet: %s", growing.turn_id, error)
+            await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
 
     async def _answer(self, growing: Growing) -> None:
         # A pending turn that is half begun when the cancellation comes must still be found and closed.
@@ -281,7 +296,7 @@ class Session:
         try:
             await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            await asyncio.wait([beginning])
+            await _to_its_end(beginning)
             raise
         prompt, placeholders = await self.stored.read(self._prompt, growing)
         growing.token_ids = prompt.token_ids
@@ -385,6 +400,13 @@ def question_without_answer(thread: list[Turn]) -> Turn | None:
 def _save(record: Record, growing: Growing) -> None:
     if growing.turn_id is not None:
         turns.save_partial(record, growing.turn_id, growing.text, first_token_ms=growing.first_token_ms)
+
+
+async def _to_its_end(task: asyncio.Task[None]) -> None:
+    """Wait until a task is done, however often the waiting is cancelled."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
 
 
 async def _closed(growing: Growing) -> None:

@@ -90,6 +90,67 @@ def test_student_is_asked_with_the_token_ids_of_the_one_prompt_function(world):
     assert request["model"] == world.base
 
 
+def test_answer_that_the_disk_does_not_take_at_once_is_saved_when_it_does(world, caplog):
+    conversation = begin(world)
+    world.student.seconds_before_first = 0.5
+    world.student.exact_pieces = ["word " * 40_000]
+
+    def hold_pages(pages: int) -> None:
+        with world.record.write() as transaction:
+            transaction.query(f"PRAGMA max_page_count = {pages}")
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        await until(lambda: bool(world.student.requests))
+        hold_pages(1)  # SQLite takes it for as many as there are.
+        await until(lambda: "the disk is full" in caplog.text)
+        assert session.is_answering(conversation.conversation_id)
+        hold_pages(1_000_000)
+        await to_the_end(session, conversation.conversation_id)
+        reply = turns.thread(world.record, conversation.conversation_id)[-1]
+        assert (reply.status, len(reply.content)) == (TurnStatus.COMPLETE, 199_999)
+        world.student.exact_pieces = None
+        assert (await ask_and_wait(session, conversation.conversation_id)).status is TurnStatus.COMPLETE
+
+    in_session(world, act)
+
+
+def test_what_breaks_an_answer_is_logged_at_once_with_its_traceback(world, caplog):
+    async def act(session):
+        with world.record.write() as transaction:
+            transaction.execute("CREATE TRIGGER no_replies BEFORE INSERT ON turns WHEN new.role = 'assistant' "
+                                "BEGIN SELECT RAISE(ABORT, 'as made for this test'); END")  # fmt: skip
+        conversation_id = begin(world).conversation_id
+        await session.ask(conversation_id, "Hello")
+        await to_the_end(session, conversation_id)
+        assert conversation_id in caplog.text and "as made for this test" in caplog.text
+
+    in_session(world, act)
+
+
+def test_answer_that_is_whole_stays_whole_however_often_it_is_stopped_while_it_is_being_saved(world):
+    conversation = begin(world)
+    world.student.seconds_before_first = 0.3
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        await until(lambda: bool(world.student.requests))
+        writer_is_free = asyncio.Event()
+        busy = asyncio.create_task(session.stored.write(lambda _: time.sleep(1.5)))
+        busy.add_done_callback(lambda _: writer_is_free.set())
+        async for glimpse in session.follow(conversation.conversation_id):
+            if glimpse.text == world.student.answer:
+                break
+        await asyncio.sleep(0.1)
+        assert not writer_is_free.is_set(), "the machine is too slow to stop the answer while it waits for the writer"
+        await asyncio.gather(*(session.stop(conversation.conversation_id) for _ in range(3)))
+        reply = turns.thread(world.record, conversation.conversation_id)[-1]
+        assert (reply.status, reply.content) == (TurnStatus.COMPLETE, world.student.answer)
+        assert not session.is_answering(conversation.conversation_id)
+
+    in_session(world, act)
+
+
 def test_turn_stands_pending_before_the_first_token(world):
     conversation = begin(world)
     world.student.seconds_before_first = 0.8
