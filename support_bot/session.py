@@ -8,7 +8,7 @@ code, never text. Knows nothing of any page; the student is asked with the token
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -43,6 +43,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 # How long a record that cannot be written to is asked again to take a finished answer.
 SECONDS_TO_SAVE = 60.0
 _SECONDS_BETWEEN_TRIES = 1.0
+MESSAGE_TOO_LONG = "Your message is too long for me to read. Please send it in shorter parts."
 
 _log = logging.getLogger(__name__)
 
@@ -60,11 +61,11 @@ class NoReleaseYet(Exception):
 
 
 class NothingToRetry(Exception):
-    """The last question of the conversation has its answer, or there is none."""
+    """The last question of the conversation has its answer or can have none, or there is no question."""
 
 
 class MessageRefused(Exception):
-    """The message is empty or too long; the text says which."""
+    """The message is empty or too long to be answered; the text says which."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Session:
         Raises MessageRefused for an empty or overlong message, NoReleaseYet before the first student, and
         ReplyInProgress while the last question is being answered; nothing is written then.
         """
-        said = self._checked(text)
+        said = await self._checked(text)
         if await self.stored.read(releases.in_service) is None:
             raise NoReleaseYet
         growing = self._reserve(conversation_id)
@@ -125,7 +126,7 @@ class Session:
 
         Raises as `ask`; a message that is not taken leaves no empty conversation.
         """
-        self._checked(text)
+        await self._checked(text)
         release_id = await self.stored.read(releases.in_service)
         if release_id is None:
             raise NoReleaseYet
@@ -138,7 +139,7 @@ class Session:
     async def retry(self, conversation_id: str) -> None:
         """Begin a second answer to the last question, beside the one that did not come through.
 
-        Raises NothingToRetry when the last question has its answer, ReplyInProgress while one is on its way.
+        Raises NothingToRetry when the last question has its answer or can have none, ReplyInProgress while one is on its way.
         """
         growing = self._reserve(conversation_id)
         try:
@@ -216,7 +217,7 @@ class Session:
         await self._students.close()
         await asyncio.to_thread(self.stored.close)
 
-    def _checked(self, text: str) -> str:
+    async def _checked(self, text: str) -> str:
         # A NUL byte or a lone surrogate cannot be stored as text.
         said = text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8").strip()
         longest = self.settings.serve.max_message_chars
@@ -224,6 +225,10 @@ class Session:
             raise MessageRefused("Please write a message first.")
         if len(said) > longest:
             raise MessageRefused(f"Your message has {len(said)} characters; please keep it under {longest}.")
+        try:
+            await asyncio.to_thread(self._render, [SpokenTurn(Role.USER, TurnStatus.COMPLETE, said)])
+        except PromptTooLong:
+            raise MessageRefused(MESSAGE_TOO_LONG) from None
         return said
 
     def _reserve(self, conversation_id: str) -> Growing:
@@ -373,20 +378,29 @@ class Session:
         """Return what the student reads, redacted, and the table that puts the customer's own data back."""
         thread = turns.branch_to(turns.all_turns(record, growing.conversation_id), growing.question_turn_id)
         spoken = [SpokenTurn(each.role, each.status, each.content, each.extra_json) for each in thread]
-        messages, placeholders = messages_for_model(
-            spoken, system_prompt=self.settings.prompt.system, rules=self.settings.redaction.rules
-        )
         try:
-            prompt = self._renderer.prompt(messages, max_prompt_tokens=self.settings.prompt.max_prompt_tokens)
+            return self._render(spoken)
         except PromptTooLong as error:
             _log.warning("conversation %s: %s", growing.conversation_id, error)
             raise AnswerFailed(FailureCode.PROMPT_TOO_LONG) from None
-        return prompt, placeholders
+
+    def _render(self, spoken: Sequence[SpokenTurn]) -> tuple[Prompt, Placeholders]:
+        """Return the prompt of what was said, and its table.
+
+        Raises PromptTooLong when the last of it does not fit even alone.
+        """
+        messages, placeholders = messages_for_model(
+            spoken, system_prompt=self.settings.prompt.system, rules=self.settings.redaction.rules
+        )
+        return self._renderer.prompt(messages, max_prompt_tokens=self.settings.prompt.max_prompt_tokens), placeholders
 
 
 def question_without_answer(thread: list[Turn]) -> Turn | None:
-    """Return the last question of a thread when its answer failed, was interrupted, or was never begun."""
-    if not thread:
+    """Return the last question of a thread when its answer failed, was interrupted, or was never begun.
+
+    A question that was too long for the prompt will be so again, and does not count.
+    """
+    if not thread or was_too_long(thread[-1]):
         return None
     last = thread[-1]
     if last.role is Role.USER:
@@ -395,6 +409,11 @@ def question_without_answer(thread: list[Turn]) -> Turn | None:
     if (gave_up or (last.status is TurnStatus.STOPPED and not last.content)) and len(thread) > 1:
         return thread[-2]
     return None
+
+
+def was_too_long(reply: Turn) -> bool:
+    """Tell whether a reply failed because its question does not fit into the prompt."""
+    return reply.failure_code == FailureCode.PROMPT_TOO_LONG
 
 
 def _save(record: Record, growing: Growing) -> None:

@@ -12,7 +12,7 @@ from conversations.messages import OPEN_STATUSES, Consent, Role, TurnStatus, Vot
 from conversations.store import Record
 from conversations.turns import Turn
 from support_bot.customer.safe_text import plain, reduced
-from support_bot.session import question_without_answer
+from support_bot.session import MESSAGE_TOO_LONG, question_without_answer, was_too_long
 
 COULD_NOT_ANSWER = "I couldn't answer just now. Please try again."
 WAS_INTERRUPTED = "My answer was interrupted. Please try again."
@@ -88,6 +88,8 @@ def _notice(thread: Sequence[Turn]) -> str:
         return ""
     if thread[-1].role is Role.USER:
         return COULD_NOT_ANSWER
+    if was_too_long(thread[-1]):
+        return MESSAGE_TOO_LONG
     match thread[-1].status:
         case TurnStatus.FAILED:
             return COULD_NOT_ANSWER

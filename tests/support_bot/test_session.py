@@ -16,7 +16,16 @@ from conversations.prompt import Renderer
 from conversations.turns import Conversation, ReplyInProgress, Turn
 from support_bot.access import CUSTOMER_COOKIE, customer_of, own_conversation
 from support_bot.completion import FailureCode
-from support_bot.session import Availability, Glimpse, MessageRefused, NoReleaseYet, NothingToRetry, Session
+from support_bot.customer.view import view_of
+from support_bot.session import (
+    MESSAGE_TOO_LONG,
+    Availability,
+    Glimpse,
+    MessageRefused,
+    NoReleaseYet,
+    NothingToRetry,
+    Session,
+)
 
 
 @pytest.fixture
@@ -334,6 +343,44 @@ def test_message_that_is_empty_or_too_long_leaves_nothing(world, text):
 
     in_session(world, act)
     assert turns.conversations_of(world.record, "ann") == []
+
+
+def allow_prompt_tokens(world: ChatWorld, tokens: int) -> None:
+    prompt = world.settings.prompt.model_copy(update={"max_prompt_tokens": tokens})
+    world.settings = world.settings.model_copy(update={"prompt": prompt})
+
+
+def test_message_that_does_not_fit_into_the_prompt_leaves_nothing(world):
+    allow_prompt_tokens(world, 100)
+    talk = begin(world, "bob").conversation_id
+
+    async def act(session):
+        with pytest.raises(MessageRefused, match="shorter parts"):
+            await session.open("ann", "0123456789" * 9, channel="web", consent=Consent.NO)
+        with pytest.raises(MessageRefused, match="shorter parts"):
+            await session.ask(talk, "0123456789" * 9)
+        assert (await ask_and_wait(session, talk)).status is TurnStatus.COMPLETE
+
+    in_session(world, act)
+    assert turns.conversations_of(world.record, "ann") == []
+    assert len(turns.all_turns(world.record, talk)) == 2
+
+
+def test_question_that_was_too_long_for_the_prompt_is_not_offered_again(world):
+    allow_prompt_tokens(world, 100)
+    talk = begin(world).conversation_id
+    turns.append_message(world.record, talk, Role.USER, Author.CUSTOMER, "0123456789" * 9)
+
+    async def act(session):
+        await session.retry(talk)
+        await to_the_end(session, talk)
+        assert turns.thread(world.record, talk)[-1].failure_code == FailureCode.PROMPT_TOO_LONG
+        with pytest.raises(NothingToRetry):
+            await session.retry(talk)
+
+    in_session(world, act)
+    seen = view_of(world.record, talk)
+    assert (seen.notice, seen.can_retry) == (MESSAGE_TOO_LONG, False)
 
 
 def test_message_before_the_first_student_leaves_nothing(tmp_path):
