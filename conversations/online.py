@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from conversations.rollouts import NO_SERVER_CODES, Rollout
+from conversations.rollouts import BLAMELESS_CODES, NO_SERVER_CODES, Rollout
 from conversations.store import Record
 
 # Of how many newest answers the times are told; a hundred thousand would change no digit that matters.
@@ -33,10 +33,10 @@ class OnlineFigures:
     """What customers met of one release.
 
     `errors` are failed answers among those that failed, were complete or were stopped by the customer. What our own process
-    interrupted, and what failed because no server with the release could be reached, says nothing of a release: it is counted in
-    `interrupted` and `no_server` alone. `thumbs_down` counts votes, `handoffs` conversations that
-    came to a person behind this release's answer. Times are those of the newest complete answers, at most TIMED_ANSWERS, in
-    milliseconds.
+    interrupted, and what failed through no fault of the release (BLAMELESS_CODES), says nothing of it and is left out; the first
+    is counted in `interrupted`, and where no server could be reached in `no_server`. `thumbs_down` counts votes, `handoffs`
+    conversations that came to a person behind this release's answer. Times are those of the newest complete answers, at most
+    TIMED_ANSWERS, in milliseconds.
     """
 
     release_id: str
@@ -88,8 +88,8 @@ def figures_of(record: Record, release_id: str, *, since_utc: str = "") -> Onlin
         release_id,
         since_utc,
     )
-    no_server = _count(record, _NO_SERVER, release_id, since_utc)
-    failed = by_status.get("failed", 0) - no_server
+    no_server = _count(record, _failed_by(NO_SERVER_CODES), release_id, since_utc)
+    failed = by_status.get("failed", 0) - _count(record, _failed_by(BLAMELESS_CODES), release_id, since_utc)
     first_tokens, latencies = _times(record, release_id, since_utc)
     return OnlineFigures(
         release_id=release_id,
@@ -148,10 +148,12 @@ WHERE :release_id = (
 )"""
 
 
-# The index finds the failed ones; only those few rows are read.
-_NO_SERVER = f"""
-SELECT COUNT(*) AS n FROM turns WHERE release_id = :release_id AND created_at_utc >= :since AND status = 'failed'
-AND failure_code IN {NO_SERVER_CODES}"""
+def _failed_by(codes: tuple[str, ...]) -> str:
+    # The index finds the failed ones; only those few rows are read.
+    return (
+        "SELECT COUNT(*) AS n FROM turns WHERE release_id = :release_id AND created_at_utc >= :since AND status = 'failed' "
+        f"AND failure_code IN {codes}"
+    )
 
 
 def _count(record: Record, sql: str, release_id: str, since_utc: str) -> int:

@@ -19,6 +19,8 @@ from conversations.store import Record, Row, Transaction
 
 # How a reply failed (`support_bot.completion.FailureCode`) for which our servers were to blame, and no release.
 NO_SERVER_CODES = ("no_server", "unreachable")
+# How a reply failed through no fault of the release: for those, the customer's message, or our own code.
+BLAMELESS_CODES = (*NO_SERVER_CODES, "prompt_too_long", "our_bug")
 
 
 class RolloutKind(StrEnum):

@@ -8,7 +8,7 @@ code, never text. Knows nothing of any page; the student is asked with the token
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,6 +40,10 @@ SECONDS_BETWEEN_GLIMPSES = 0.125
 # A rollback may restore a release that a server has to load first; the check with real prompts is most of it.
 SECONDS_TO_WAIT_FOR_A_LOAD = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.2
+# How long a record that cannot be written to is asked again to take a finished answer.
+SECONDS_TO_SAVE = 60.0
+_SECONDS_BETWEEN_TRIES = 1.0
+MESSAGE_TOO_LONG = "Your message is too long for me to read. Please send it in shorter parts."
 
 _log = logging.getLogger(__name__)
 
@@ -57,11 +61,11 @@ class NoReleaseYet(Exception):
 
 
 class NothingToRetry(Exception):
-    """The last question of the conversation has its answer, or there is none."""
+    """The last question of the conversation has its answer or can have none, or there is no question."""
 
 
 class MessageRefused(Exception):
-    """The message is empty or too long, or too many answers are on their way; the text says which."""
+    """The message is empty or too long to be answered, or too many answers are on their way; the text says which."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Session:
         Raises MessageRefused for an empty or overlong message and while too many answers are on their way, NoReleaseYet before the
         first student, and ReplyInProgress while the last question is being answered; nothing is written then.
         """
-        said = self._checked(text)
+        said = await self._checked(text)
         if await self.stored.read(releases.in_service) is None:
             raise NoReleaseYet
         conversation = await self.stored.read(turns.conversation, conversation_id)
@@ -116,7 +120,7 @@ class Session:
 
         Raises as `ask`; a message that is not taken leaves no empty conversation.
         """
-        said = self._checked(text)
+        said = await self._checked(text)
         if await self.stored.read(releases.in_service) is None:
             raise NoReleaseYet
         # The answer has its place before the conversation has its name.
@@ -137,8 +141,8 @@ class Session:
     async def retry(self, conversation_id: str) -> None:
         """Begin a second answer to the last question, beside the one that did not come through.
 
-        Raises NothingToRetry when the last question has its answer, ReplyInProgress while one is on its way, and MessageRefused while
-        too many answers are.
+        Raises NothingToRetry when the last question has its answer or can have none, ReplyInProgress while one is on its way, and
+        MessageRefused while too many answers are.
         """
         conversation = await self.stored.read(turns.conversation, conversation_id)
         growing = self._reserve(conversation_id, conversation.customer_id)
@@ -183,6 +187,11 @@ class Session:
         """Tell whether an answer of the conversation is on its way in this process."""
         return conversation_id in self._growing
 
+    def question_on_answer(self, conversation_id: str) -> str | None:
+        """Return the turn of the question that is being answered in this process, or None."""
+        growing = self._growing.get(conversation_id)
+        return growing.question_turn_id or None if growing is not None else None
+
     def availability(self) -> Availability:
         """Tell whether a student with the release in service is there, from what its supervisor last wrote."""
         release_id = releases.in_service(self.record)
@@ -210,7 +219,7 @@ class Session:
         await self._students.close()
         await asyncio.to_thread(self.stored.close)
 
-    def _checked(self, text: str) -> str:
+    async def _checked(self, text: str) -> str:
         # A NUL byte or a lone surrogate cannot be stored as text.
         said = text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8").strip()
         longest = self.settings.serve.max_message_chars
@@ -218,6 +227,10 @@ class Session:
             raise MessageRefused("Please write a message first.")
         if len(said) > longest:
             raise MessageRefused(f"Your message has {len(said)} characters; please keep it under {longest}.")
+        try:
+            await asyncio.to_thread(self._render, [SpokenTurn(Role.USER, TurnStatus.COMPLETE, said)])
+        except PromptTooLong:
+            raise MessageRefused(MESSAGE_TOO_LONG) from None
         return said
 
     def _reserve(self, conversation_id: str, customer_id: str) -> Growing:
@@ -255,7 +268,7 @@ class Session:
         growing.task = asyncio.create_task(self._write(growing), name=f"reply {growing.conversation_id}")
 
     async def _write(self, growing: Growing) -> None:
-        """Write one answer into the record; whatever happens, its turn is closed when this returns."""
+        """Write one answer into the record; its turn is closed when this returns, unless the disk takes nothing for a long while."""
         status, code = TurnStatus.FAILED, FailureCode.OUR_BUG
         try:
             await self._answer(growing)
@@ -267,27 +280,39 @@ class Session:
             _log.warning("conversation %s is being answered by another process", growing.conversation_id)
         except asyncio.CancelledError:
             status = growing.ends_as
-        finally:
-            try:
-                # The saving must come through even when the cancellation comes twice.
-                await asyncio.shield(asyncio.create_task(self._finish(growing, status, code)))
-            finally:
-                self._release(growing)
+        except Exception:  # noqa: BLE001  # a bug of ours, told with its traceback; the turn is closed all the same
+            _log.exception("reply %s of conversation %s broke", growing.turn_id, growing.conversation_id)
+        saving = asyncio.create_task(self._finish(growing, status, code))
+        await _to_its_end(saving)
+        self._release(growing)
+        if saving.exception() is not None:
+            _log.error("reply %s could not be saved as %s", growing.turn_id, status, exc_info=saving.exception())
         if status is TurnStatus.COMPLETE:
             self._shadowing.offer(Answered(growing.question_turn_id, growing.release_id, growing.token_ids, growing.said))
 
     async def _finish(self, growing: Growing, status: TurnStatus, code: FailureCode) -> None:
+        """Close the turn of an answer, if one was begun; what the disk does not take is tried again for a while."""
         if growing.turn_id is None:
             return
         growing.text = growing.text.rstrip()
-        await self.stored.write(
-            turns.finish_reply,
-            growing.turn_id,
-            status=status,
-            content=growing.text,
-            measures=growing.measures(),
-            failure_code=code.value if status is TurnStatus.FAILED else None,
-        )
+        measures = growing.measures()
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        while True:
+            try:
+                await self.stored.write(
+                    turns.finish_reply,
+                    growing.turn_id,
+                    status=status,
+                    content=growing.text,
+                    measures=measures,
+                    failure_code=code.value if status is TurnStatus.FAILED else None,
+                )
+                return
+            except OutsideError as error:
+                if time.monotonic() > deadline:
+                    raise
+                _log.warning("reply %s is not saved yet: %s", growing.turn_id, error)
+            await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
 
     async def _answer(self, growing: Growing) -> None:
         # A pending turn that is half begun when the cancellation comes must still be found and closed.
@@ -295,7 +320,7 @@ class Session:
         try:
             await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            await asyncio.wait([beginning])
+            await _to_its_end(beginning)
             raise
         prompt, placeholders = await self.stored.read(self._prompt, growing)
         growing.token_ids = prompt.token_ids
@@ -372,20 +397,29 @@ class Session:
         """Return what the student reads, redacted, and the table that puts the customer's own data back."""
         thread = turns.branch_to(turns.all_turns(record, growing.conversation_id), growing.question_turn_id)
         spoken = [SpokenTurn(each.role, each.status, each.content, each.extra_json) for each in thread]
-        messages, placeholders = messages_for_model(
-            spoken, system_prompt=self.settings.prompt.system, rules=self.settings.redaction.rules
-        )
         try:
-            prompt = self._renderer.prompt(messages, max_prompt_tokens=self.settings.prompt.max_prompt_tokens)
+            return self._render(spoken)
         except PromptTooLong as error:
             _log.warning("conversation %s: %s", growing.conversation_id, error)
             raise AnswerFailed(FailureCode.PROMPT_TOO_LONG) from None
-        return prompt, placeholders
+
+    def _render(self, spoken: Sequence[SpokenTurn]) -> tuple[Prompt, Placeholders]:
+        """Return the prompt of what was said, and its table.
+
+        Raises PromptTooLong when the last of it does not fit even alone.
+        """
+        messages, placeholders = messages_for_model(
+            spoken, system_prompt=self.settings.prompt.system, rules=self.settings.redaction.rules
+        )
+        return self._renderer.prompt(messages, max_prompt_tokens=self.settings.prompt.max_prompt_tokens), placeholders
 
 
 def question_without_answer(thread: list[Turn]) -> Turn | None:
-    """Return the last question of a thread when its answer failed, was interrupted, or was never begun."""
-    if not thread:
+    """Return the last question of a thread when its answer failed, was interrupted, or was never begun.
+
+    A question that was too long for the prompt will be so again, and does not count.
+    """
+    if not thread or was_too_long(thread[-1]):
         return None
     last = thread[-1]
     if last.role is Role.USER:
@@ -396,9 +430,21 @@ def question_without_answer(thread: list[Turn]) -> Turn | None:
     return None
 
 
+def was_too_long(reply: Turn) -> bool:
+    """Tell whether a reply failed because its question does not fit into the prompt."""
+    return reply.failure_code == FailureCode.PROMPT_TOO_LONG
+
+
 def _save(record: Record, growing: Growing) -> None:
     if growing.turn_id is not None:
         turns.save_partial(record, growing.turn_id, growing.text, first_token_ms=growing.first_token_ms)
+
+
+async def _to_its_end(task: asyncio.Task[None]) -> None:
+    """Wait until a task is done, however often the waiting is cancelled."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
 
 
 async def _closed(growing: Growing) -> None:

@@ -62,9 +62,15 @@ class _Parts:
 
 @dataclass
 class _Window:
-    """One window of a customer's browser; counts how often it went on to a new conversation."""
+    """One window of a customer's browser; counts how often it went on to a new conversation.
+
+    A second click may come while the first still opens the conversation, or before the browser has heard its name: `is_sending`
+    and `opened_id` tell the two from a wish for two conversations.
+    """
 
     conversations_left: int = 0
+    is_sending: bool = False
+    opened_id: str = ""
 
 
 def chat_application(session: Session) -> FastAPI:
@@ -176,20 +182,27 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
     window = gr.State(_Window())
 
     async def show(window: _Window, request: gr.Request) -> AsyncIterator[Updates]:
+        left_before = window.conversations_left
         conversation_id = await session.stored.read(_newest, customer_of(request.cookies))
         if conversation_id is None:
             yield _updates(parts, EMPTY)
             return
-        async for updates in _watch(session, parts, window, conversation_id):
+        async for updates in _watch(session, parts, window, conversation_id, left_before):
             yield updates
 
     async def send(
         text: str, conversation_id: str, agrees: bool, window: _Window, request: gr.Request
     ) -> AsyncIterator[Updates]:
+        if window.is_sending:
+            yield {parts.notice: _sentence(PENDING_NOTICE, "trouble")}
+            return
+        window.is_sending = True
+        left_before = window.conversations_left
         customer_id = customer_of(request.cookies)
-        own = await session.stored.read(own_conversation, conversation_id, customer_id)
         trouble = ""
         try:
+            conversation_id = conversation_id or window.opened_id
+            own = await session.stored.read(own_conversation, conversation_id, customer_id)
             if customer_id is None:
                 trouble = "Please reload this page and allow its cookie; it keeps your conversation yours."
             elif own is None:
@@ -203,14 +216,20 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
             trouble = PENDING_NOTICE
         except NoReleaseYet:
             trouble = STARTING
+        finally:
+            window.is_sending = False
+        if window.conversations_left != left_before:
+            return
         if trouble:
             yield {parts.notice: _sentence(trouble, "trouble")}
             return
+        window.opened_id = conversation_id
         yield {parts.conversation: conversation_id, parts.message: ""}
-        async for updates in _watch(session, parts, window, conversation_id):
+        async for updates in _watch(session, parts, window, conversation_id, left_before):
             yield updates
 
     async def retry(conversation_id: str, window: _Window, request: gr.Request) -> AsyncIterator[Updates]:
+        left_before = window.conversations_left
         own = await session.stored.read(own_conversation, conversation_id, customer_of(request.cookies))
         if own is None:
             return
@@ -220,7 +239,7 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
         except MessageRefused as refusal:
             yield {parts.notice: _sentence(str(refusal), "trouble")}
             return
-        async for updates in _watch(session, parts, window, conversation_id):
+        async for updates in _watch(session, parts, window, conversation_id, left_before):
             yield updates
 
     async def stop(conversation_id: str, request: gr.Request) -> None:
@@ -237,6 +256,7 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
 
     def begin_anew(window: _Window) -> Updates:
         window.conversations_left += 1
+        window.opened_id = ""
         return _updates(parts, EMPTY)
 
     async def check() -> Updates:
@@ -266,14 +286,20 @@ def _wire(session: Session, parts: _Parts, new: gr.Button) -> None:
     parts.check.tick(check, None, outputs, **at_once)
 
 
-async def _watch(session: Session, parts: _Parts, window: _Window, conversation_id: str) -> AsyncIterator[Updates]:
+async def _watch(
+    session: Session, parts: _Parts, window: _Window, conversation_id: str, left_before: int
+) -> AsyncIterator[Updates]:
     """Yield what changes on the page until the answer on its way is closed or its conversation is left.
 
-    Ends with the conversation as the record has it, however early the answer was closed.
+    Ends with the conversation as the record has it, however early the answer was closed. `left_before` is how many conversations
+    the window had left when the customer asked for what is shown.
     """
-    left_before = window.conversations_left
     if session.is_answering(conversation_id):
-        before = await session.stored.read(view_of, conversation_id)
+        # Not the newest branch: until the answer's turn is written, that one ends in the answer before it.
+        question_turn_id = session.question_on_answer(conversation_id)
+        before = await session.stored.read(view_of, conversation_id, question_turn_id=question_turn_id)
+        if window.conversations_left != left_before:
+            return
         yield _updates(parts, before, is_answering=True)
         async for glimpse in session.follow(conversation_id):
             if window.conversations_left != left_before:

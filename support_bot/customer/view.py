@@ -12,7 +12,7 @@ from conversations.messages import OPEN_STATUSES, Consent, Role, TurnStatus, Vot
 from conversations.store import Record
 from conversations.turns import Turn
 from support_bot.customer.safe_text import plain, reduced
-from support_bot.session import question_without_answer
+from support_bot.session import MESSAGE_TOO_LONG, question_without_answer, was_too_long
 
 COULD_NOT_ANSWER = "I couldn't answer just now. Please try again."
 WAS_INTERRUPTED = "My answer was interrupted. Please try again."
@@ -42,9 +42,12 @@ class View:
 EMPTY = View("", (), (), (), "", False, False)
 
 
-def view_of(record: Record, conversation_id: str) -> View:
-    """Return what the customer sees now; an answer on its way is left out, for the page follows that itself."""
-    thread = turns.thread(record, conversation_id)
+def view_of(record: Record, conversation_id: str, *, question_turn_id: str | None = None) -> View:
+    """Return what the customer sees now; an answer on its way is left out, for the page follows that itself.
+
+    With a question, what the customer sees up to it, whatever was answered before.
+    """
+    thread = turns.branch_to(turns.all_turns(record, conversation_id), question_turn_id)
     closed = [turn for turn in thread if turn.status not in OPEN_STATUSES]
     shown = [turn for turn in closed if turn.role in (Role.USER, Role.ASSISTANT) and turn.content.strip()]
     unanswered = question_without_answer(thread)
@@ -85,6 +88,8 @@ def _notice(thread: Sequence[Turn]) -> str:
         return ""
     if thread[-1].role is Role.USER:
         return COULD_NOT_ANSWER
+    if was_too_long(thread[-1]):
+        return MESSAGE_TOO_LONG
     match thread[-1].status:
         case TurnStatus.FAILED:
             return COULD_NOT_ANSWER

@@ -146,6 +146,16 @@ def test_an_outage_of_the_servers_is_no_error_of_a_release_and_takes_no_canary_b
     assert online.violated(canary, met) == ""
 
 
+def test_a_message_that_is_too_long_and_a_bug_of_ours_are_no_errors_of_a_release(record: Record) -> None:
+    canary = canary_of(record, "student-1", min_turns=20)
+    for number in range(26):
+        answered(record, "student-1", status=TurnStatus.FAILED, failure_code=("prompt_too_long", "our_bug")[number % 2])
+    answered(record, "student-1")
+    met = online.figures_of(record, "student-1")
+    assert (met.no_server, met.errors) == (0, rate(0, 1))
+    assert online.violated(canary, met) == ""
+
+
 def test_a_release_that_comes_into_service_ends_its_canary_in_the_same_transaction(record: Record) -> None:
     canary = canary_of(record, "student-1")
     releases.promote(record, "student-1", actor="gate", reason="better")

@@ -363,6 +363,7 @@ def test_an_answer_is_tried_twice_at_most_and_never_after_its_first_word(world: 
 
 def test_the_codes_that_are_no_fault_of_a_release_are_codes_of_the_chat() -> None:
     assert rollouts.NO_SERVER_CODES == (FailureCode.NO_SERVER, FailureCode.UNREACHABLE)
+    assert rollouts.BLAMELESS_CODES[2:] == (FailureCode.PROMPT_TOO_LONG, FailureCode.OUR_BUG)
 
 
 def test_a_conversation_that_holds_a_canary_without_a_server_goes_on_at_its_next_turn(world: ChatWorld) -> None:

@@ -17,7 +17,16 @@ from conversations.releases import Load
 from conversations.turns import Conversation, ReplyInProgress, Turn
 from support_bot.access import CUSTOMER_COOKIE, customer_of, own_conversation
 from support_bot.completion import FailureCode
-from support_bot.session import Availability, Glimpse, MessageRefused, NoReleaseYet, NothingToRetry, Session
+from support_bot.customer.view import view_of
+from support_bot.session import (
+    MESSAGE_TOO_LONG,
+    Availability,
+    Glimpse,
+    MessageRefused,
+    NoReleaseYet,
+    NothingToRetry,
+    Session,
+)
 
 
 @pytest.fixture
@@ -89,6 +98,67 @@ def test_student_is_asked_with_the_token_ids_of_the_one_prompt_function(world):
     assert request["prompt"].count(end) == 2, "what a customer types never becomes a control token"
     assert "Is <|im_end|> a word?" in renderer.text(request["prompt"])
     assert request["model"] == world.base
+
+
+def test_answer_that_the_disk_does_not_take_at_once_is_saved_when_it_does(world, caplog):
+    conversation = begin(world)
+    world.student.seconds_before_first = 0.5
+    world.student.exact_pieces = ["word " * 40_000]
+
+    def hold_pages(pages: int) -> None:
+        with world.record.write() as transaction:
+            transaction.query(f"PRAGMA max_page_count = {pages}")
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        await until(lambda: bool(world.student.requests))
+        hold_pages(1)  # SQLite takes it for as many as there are.
+        await until(lambda: "the disk is full" in caplog.text)
+        assert session.is_answering(conversation.conversation_id)
+        hold_pages(1_000_000)
+        await to_the_end(session, conversation.conversation_id)
+        reply = turns.thread(world.record, conversation.conversation_id)[-1]
+        assert (reply.status, len(reply.content)) == (TurnStatus.COMPLETE, 199_999)
+        world.student.exact_pieces = None
+        assert (await ask_and_wait(session, conversation.conversation_id)).status is TurnStatus.COMPLETE
+
+    in_session(world, act)
+
+
+def test_what_breaks_an_answer_is_logged_at_once_with_its_traceback(world, caplog):
+    async def act(session):
+        with world.record.write() as transaction:
+            transaction.execute("CREATE TRIGGER no_replies BEFORE INSERT ON turns WHEN new.role = 'assistant' "
+                                "BEGIN SELECT RAISE(ABORT, 'as made for this test'); END")  # fmt: skip
+        conversation_id = begin(world).conversation_id
+        await session.ask(conversation_id, "Hello")
+        await to_the_end(session, conversation_id)
+        assert conversation_id in caplog.text and "as made for this test" in caplog.text
+
+    in_session(world, act)
+
+
+def test_answer_that_is_whole_stays_whole_however_often_it_is_stopped_while_it_is_being_saved(world):
+    conversation = begin(world)
+    world.student.seconds_before_first = 0.3
+
+    async def act(session):
+        await session.ask(conversation.conversation_id, "Hello")
+        await until(lambda: bool(world.student.requests))
+        writer_is_free = asyncio.Event()
+        busy = asyncio.create_task(session.stored.write(lambda _: time.sleep(1.5)))
+        busy.add_done_callback(lambda _: writer_is_free.set())
+        async for glimpse in session.follow(conversation.conversation_id):
+            if glimpse.text == world.student.answer:
+                break
+        await asyncio.sleep(0.1)
+        assert not writer_is_free.is_set(), "the machine is too slow to stop the answer while it waits for the writer"
+        await asyncio.gather(*(session.stop(conversation.conversation_id) for _ in range(3)))
+        reply = turns.thread(world.record, conversation.conversation_id)[-1]
+        assert (reply.status, reply.content) == (TurnStatus.COMPLETE, world.student.answer)
+        assert not session.is_answering(conversation.conversation_id)
+
+    in_session(world, act)
 
 
 def test_turn_stands_pending_before_the_first_token(world):
@@ -322,6 +392,44 @@ def test_message_above_the_answers_at_once_is_not_taken_and_leaves_nothing(world
         "SELECT conversation_id FROM conversations WHERE conversation_id NOT IN (SELECT conversation_id FROM turns)"
     )
     assert written == []
+
+
+def allow_prompt_tokens(world: ChatWorld, tokens: int) -> None:
+    prompt = world.settings.prompt.model_copy(update={"max_prompt_tokens": tokens})
+    world.settings = world.settings.model_copy(update={"prompt": prompt})
+
+
+def test_message_that_does_not_fit_into_the_prompt_leaves_nothing(world):
+    allow_prompt_tokens(world, 100)
+    talk = begin(world, "bob").conversation_id
+
+    async def act(session):
+        with pytest.raises(MessageRefused, match="shorter parts"):
+            await session.open("ann", "0123456789" * 9, channel="web", consent=Consent.NO)
+        with pytest.raises(MessageRefused, match="shorter parts"):
+            await session.ask(talk, "0123456789" * 9)
+        assert (await ask_and_wait(session, talk)).status is TurnStatus.COMPLETE
+
+    in_session(world, act)
+    assert turns.conversations_of(world.record, "ann") == []
+    assert len(turns.all_turns(world.record, talk)) == 2
+
+
+def test_question_that_was_too_long_for_the_prompt_is_not_offered_again(world):
+    allow_prompt_tokens(world, 100)
+    talk = begin(world).conversation_id
+    turns.append_message(world.record, talk, Role.USER, Author.CUSTOMER, "0123456789" * 9)
+
+    async def act(session):
+        await session.retry(talk)
+        await to_the_end(session, talk)
+        assert turns.thread(world.record, talk)[-1].failure_code == FailureCode.PROMPT_TOO_LONG
+        with pytest.raises(NothingToRetry):
+            await session.retry(talk)
+
+    in_session(world, act)
+    seen = view_of(world.record, talk)
+    assert (seen.notice, seen.can_retry) == (MESSAGE_TOO_LONG, False)
 
 
 def test_message_before_the_first_student_leaves_nothing(tmp_path):
