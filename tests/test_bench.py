@@ -107,6 +107,11 @@ def test_cycles_are_measured_by_how_each_goes_on_and_what_is_done_is_not_done_ag
     assert kept[2]["replayed"] == 0 < replayed[2]["replayed"] < replayed[2]["of"]
     assert all(line["old topics"]["n"] and line["new topics"]["n"] for line in (base_rows[2], kept[2], replayed[2]))
     cycles.show(found)
+    together = cycles.over_seeds([bench], cycles.USUAL)
+    of_replay = together["learn on, replay 0.2: cycle 3"]
+    assert of_replay["old topics"] == lines["learn on, replay 0.2: cycle 3"]["old topics"]
+    assert of_replay["old topics, change"] and together["base, everything again: cycle 3"]["old topics, change"] is None
+    cycles.show({"cycles": together})
     done = {path: path.stat().st_mtime_ns for path in data.rglob("result.json")}
     assert len(done) == 7 and cycles.figures(bench)["cycles"] == lines
     assert {path: path.stat().st_mtime_ns for path in data.rglob("result.json")} == done

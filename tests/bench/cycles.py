@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from conversations.prompt import Renderer
-from distill.evaluation.figures.intervals import Score, mean
+from distill.evaluation.figures.intervals import Estimate, Score, difference_of_means, mean
 from distill.evaluation.scoring.facts import Yardstick
 from distill.rows import DatasetRow, FactRow, read_rows
 from distill.run import file_digest, read_json, write_whole
@@ -204,6 +204,32 @@ def table(bench: Bench, ways: Sequence[str]) -> dict[str, dict[str, object]]:
     return lines
 
 
+def over_seeds(benches: Sequence[Bench], ways: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Return what each way of going on comes to over several seeds, and its change against the first way, question by question."""
+
+    def scores(way: str, cycle: int, *, new: bool) -> list[Score]:
+        return [
+            Score(f"{each['decision_id']} {bench.seed}", each["conversation_id"], each["fact_accuracy"])
+            for bench in benches
+            for each in perform(bench, way, cycle)["answers"]
+            if (each["group"] == cycle) is new and each["fact_accuracy"] is not None
+        ]
+
+    def told(estimate: Estimate | None) -> dict[str, object] | None:
+        return estimate.as_json() if estimate else None
+
+    lines: dict[str, dict[str, object]] = {}
+    for way in ways:
+        for cycle in range(2, CYCLES + 1):
+            line: dict[str, object] = {"seeds": len(benches)}
+            for kind, new in (("old topics", False), ("new topics", True)):
+                found, against = scores(way, cycle, new=new), scores(ways[0], cycle, new=new)
+                line[kind] = told(mean(found, SAMPLES))
+                line[f"{kind}, change"] = None if way == ways[0] else told(difference_of_means(found, against, SAMPLES))
+            lines[f"{way}: cycle {cycle}"] = line
+    return lines
+
+
 def figures(bench: Bench, ways: Sequence[str] = USUAL) -> dict[str, object]:
     """Return the table with what it depends on."""
     told = bench.told()
@@ -247,7 +273,9 @@ def main() -> None:
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--batch-size", type=int, default=16)
     options.add_argument("--epochs", type=float, help="else the demo's")
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="several: each alone, then all together"
+    )
     options.add_argument("--questions", type=int, metavar="N", help="at most so many of each group")
     options.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(USUAL), metavar="WAY")
     options.add_argument("--every-way", action="store_true", help=f"all of {len(WAYS)}, not {len(USUAL)}")
@@ -260,10 +288,20 @@ def main() -> None:
 
         prepare(data, chosen.base, share=chosen.share)
     if chosen.prepare is None:
-        bench = Bench(data, chosen.base, chosen.device, chosen.batch_size, chosen.epochs, chosen.seed, chosen.questions)
-        found = figures(bench, list(WAYS) if chosen.every_way else chosen.ways)
-        show(found)
-        machine.written(found, chosen.json)
+        benches = [
+            Bench(data, chosen.base, chosen.device, chosen.batch_size, chosen.epochs, seed, chosen.questions)
+            for seed in chosen.seeds
+        ]
+        ways = list(WAYS) if chosen.every_way else chosen.ways
+        of_each = [figures(bench, ways) for bench in benches]
+        for found in of_each:
+            show(found)
+        told = of_each[0]
+        if len(benches) > 1:
+            together = over_seeds(benches, ways)
+            show({"cycles": together})
+            told = {"subject": "cycles", "seeds": of_each, "over seeds": together}
+        machine.written(told, chosen.json)
 
 
 if __name__ == "__main__":
