@@ -134,9 +134,9 @@ def decision(record: Record, decision_id: str) -> Decision:
     return _decision_of(row)
 
 
-def there_among(transaction: Transaction, decision_ids: Iterable[str]) -> set[str]:
+def there_among(record: Record | Transaction, decision_ids: Iterable[str]) -> set[str]:
     """Return those of the decisions that the record still has: an erasure takes a person's out."""
-    rows = transaction.query(
+    rows = record.query(
         "SELECT decision_id FROM decisions WHERE decision_id IN (SELECT value FROM json_each(?))",
         [json.dumps(list(decision_ids))],
     )

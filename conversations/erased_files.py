@@ -103,7 +103,7 @@ def _erase_lines(path: Path, names: set[str]) -> bool:
         return True
     # By the byte of the line end alone: a message may hold other characters that text functions take for one.
     kept = [line for line in content.split(b"\n") if not speaks_of_them(line)]
-    half = path.with_name(f".{path.name}.half")
+    half = artefacts.half_written(path)
     half.write_bytes(b"\n".join(kept))
     os.replace(half, path)
     return True

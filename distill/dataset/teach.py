@@ -249,8 +249,7 @@ def _entered(run: Run, chosen: Mapping[str, Chosen]) -> list[AnswerRow]:
         if not each.given.answer_id
     }
     names = {each.decision_id: each.answer_id for each in add_answers(run.record, list(new.values()), run_id=run.run_id)}
-    with run.record.write() as transaction:
-        there = there_among(transaction, chosen)
+    there = there_among(run.record, chosen)
     return [
         _answer_row(decision_id, each, names.get(decision_id, each.given.answer_id))
         for decision_id, each in chosen.items()

@@ -23,6 +23,15 @@ QUESTIONS = (
     "The picture in my meetings freezes whenever my son plays online",
     "I would like to send the old box back, where does it go?",
 )
+# A judge that is another teacher; what it is told beside comes behind.
+JUDGE = """
+[teachers.other]
+base_url = "{base_url}"
+model = "other-1"
+licence_allows_training = "no"
+[judge]
+teacher = "other"
+"""
 ARTICLE = """---
 id: coral
 title: The light glows coral

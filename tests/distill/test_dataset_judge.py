@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from scripted_teacher import Act, ScriptedTeacher
-from small_run import small_run
+from small_run import JUDGE, small_run
 
 from conversations.errors import OperatorError
 from conversations.messages import Role, Split
@@ -190,16 +190,6 @@ def test_a_request_to_the_judge_is_named_by_all_that_decides_the_ruling() -> Non
     compare(judge(longest, asked), "one", "two")
     hashes = [request.request_hash for request in asked]
     assert sorted(hashes[:2]) == sorted(hashes[2:]) and len(set(hashes)) == 2
-
-
-JUDGE = """
-[teachers.other]
-base_url = "{base_url}"
-model = "other-1"
-licence_allows_training = "no"
-[judge]
-teacher = "other"
-"""
 
 
 def test_a_real_judge_over_http_compares_and_one_that_is_down_leaves_everything_unscored(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import Act, ScriptedTeacher
-from small_run import QUESTIONS
+from small_run import JUDGE, QUESTIONS
 from trained_run import MeasuredRun, measured_run
 
 from conversations import decisions, votes
@@ -22,16 +22,7 @@ from distill.run import Stage, read_json
 
 # The models that redact and embed take seconds to load.
 pytestmark = pytest.mark.slow
-JUDGE = """
-[teachers.other]
-base_url = "{base_url}"
-model = "other-1"
-licence_allows_training = "no"
-[judge]
-teacher = "other"
-reject_worse_than_logged = false
-concurrency = 1
-"""
+JUDGE_OF_ANSWERS = JUDGE + "reject_worse_than_logged = false\nconcurrency = 1\n"
 LEFT, RIGHT, TIE = Choice.LEFT, Choice.RIGHT, Choice.TIE
 
 
@@ -63,7 +54,7 @@ def judge_file(measured: MeasuredRun) -> dict[str, Json]:
 def test_every_answer_is_graded_the_candidates_are_compared_and_each_ruling_is_kept_as_it_was_given(tmp_path: Path) -> None:
     with (
         ScriptedTeacher(by_body=likes_short) as judge,
-        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url)) as measured,
+        measured_run(tmp_path, more=JUDGE_OF_ANSWERS.format(base_url=judge.base_url)) as measured,
     ):
         measured.student.answers = {
             measured.candidate: "Wait 12 minutes.",
@@ -90,7 +81,9 @@ def test_every_answer_is_graded_the_candidates_are_compared_and_each_ruling_is_k
 def test_no_more_decisions_are_judged_than_the_settings_say(tmp_path: Path) -> None:
     with (
         ScriptedTeacher(by_body=likes_short) as judge,
-        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url), evaluate="judged_decisions = 1\n") as measured,
+        measured_run(
+            tmp_path, more=JUDGE_OF_ANSWERS.format(base_url=judge.base_url), evaluate="judged_decisions = 1\n"
+        ) as measured,
     ):
         assert len(measured.test_rows) > 1
         measured.evaluate()
@@ -99,7 +92,7 @@ def test_no_more_decisions_are_judged_than_the_settings_say(tmp_path: Path) -> N
 
 
 def test_a_judge_that_is_down_leaves_every_score_empty_and_says_so(tmp_path: Path) -> None:
-    with measured_run(tmp_path, more=JUDGE.format(base_url="http://127.0.0.1:9/v1")) as measured:
+    with measured_run(tmp_path, more=JUDGE_OF_ANSWERS.format(base_url="http://127.0.0.1:9/v1")) as measured:
         manifest = measured.evaluate()
         for metric in ("judge_grade", "judge_wins_teacher", "judge_wins_released"):
             assert {row.scores.get(metric) for row in measured.rows} == {None}
@@ -115,7 +108,7 @@ def test_a_judge_that_is_down_leaves_every_score_empty_and_says_so(tmp_path: Pat
 def test_a_judge_that_talks_gives_no_grade(tmp_path: Path, reply: str) -> None:
     with (
         ScriptedTeacher(by_body=lambda body: Act(reply)) as judge,
-        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url)) as measured,
+        measured_run(tmp_path, more=JUDGE_OF_ANSWERS.format(base_url=judge.base_url)) as measured,
     ):
         measured.evaluate()
         assert {row.scores["judge_grade"] for row in measured.rows} == {None}
@@ -126,7 +119,9 @@ def test_a_cap_that_is_reached_ends_the_rulings_and_not_the_evaluation(tmp_path:
     # The teacher takes one call of each question, and leaves two.
     with (
         ScriptedTeacher(by_body=likes_short) as judge,
-        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url), max_calls=len(QUESTIONS) + 2) as measured,
+        measured_run(
+            tmp_path, more=JUDGE_OF_ANSWERS.format(base_url=judge.base_url), max_calls=len(QUESTIONS) + 2
+        ) as measured,
     ):
         measured.evaluate()
         told = judge_file(measured)
@@ -137,7 +132,7 @@ def test_a_cap_that_is_reached_ends_the_rulings_and_not_the_evaluation(tmp_path:
 def test_rulings_that_were_paid_for_are_not_paid_again_when_the_evaluation_is_killed(tmp_path: Path) -> None:
     with (
         ScriptedTeacher(by_body=likes_short) as judge,
-        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url)) as measured,
+        measured_run(tmp_path, more=JUDGE_OF_ANSWERS.format(base_url=judge.base_url)) as measured,
     ):
 
         def die(stage: Stage, share: float, note: str) -> None:
@@ -160,7 +155,9 @@ def test_rulings_that_were_paid_for_are_not_paid_again_when_the_evaluation_is_ki
 def test_the_judges_agreement_with_blind_votes_is_counted_on_the_same_answers(tmp_path: Path) -> None:
     with (
         ScriptedTeacher(by_body=likes_short) as judge,
-        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url), evaluate="judged_decisions = 50\n") as measured,
+        measured_run(
+            tmp_path, more=JUDGE_OF_ANSWERS.format(base_url=judge.base_url), evaluate="judged_decisions = 50\n"
+        ) as measured,
     ):
         record = measured.small.record
         first, second = measured.test_rows[:2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from scripted_teacher import Act, ScriptedTeacher
-from small_run import QUESTIONS, small_run
+from small_run import JUDGE, QUESTIONS, small_run
 from tiny_student import tiny_student
 from trained_run import TAUGHT, measured_run, trained
 
@@ -22,15 +22,7 @@ from distill.run import Stage, new_run, read_json
 
 # The models that redact and embed take seconds to load.
 pytestmark = pytest.mark.slow
-JUDGE = """
-[teachers.other]
-base_url = "{base_url}"
-model = "other-1"
-licence_allows_training = "no"
-[judge]
-teacher = "other"
-reject_worse_than_logged = false
-"""
+JUDGE_OF_ANSWERS = JUDGE + "reject_worse_than_logged = false\n"
 NEVER_TWICE = "an answer that was given is asked for again"
 
 
@@ -122,7 +114,7 @@ def test_an_answer_that_could_not_be_had_is_a_failure_without_scores_and_is_aske
 def test_who_is_erased_while_students_answer_is_in_no_file_and_the_others_are_measured(tmp_path: Path) -> None:
     with (
         ScriptedTeacher(by_body=lambda body: Act('{"grade": 5, "better": "tie", "why": "so"}')) as judge,
-        measured_run(tmp_path, more=JUDGE.format(base_url=judge.base_url)) as measured,
+        measured_run(tmp_path, more=JUDGE_OF_ANSWERS.format(base_url=judge.base_url)) as measured,
     ):
         gone, *others = measured.test_rows
         (owner,) = measured.small.record.query(
