@@ -6,7 +6,7 @@ ends when nothing needs its release any more. Decides nothing about releases, an
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from conversations import releases
@@ -78,9 +78,7 @@ class WholeServers:
                     log.warning("servers of whole releases: %s", error)
                 await asyncio.sleep(self._pace.look_seconds)
         finally:
-            for server in self._servers.values():
-                server.task.cancel()
-            await asyncio.gather(*(server.task for server in self._servers.values()), return_exceptions=True)
+            await _ended(server.task for server in self._servers.values())
 
     async def _look(self) -> None:
         for server in self._servers.values():
@@ -149,7 +147,18 @@ class WholeServers:
 
     async def _end(self, name: str) -> None:
         """End the server of a release, and forget it in the record."""
-        server = self._servers.pop(name)
-        server.task.cancel()
-        await asyncio.gather(server.task, return_exceptions=True)
+        server = self._servers[name]
+        await _ended([server.task])
+        del self._servers[name]
         await asyncio.to_thread(releases.forget_server, self._record, server.supervisor.server_id)
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel each task once and wait until all have ended: a second cancel would leave a server behind in the middle of its end."""
+    waiting = list(tasks)
+    for task in waiting:
+        if not task.cancelling():
+            task.cancel()
+    if waiting:
+        # Unlike gather(), this does not hand a cancel of its own on to them.
+        await asyncio.wait(waiting)

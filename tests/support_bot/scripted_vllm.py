@@ -2,11 +2,12 @@
 
 As a program: `scripted_vllm.py PORT BASE_NAME CHILD_FILE [PLAN]`; it starts a child in its process group, as vLLM starts its
 engine, and writes the child's number to CHILD_FILE. PLAN `dies-on-load` ends the process at the first load, `garbage` answers
-with log-probabilities that are no numbers.
+with log-probabilities that are no numbers, `slow-to-end` does not hear when it is asked to end.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -112,6 +113,8 @@ if __name__ == "__main__":
         sys.exit(1)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     child_file.write_text(str(child.pid), encoding="utf-8")
+    if plan == "slow-to-end":
+        signal.signal(signal.SIGTERM, lambda *_: None)
     say("scripted vLLM is up")
     with ScriptedVllm(base_name, port, plan):
         time.sleep(600)

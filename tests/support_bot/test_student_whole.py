@@ -154,6 +154,27 @@ def test_a_whole_release_that_is_answering_keeps_its_server_until_the_answer_has
     run(scenario)
 
 
+def test_a_server_that_is_ending_when_the_serving_stops_is_seen_to_its_end(
+    record: Record, base_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("support_bot.vllm._PATIENCE_BEFORE_KILL_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        own = Own(record)
+        own.plans["merged-1"] = "slow-to-end"
+        async with served(own.servers):
+            whole(record, "merged-1")
+            await until(lambda: "merged-1" in loaded(record), "loaded")
+            process_id = own.process_id("merged-1")
+            releases.refuse(record, "merged-1", actor="test", reason="not good enough")
+            await until(lambda: state_of(record) is ServerState.DOWN, "ending")
+            await asyncio.sleep(0.1)
+            assert not is_gone(process_id)
+        assert is_gone(process_id)
+
+    run(scenario)
+
+
 @pytest.mark.slow
 def test_a_whole_releases_server_that_dies_comes_back_with_it(record: Record, base_id: str) -> None:
     async def scenario() -> None:
