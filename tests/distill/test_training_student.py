@@ -24,10 +24,10 @@ from transformers import (
 from conversations.errors import OperatorError
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest
-from distill.training.batches.layout import Layout
+from distill.training.batches.layout import BLOCK_TOKENS, Layout
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student.activations import bytes_per_token, must_be_computed_twice
-from distill.training.student.attention import NAME, register
+from distill.training.student.attention import NAME, MaskForm, register
 from distill.training.student.forward import Forward, proven_forward
 from distill.training.student.learning import LearningStudent, open_student, student_of
 from distill.training.weights.adapters import adapted_layers
@@ -144,9 +144,11 @@ def test_gradients_are_bit_for_bit_the_same_where_activations_are_computed_twice
 
 def test_activations_are_computed_twice_where_they_would_not_fit_or_the_settings_say_so():
     model = tiny_model()
-    # 2 layers of 2 norms in float32, and of 2 d + 3 q + 2 k + 4 f elements: d = q = 32, k = 16, f = 64.
-    of_a_token = bytes_per_token(model.config, element_size=4)
-    assert of_a_token == 2 * (2 * 4 * 32 + 4 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * 64))
+    # 2 layers of 2 norms, and of 2 d + 2 q + 2 k + 4 f elements: d = q = 32, k = 16, f = 64. A GPU's norms keep float32.
+    of_a_token = bytes_per_token(model.config, element_size=2, on_gpu=False)
+    assert of_a_token == 2 * 2 * (2 * 32 + 2 * 32 + 2 * 32 + 2 * 16 + 4 * 64)
+    on_a_gpu = bytes_per_token(model.config, element_size=2, on_gpu=True)
+    assert on_a_gpu == 2 * (2 * 4 * 32 + 2 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * 64))
     too_many = 2 * psutil.virtual_memory().total // of_a_token
     assert not must_be_computed_twice(model, TrainTable(), 2048)
     assert must_be_computed_twice(model, TrainTable(), too_many)
@@ -156,19 +158,21 @@ def test_activations_are_computed_twice_where_they_would_not_fit_or_the_settings
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.slow
-def test_attention_by_blocks_gives_what_dense_attention_gives():
+def test_attention_by_blocks_and_tree_by_tree_gives_what_dense_attention_gives():
     register()
-    packed = Layout(1000, 1000, max_tree_tokens=1000, max_joined_tokens=0, one_row=True)
+    packed = Layout(1000, 1000, max_tree_tokens=1000, max_joined_tokens=0, one_row=True, row_multiple=BLOCK_TOKENS)
     model = tiny_model("phi3")
     losses = {}
-    for by_blocks in (False, True):
-        model.set_attn_implementation(NAME if by_blocks else "sdpa")
-        forward = Forward(model, by_layers=True, by_blocks=by_blocks)
+    model.set_attn_implementation(NAME)
+    forms: tuple[MaskForm, ...] = ("dense", "trees", "blocks")
+    for masks in forms:
+        forward = Forward(model, by_layers=True, masks=masks)
         with torch.no_grad():
-            losses[by_blocks] = LearningStudent(model, kind="full", precision="float32", forward=forward).loss_sum(
+            losses[masks] = LearningStudent(model, kind="full", precision="float32", forward=forward).loss_sum(
                 _batch(packed)
             )
-    torch.testing.assert_close(losses[True], losses[False], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses["blocks"], losses["dense"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses["trees"], losses["dense"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_rank_stabilised_adapter_is_scaled_by_the_root_of_its_rank_and_says_so(tmp_path):

@@ -7,6 +7,7 @@ behind the other into long rows. Knows no text and no model, and loses no row.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -33,6 +34,7 @@ class Layout:
     max_tree_tokens: int
     max_joined_tokens: int
     one_row: bool
+    row_multiple: int = 1
 
     def trees(self, forest: Forest, parts: Iterable[Part]) -> list[TokenTree]:
         """Return parts of a forest as the trees that are computed."""
@@ -42,26 +44,30 @@ class Layout:
         """Yield the trees as micro-batches, in an order that follows from the trees alone."""
         if self.one_row:
             for packed in fill_rows(trees, capacity=self.token_budget):
-                yield pack_row(packed, pad_id=_PAD_ID, multiple_of=BLOCK_TOKENS)
+                yield pack_row(packed, pad_id=_PAD_ID, multiple_of=self.row_multiple)
             return
         for alike in cut_batches(trees, token_budget=self.token_budget, overhead_tokens=self.overhead_tokens):
             yield pack_batch(alike, pad_id=_PAD_ID)
 
 
-def layout_on(device: torch.device, *, token_budget: int | None, by_blocks: bool) -> Layout:
-    """Return how a device lays trees out; `by_blocks`: whether its attention skips what a token may not see.
+def layout_on(device: torch.device, *, token_budget: int | None, masks: Literal["blocks", "trees", "dense"]) -> Layout:
+    """Return how a device lays trees out for an attention that is told who sees whom in a form.
 
-    An empty budget is 2048 tokens on a CPU and 8192 on a GPU, whose matrix products need several thousand for their peak.
+    An empty budget is 1024 tokens on a CPU and 8192 on a GPU, whose matrix products need several thousand for their peak.
     """
     on_gpu = device.type == "cuda"
-    budget = token_budget or (8192 if on_gpu else 2048)
+    budget = token_budget or (8192 if on_gpu else 1024)
     overhead = 512 if on_gpu else 16
-    if by_blocks:
+    if masks == "blocks":
         # Joined trees stay shorter than a row, so that several fill it.
-        return Layout(budget, overhead, max_tree_tokens=budget, max_joined_tokens=budget // 4, one_row=True)
+        return Layout(
+            budget, overhead, max_tree_tokens=budget, max_joined_tokens=budget // 4, one_row=True, row_multiple=BLOCK_TOKENS
+        )
     # Masks and scores grow with the square of a tree, and beyond these lengths cost more than the sharing saves. A tree is computed at
     # once, so that a smaller budget, as after memory ran out, must make smaller trees.
-    return Layout(budget, overhead, max_tree_tokens=min(1024, budget), max_joined_tokens=min(384, budget), one_row=False)
+    return Layout(
+        budget, overhead, max_tree_tokens=min(1024, budget), max_joined_tokens=min(384, budget), one_row=masks == "trees"
+    )
 
 
 def cut_batches(trees: Sequence[TokenTree], *, token_budget: int, overhead_tokens: int) -> list[list[TokenTree]]:

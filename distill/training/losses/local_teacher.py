@@ -95,9 +95,7 @@ def open_local_teacher(table: LocalTeacherTable, *, student: Forward, student_di
         )
     pin_rope(model, rope_factors_of(table.path, max_model_len))
     # Micro-batches are laid out in whole blocks only where the student's attention skips blocks.
-    by_blocks = student.by_blocks and attention.skips_blocks(weight.device, model.config)
-    if by_blocks:
-        model.set_attn_implementation(attention.NAME)
+    by_blocks = student.masks == "blocks" and attention.skips_blocks(weight.device, model.config)
     return LocalTeacher(proven_forward(model.to(weight.device), table.path, by_blocks=by_blocks, half=False), table)
 
 

@@ -2,13 +2,14 @@
 
 In: where each token's subtree ends. Out: a mask, and the attention that transformers' layers call with it. On a GPU it is
 FlexAttention (Dong et al. 2024, arXiv 2412.05496), which skips blocks in which nothing is seen, so that trees packed one
-behind the other in a long row cost no more than each alone; elsewhere it is torch's dense attention. Knows no rows and no losses.
+behind the other in a long row cost no more than each alone; on a CPU each tree is computed by itself; for a
+decoder that cannot be run layer by layer it is torch's dense attention. Knows no rows and no losses.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -16,12 +17,15 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from distill.training.batches.layout import BLOCK_TOKENS
-from distill.training.batches.packing import visible
+from distill.training.batches.packing import Batch, visible
+from distill.training.student.tree_attention import Tree, tree_attention, trees_of
 
 NAME = "shared_history"
 # GPUs' matrix units multiply no narrower heads; wider ones must be a power of two for the gradient's kernel.
 _SMALLEST_HEAD = 16
-Mask: TypeAlias = BlockMask | torch.Tensor | None
+Mask: TypeAlias = BlockMask | Sequence[Tree] | torch.Tensor | None
+# How a student is told who sees whom: by blocks on a GPU, tree by tree on a CPU, by a dense mask that any decoder takes.
+MaskForm = Literal["blocks", "trees", "dense"]
 
 
 def skips_blocks(device: torch.device, config: PreTrainedConfig) -> bool:
@@ -32,14 +36,17 @@ def skips_blocks(device: torch.device, config: PreTrainedConfig) -> bool:
     return width >= _SMALLEST_HEAD and width.bit_count() == 1
 
 
-def mask_of(subtree_ends: torch.Tensor | None, *, by_blocks: bool) -> Mask:
-    """Return the mask of a batch, made once for all layers; None where the attention is plainly causal.
+def mask_of(batch: Batch, form: MaskForm) -> Mask:
+    """Return the mask of a batch, made once for all layers; None where the attention is plainly causal, but not for trees.
 
-    subtree_ends: (rows, length). Shape of the mask: (rows, 1, queries, keys), dense and bool, or by blocks.
+    Shape of a tensor: (rows, 1, queries, keys), bool.
     """
-    if subtree_ends is None:
+    if form == "trees":
+        rows, length = batch.token_ids.shape
+        return trees_of(batch.subtree_ends, rows=rows, length=length)
+    if batch.subtree_ends is None:
         return None
-    return block_mask(subtree_ends) if by_blocks else visible(subtree_ends)
+    return block_mask(batch.subtree_ends) if form == "blocks" else visible(batch.subtree_ends)
 
 
 def block_mask(subtree_ends: torch.Tensor) -> BlockMask:
@@ -71,15 +78,18 @@ def attend(
 
     query: (rows, heads, length, width); key and value: the same with as many heads as the model keeps for them.
     """
-    if not isinstance(attention_mask, BlockMask):
+    if attention_mask is None or isinstance(attention_mask, torch.Tensor):
         return cast(
             tuple[torch.Tensor, None],
             sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others),
         )
-    # Without a compiler for the device torch computes all blocks, which is right and slow.
-    kernel = _compiled() if query.device.type == "cuda" else flex_attention
     # Under autocast the rotation leaves queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if not isinstance(attention_mask, BlockMask):
+        scale = value.shape[-1] ** -0.5 if scaling is None else scaling
+        return tree_attention(query, key, value, attention_mask, scale), None
+    # Without a compiler for the device torch computes all blocks, which is right and slow.
+    kernel = _compiled() if query.device.type == "cuda" else flex_attention
     out = kernel(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2).contiguous(), None
 

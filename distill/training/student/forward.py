@@ -18,7 +18,8 @@ from distill.training.batches.layout import BLOCK_TOKENS
 from distill.training.batches.packing import Batch
 from distill.training.fitting.memory import is_out_of_memory
 from distill.training.losses.targets import Targets
-from distill.training.student.attention import Mask, mask_of
+from distill.training.student import attention
+from distill.training.student.attention import Mask, MaskForm, mask_of
 
 # What a decoder needs so that its layers can be run one by one, as transformers names it.
 _LAYERED = ("embed_tokens", "layers", "norm", "rotary_emb")
@@ -30,11 +31,11 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 @dataclass(frozen=True)
 class Forward:
-    """A model's way to its hidden states. `by_blocks`: whether masks are FlexAttention's; `half`: whether products are bfloat16."""
+    """A model's way to its hidden states. `masks`: how it is told who sees whom; `half`: whether products are bfloat16."""
 
     model: PreTrainedModel
     by_layers: bool
-    by_blocks: bool = False
+    masks: MaskForm = "dense"
     half: bool = False
 
     @property
@@ -74,22 +75,26 @@ class Forward:
         return cast(torch.Tensor, out.last_hidden_state)
 
     def _mask(self, batch: Batch) -> Mask:
-        return mask_of(batch.subtree_ends, by_blocks=self.by_blocks)
+        return mask_of(batch, self.masks)
 
     def _precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.half)
 
 
 def proven_forward(model: PreTrainedModel, base_dir: Path, *, by_blocks: bool, half: bool) -> Forward:
-    """Return the way through a model whose logits, on a short probe, are the model's own, and leave the model in evaluation mode.
+    """Return the way through a model whose logits, on a short probe, are the model's own; its attention is ours from now on.
 
-    Raises OperatorError when there is none.
+    The model is left in evaluation mode. Raises OperatorError when there is no such way.
     """
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
     decoder = model.get_decoder()
-    plain = Forward(model, by_layers=False, by_blocks=by_blocks, half=half)
+    plain = Forward(model, by_layers=False, masks="blocks" if by_blocks else "dense", half=half)
     ways = [plain]
     if all(hasattr(decoder, name) for name in _LAYERED):
-        ways.insert(0, replace(plain, by_layers=True))
+        # Only our own attention, in layers that are handed what we hand them, knows trees.
+        masks: MaskForm = "trees" if model.device.type == "cpu" and not by_blocks else plain.masks
+        ways.insert(0, replace(plain, by_layers=True, masks=masks))
     tolerance = _TOLERANCE[torch.bfloat16 if half else model.dtype]
     model.eval()
     why = ""

@@ -24,6 +24,7 @@ from distill.training.processes.sharding import Sharding, divided_as, whole
 from distill.training.student import attention
 from distill.training.student.activations import must_be_computed_twice
 from distill.training.student.forward import Forward, proven_forward
+from distill.training.student.lean_norm import with_lean_norms
 from distill.training.weights.adapters import adapt, adapted_layers, save_adapters
 from distill.training.weights.quiet import without_bars
 from distill.training.weights.rope import pin_rope
@@ -102,7 +103,7 @@ class LearningStudent:
 
     def layout(self, token_budget: int | None) -> Layout:
         """Return how trees become micro-batches for this student; an empty budget is the device's own."""
-        return layout_on(self.device, token_budget=token_budget, by_blocks=self._forward.by_blocks)
+        return layout_on(self.device, token_budget=token_budget, masks=self._forward.masks)
 
     def divide(self, size: int) -> Sharding:
         """Divide what learns among so many processes, each of which does the same.
@@ -182,13 +183,12 @@ def student_of(
     device = model.device
     precision = precision_of(device)
     by_blocks = attention.skips_blocks(device, model.config)
-    if by_blocks:
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
     if device.type == "cuda":
         # Where float32 is left on a GPU, its matrix units may round the factors to TF32.
         torch.set_float32_matmul_precision("high")
     _refuse_short_sight(model, base_dir, settings)
+    if device.type == "cpu":
+        with_lean_norms(model)
     half = settings.kind == "full" and precision == "bfloat16"
     forward = proven_forward(model, base_dir, by_blocks=by_blocks, half=half)
     # Activations are computed twice in this mode alone.
@@ -207,7 +207,7 @@ def student_of(
     elif first_layer:
         model.get_input_embeddings().requires_grad_(False)
         forward.layers[:first_layer].requires_grad_(False)
-    layout = layout_on(device, token_budget=settings.token_budget_per_batch, by_blocks=by_blocks)
+    layout = layout_on(device, token_budget=settings.token_budget_per_batch, masks=forward.masks)
     if must_be_computed_twice(model, settings, max(layout.token_budget, settings.max_tokens)):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     lesson = lesson_of(settings, forward, base_dir=base_dir, first_layer=first_layer, max_model_len=max_model_len)
