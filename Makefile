@@ -1,6 +1,6 @@
 # make demo   the whole product on this machine (arguments: make demo ARGS="--exit")
 # make test   every check and every test, as CI runs them
-# make check  the fast part of them, about four minutes on 2 cores
+# make check  the fast part of them, about two minutes on 2 cores
 # make bench  the published figures (SUBJECT=record, kills, redaction, choose, teach, train, beside, merged, intervals, gate, releases, online, cycles or study for one of them)
 # make env    only the environment .venv, which the others make by themselves
 
@@ -52,7 +52,7 @@ lint: env
 
 check: lint
 	@echo "== Fast tests"
-	@$(BIN)/python -m pytest -q -m "not slow and not loop"
+	@$(BIN)/python -m pytest -q -m "not slow and not loop" --numprocesses logical --maxprocesses 8 --dist worksteal
 
 # Browser tests need Chromium, which is Debian's to install; without it they say why they are skipped (in CI that fails).
 browser:

@@ -250,7 +250,7 @@ class TrainTable(Table):
     opening_tokens: int = Field(default=8, ge=1, description="what the opening of an answer is")
     rows_per_step: int = Field(default=16, ge=1)
     token_budget_per_batch: int | None = Field(
-        default=None, ge=64, description="tokens computed together, padding included; empty: 2048 on a CPU, 8192 on a GPU"
+        default=None, ge=64, description="tokens computed together, padding included; empty: 1024 on a CPU, 8192 on a GPU"
     )
     max_tokens: int = Field(default=2048, ge=64)
     warmup_share: float = Field(default=0.03, ge=0, lt=1)

@@ -1,8 +1,8 @@
 """How trees become micro-batches on a device: how large trees may grow, and which are computed together.
 
-In: parts of a forest. Out: micro-batches. On a CPU trees of like length stand in rows of their own, padded as little as can be,
-since attention there costs the square of a row. Where attention skips what a token may not see, on a GPU, they are packed one
-behind the other into long rows. Knows no text and no model, and loses no row.
+In: parts of a forest. Out: micro-batches. Where attention skips what a token may not see, trees are packed one behind the other into
+long rows: tree by tree on a CPU, by blocks on a GPU. Where it needs a dense mask, whose cost is the square of a row, trees of like
+length stand in rows of their own, padded as little as can be. Knows no text and no model, and loses no row.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +27,7 @@ class Layout:
     A micro-batch holds up to `token_budget` tokens with the padding, more only where a single tree does. `overhead_tokens`
     is what starting one costs, in tokens computed meanwhile. A tree grows up to `max_tree_tokens` with rows of one conversation,
     whose history is long, and up to `max_joined_tokens` with rows of several, which share little but the system prompt.
+    Where `one_row`, trees stand one behind the other, padded to a multiple of `row_multiple`.
     """
 
     token_budget: int
