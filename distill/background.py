@@ -9,11 +9,17 @@ from pathlib import Path
 from conversations.cores import BACKGROUND_SPINS, spinning_briefly
 
 _ROOT = Path(__file__).parents[1]
+# oneDNN keeps a program, of several megabytes, for every size that it multiplied: by default 1,024 of them. Rows of a training have
+# many sizes.
+_PROGRAMS_KEPT = 128
 
 
 def background_environment() -> dict[str, str]:
-    """Return the environment of a process that computes for long beside the student's server."""
-    return spinning_briefly(own_environment(), BACKGROUND_SPINS)
+    """Return the environment of a process that computes for long beside the student's server; what is chosen there stands."""
+    return {
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_PROGRAMS_KEPT),
+        **spinning_briefly(own_environment(), BACKGROUND_SPINS),
+    }
 
 
 def own_environment() -> dict[str, str]:

@@ -8,11 +8,25 @@ from tiny_student import tiny_model
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from distill.training.batches.packing import visible
+from distill.training.batches.packing import Batch, visible
+from distill.training.losses.targets import Targets
 from distill.training.student.lean_norm import LeanNorm, with_lean_norms
 from distill.training.student.tree_attention import tree_attention, trees_of
 
 HEADS, KEY_HEADS, WIDTH = 6, 2, 16
+
+
+def _batch(ends: torch.Tensor, *, padding: int = 0, chains: bool = False) -> Batch:
+    """Return rows of so many nodes, with padding behind them, which sees itself."""
+    rows, count = ends.shape
+    length = count + padding
+    nodes = torch.full((rows, length), -1)
+    nodes[:, :count] = torch.arange(count)
+    padded = torch.arange(1, length + 1).repeat(rows, 1)
+    padded[:, :count] = ends
+    nothing = torch.empty(0, dtype=torch.int64)
+    targets = Targets(nothing, nothing.float())
+    return Batch(nodes, nodes, nodes, None if chains else padded, nothing, targets, tokens=rows * count)
 
 
 def _subtree_ends(tree: st.DataObject, length: int) -> list[int]:
@@ -35,15 +49,15 @@ def test_a_token_sees_in_its_tree_whom_the_dense_mask_lets_it_see(tree, lengths)
         ends += [len(ends) + end for end in _subtree_ends(tree, length)]
     subtree_ends = torch.tensor([ends])
     sees = torch.zeros(len(ends), len(ends), dtype=torch.bool)
-    places = trees_of(subtree_ends, rows=1, length=len(ends))
+    places = trees_of(_batch(subtree_ends, padding=3))
     assert [(each.start, each.stop) for each in places] == [
         (sum(lengths[:at]), sum(lengths[: at + 1])) for at in range(len(lengths))
     ]
     for place in places:
         within = slice(place.start, place.stop)
-        count = place.stop - place.start
-        hidden = torch.ones(count, count, dtype=torch.bool).triu(1) if place.hidden is None else place.hidden
-        sees[within, within] = ~hidden
+        hidden = torch.ones(place.size, place.size, dtype=torch.bool).triu(1) if place.hidden is None else place.hidden
+        assert not hidden.all(dim=1).any()
+        sees[within, within] = ~hidden[: place.tokens, : place.tokens]
     assert torch.equal(sees, visible(subtree_ends)[0, 0])
 
 
@@ -72,7 +86,8 @@ def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: to
 
 def _by_trees(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
     rows, _, length, _ = query.shape
-    return tree_attention(query, key, value, trees_of(ends, rows=rows, length=length), 0.3)
+    batch = _batch(torch.full((rows, length), length), chains=True) if ends is None else _batch(ends)
+    return tree_attention(query, key, value, trees_of(batch), 0.3)
 
 
 @pytest.mark.parametrize("length", [8, 100, 700], ids=["one chunk", "some", "many chunks"])
@@ -151,3 +166,20 @@ def test_a_norm_that_is_another_function_stays_as_it_is():
     model = nn.Sequential(OneMore(), nn.LayerNorm(8))
     with_lean_norms(model)
     assert not any(isinstance(module, LeanNorm) for module in model.modules())
+
+
+def test_tokens_of_no_tree_attend_to_nothing_and_learn_nothing():
+    length, padding = 40, 24
+    ends = _ends(1, length)
+    whole = _drawn(1, length + padding, torch.float32)
+    grad = torch.randn(1, length + padding, HEADS, WIDTH)
+    found = tree_attention(*whole, trees_of(_batch(ends, padding=padding)), 0.3)
+    found.backward(grad)
+    assert not found[:, length:].any()
+    assert not any(each.grad[:, :, length:].any() for each in whole)
+    alone = [each.detach()[:, :, :length].requires_grad_() for each in whole]
+    expected = _dense(*alone, ends)
+    expected.backward(grad[:, :length])
+    torch.testing.assert_close(found[:, :length], expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(whole, alone, strict=True):
+        torch.testing.assert_close(one.grad[:, :, :length], other.grad, rtol=1e-4, atol=1e-4)

@@ -290,15 +290,19 @@ def test_half_the_budget_of_a_cpu_makes_micro_batches_of_half_the_tokens_where_r
     assert largest == sorted(set(largest), reverse=True)
 
 
-def test_a_cpus_rows_hold_whole_trees_and_nothing_else():
+def test_a_cpus_rows_hold_whole_trees_and_little_else():
     chance = random.Random(0)
     rows = [TrainingRow(f"{n}", f"{n:04d}", tuple(range(chance.randint(20, 400))), (END,)) for n in range(99)]
     layout = layout_on(torch.device("cpu"), token_budget=None, masks="trees")
     forest = Forest(rows)
     trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
     batches = list(layout.batches(trees))
-    assert sum(batch.token_ids.numel() for batch in batches) == sum(len(tree.nodes) for tree in trees)
+    tokens = sum(len(tree.nodes) for tree in trees)
+    assert sum(batch.tokens for batch in batches) == tokens
     assert all(batch.token_ids.shape[0] == 1 and batch.token_ids.shape[1] <= 1024 for batch in batches)
+    # Few lengths of rows, so that what the library makes for each is used again.
+    assert all(batch.token_ids.shape[1] % 64 == 0 for batch in batches)
+    assert sum(batch.token_ids.numel() for batch in batches) - tokens < 64 * len(batches)
 
 
 def test_a_gpus_rows_are_full_to_the_twentieth_part():

@@ -18,6 +18,8 @@ from distill.training.batches.packing import Batch, pack_batch, pack_row
 _PAD_ID = 0
 # FlexAttention decides by blocks of so many tokens what can be skipped.
 BLOCK_TOKENS = 128
+# A CPU's library (oneDNN) makes and keeps a program for every length of a row that it multiplies, which costs time and memory.
+_CPU_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,14 @@ def layout_on(device: torch.device, *, token_budget: int | None, masks: Literal[
         )
     # Masks and scores grow with the square of a tree, and beyond these lengths cost more than the sharing saves. A tree is computed at
     # once, so that a smaller budget, as after memory ran out, must make smaller trees.
+    one_row = masks == "trees"
     return Layout(
-        budget, overhead, max_tree_tokens=min(1024, budget), max_joined_tokens=min(384, budget), one_row=masks == "trees"
+        budget,
+        overhead,
+        max_tree_tokens=min(1024, budget),
+        max_joined_tokens=min(384, budget),
+        one_row=one_row,
+        row_multiple=_CPU_MULTIPLE if one_row else 1,
     )
 
 

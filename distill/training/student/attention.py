@@ -42,8 +42,7 @@ def mask_of(batch: Batch, form: MaskForm) -> Mask:
     Shape of a tensor: (rows, 1, queries, keys), bool.
     """
     if form == "trees":
-        rows, length = batch.token_ids.shape
-        return trees_of(batch.subtree_ends, rows=rows, length=length)
+        return trees_of(batch)
     if batch.subtree_ends is None:
         return None
     return block_mask(batch.subtree_ends) if form == "blocks" else visible(batch.subtree_ends)

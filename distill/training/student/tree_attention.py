@@ -14,42 +14,56 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Scores computed at once: more leave the cache, fewer leave the cores idle. A chunk has at least so many queries.
-_SCORES_AT_ONCE, _FEWEST_QUERIES = 2**18, 32
+from distill.training.batches.packing import Batch
+
+# Queries of a chunk; a tree is filled up to a multiple of the half. More would leave the cache, fewer leave the cores idle, and every
+# new size costs time and memory, since the library (oneDNN) makes and keeps a program for each.
+_QUERIES = 64
+_MULTIPLE = _QUERIES // 2
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree's place in a micro-batch. hidden: (tokens, tokens) bool, which key no query sees; None for a chain."""
+    """A tree's place in a micro-batch. hidden: (size, size) bool, which query does not see which key; None for a chain."""
 
     row: int
     start: int
     stop: int
     hidden: torch.Tensor | None
 
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens the tree has."""
+        return self.stop - self.start
+
+    @property
+    def size(self) -> int:
+        """Return the tokens with what fills them up."""
+        return -(-self.tokens // _MULTIPLE) * _MULTIPLE
+
     def of(self, by_head: torch.Tensor) -> torch.Tensor:
         """Return the tree's own part of (rows, heads, length, width). Shape: (heads, tokens, width)."""
         return by_head[self.row, :, self.start : self.stop]
 
-    def chunks(self, heads: int) -> Iterator[tuple[int, int]]:
+    def filled(self, part: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a part with zeros behind it. Shape: (heads, size, width)."""
+        return torch.nn.functional.pad(part, (0, 0, 0, self.size - self.tokens)).contiguous()
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
         """Yield the first query of each chunk, and the one behind its last, as the tree counts."""
-        length = self.stop - self.start
-        count = math.ceil(length / max(_FEWEST_QUERIES, _SCORES_AT_ONCE // (heads * length)))
-        size = math.ceil(length / count)
-        for start in range(0, length, size):
-            yield start, min(start + size, length)
+        for start in range(0, self.size, _QUERIES):
+            yield start, min(start + _QUERIES, self.size)
 
 
-def trees_of(subtree_ends: torch.Tensor | None, *, rows: int, length: int) -> list[Tree]:
-    """Return the trees of a micro-batch in order. subtree_ends: (rows, length), or None where each row is a chain."""
-    if subtree_ends is None:
-        return [Tree(row, 0, length, None) for row in range(rows)]
+def trees_of(batch: Batch) -> list[Tree]:
+    """Return the trees of a micro-batch in order, without the padding."""
     trees: list[Tree] = []
-    for row, ends in enumerate(subtree_ends.tolist()):
+    for row, count in enumerate((batch.nodes >= 0).sum(dim=1).tolist()):
+        ends = torch.full((count,), count) if batch.subtree_ends is None else batch.subtree_ends[row, :count]
         start = 0
-        while start < length:
-            stop = ends[start]
-            trees.append(Tree(row, start, stop, _hidden(subtree_ends[row, start:stop] - start)))
+        while start < count:
+            stop = int(ends[start])
+            trees.append(Tree(row, start, stop, _hidden(ends[start:stop] - start)))
             start = stop
     return trees
 
@@ -57,7 +71,10 @@ def trees_of(subtree_ends: torch.Tensor | None, *, rows: int, length: int) -> li
 def _hidden(ends: torch.Tensor) -> torch.Tensor | None:
     if bool((ends == len(ends)).all()):
         return None
-    key = torch.arange(len(ends))
+    size = -(-len(ends) // _MULTIPLE) * _MULTIPLE
+    # What fills up sees itself: a softmax over nothing is no number.
+    ends = torch.nn.functional.pad(ends, (0, size - len(ends)), value=size)
+    key = torch.arange(size)
     query = key.unsqueeze(1)
     return (key > query) | (query >= ends)
 
@@ -68,6 +85,7 @@ def tree_attention(
     """Return the attention's output. Shape: (rows, length, heads, width).
 
     query: (rows, heads, length, width); key and value: the same with heads that divide those of the queries; all of one format.
+    Tokens of no tree attend to nothing.
     """
     output: torch.Tensor = _TreeAttention.apply(query, key, value, trees, scale)
     return output
@@ -80,15 +98,16 @@ class _TreeAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.trees, ctx.scale = trees, scale
-        output = torch.empty_like(query)
+        output = torch.zeros_like(query)
         # Autocast would compute a float32 student's products in bfloat16.
         with torch.autocast("cpu", enabled=False):
             for tree in trees:
-                keys, values = _centred(tree.of(key), scale), tree.of(value).contiguous()
-                queries, seen = tree.of(query), tree.of(output)
-                for start, stop in tree.chunks(len(queries)):
+                queries, keys, values = _filled(tree, query, key, value, scale)
+                seen = torch.empty_like(queries)
+                for start, stop in tree.chunks():
                     weights = _weights(queries, keys, tree, start, stop)
                     seen[:, start:stop] = torch.bmm(weights, values[:, :stop]).view(len(queries), stop - start, -1)
+                tree.of(output).copy_(seen[:, : tree.tokens])
         return output.transpose(1, 2)
 
     @staticmethod
@@ -96,12 +115,12 @@ class _TreeAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is
     def backward(ctx: FunctionCtx, output_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         output_grad = output_grad.transpose(1, 2)
-        query_grad, key_grad, value_grad = (torch.empty_like(each) for each in (query, key, value))
+        query_grad, key_grad, value_grad = (torch.zeros_like(each) for each in (query, key, value))
         for tree in ctx.trees:
-            keys, values = _centred(tree.of(key), ctx.scale), tree.of(value).contiguous()
-            queries, seen_grad, queries_grad = tree.of(query), tree.of(output_grad), tree.of(query_grad)
+            queries, keys, values = _filled(tree, query, key, value, ctx.scale)
+            seen_grad, queries_grad = tree.filled(tree.of(output_grad)), torch.empty_like(queries)
             keys_grad, values_grad = (torch.zeros(keys.shape, dtype=_exact(keys)) for _ in range(2))
-            for start, stop in tree.chunks(len(queries)):
+            for start, stop in tree.chunks():
                 weights = _weights(queries, keys, tree, start, stop)
                 grad = _sharing(seen_grad[:, start:stop], len(keys))
                 values_grad[:, :stop] += torch.bmm(weights.transpose(1, 2), grad)
@@ -111,8 +130,9 @@ class _TreeAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is
                 queries_grad[:, start:stop] = torch.bmm(scores_grad, keys[:, :stop]).view(len(queries), stop - start, -1)
                 # The gradients of a query's scores add up to nothing, so that the mean of the keys has none.
                 keys_grad[:, :stop] += torch.bmm(scores_grad.transpose(1, 2), _sharing(queries[:, start:stop], len(keys)))
-            tree.of(key_grad).copy_(keys_grad.mul_(ctx.scale))
-            tree.of(value_grad).copy_(values_grad)
+            tree.of(query_grad).copy_(queries_grad[:, : tree.tokens])
+            tree.of(key_grad).copy_(keys_grad[:, : tree.tokens].mul_(ctx.scale))
+            tree.of(value_grad).copy_(values_grad[:, : tree.tokens])
         return query_grad, key_grad, value_grad, None, None
 
 
@@ -120,10 +140,13 @@ def _exact(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _centred(keys: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return keys less their mean, times the scale of the scores. keys: (heads, tokens, width)."""
-    exact = keys.to(_exact(keys))
-    return ((exact - exact.mean(1, keepdim=True)) * scale).to(keys.dtype)
+def _filled(
+    tree: Tree, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a tree's queries, its keys less their mean and times the scale of the scores, and its values, each filled up."""
+    exact = tree.of(key).to(_exact(key))
+    keys = ((exact - exact.mean(1, keepdim=True)) * scale).to(key.dtype)
+    return tree.filled(tree.of(query)), tree.filled(keys), tree.filled(tree.of(value))
 
 
 def _sharing(by_head: torch.Tensor, heads: int) -> torch.Tensor:
