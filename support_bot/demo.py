@@ -106,7 +106,7 @@ def run_demo(settings: SupportBotSettings, *, exit_after: bool) -> dict[str, Jso
             if teacher_port is not None:
                 _wait_for_teacher(processes, teacher_port)
             say.print(
-                "cycle: choose, teach, verify, assemble, train, evaluate, promote (usually 11 to 16 minutes on 2 cores)"
+                "cycle: choose, teach, verify, assemble, train, evaluate, promote (usually 6 to 12 minutes on 2 cores)"
             )
             report = _cycle(settings, say)
         else:
