@@ -1,7 +1,7 @@
 """Attention within trees that stand one behind the other, on a CPU: some queries at a time, each with the keys up to its own.
 
 In: queries, keys and values, and where each token's subtree ends. Out: what each token attends to among itself and its ancestors.
-Nothing is padded and nothing is computed between trees. The weights are computed again for the gradient instead of kept, so that
+Nothing is computed between trees. The weights are computed again for the gradient instead of kept, so that
 memory grows with a row's length and not with its square (Rabe & Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135).
 All products are in the student's own format. The mean of the keys is taken off, which changes no weight and leaves smaller scores, of
 which bfloat16 rounds less away (Zhang et al. 2024, arXiv 2410.02367): gradients come nearer to float32's than with torch's kernel.
