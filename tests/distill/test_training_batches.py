@@ -16,7 +16,7 @@ from conversations.prompt import Renderer
 from distill.training.batches.forest import Forest, Part, TokenTree
 from distill.training.batches.layout import BLOCK_TOKENS, Layout, cut_batches, fill_rows, layout_on
 from distill.training.batches.order import plan_epoch, plan_parts
-from distill.training.batches.packing import pack_batch, pack_row, visible
+from distill.training.batches.packing import Batch, pack_batch, pack_row, visible
 from distill.training.decisions.reading import read_decisions
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student.attention import block_mask
@@ -290,14 +290,17 @@ def test_half_the_budget_of_a_cpu_makes_micro_batches_of_half_the_tokens_where_r
     assert largest == sorted(set(largest), reverse=True)
 
 
+def _laid_out(rows: list[TrainingRow], layout: Layout) -> tuple[list[Batch], int]:
+    """Return the micro-batches of rows, and how many tokens their trees have."""
+    forest = Forest(rows)
+    trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
+    return list(layout.batches(trees)), sum(len(tree.nodes) for tree in trees)
+
+
 def test_a_cpus_rows_hold_whole_trees_and_little_else():
     chance = random.Random(0)
     rows = [TrainingRow(f"{n}", f"{n:04d}", tuple(range(chance.randint(20, 400))), (END,)) for n in range(99)]
-    layout = layout_on(torch.device("cpu"), token_budget=None, masks="trees")
-    forest = Forest(rows)
-    trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
-    batches = list(layout.batches(trees))
-    tokens = sum(len(tree.nodes) for tree in trees)
+    batches, tokens = _laid_out(rows, layout_on(torch.device("cpu"), token_budget=None, masks="trees"))
     assert sum(batch.tokens for batch in batches) == tokens
     assert all(batch.token_ids.shape[0] == 1 and batch.token_ids.shape[1] <= 1024 for batch in batches)
     # Few lengths of rows, so that what the library makes for each is used again.
@@ -311,11 +314,7 @@ def test_a_gpus_rows_are_full_to_the_twentieth_part():
         TrainingRow(f"{n}", f"{n:04d}", tuple(chance.randrange(3, 200) for _ in range(chance.randint(20, 400))), (END,))
         for n in range(300)
     ]
-    layout = layout_on(torch.device("cuda"), token_budget=None, masks="blocks")
-    forest = Forest(rows)
-    trees = layout.trees(forest, [forest.whole(number) for number in range(len(rows))])
-    batches = list(layout.batches(trees))
-    tokens = sum(len(tree.nodes) for tree in trees)
+    batches, tokens = _laid_out(rows, layout_on(torch.device("cuda"), token_budget=None, masks="blocks"))
     assert sum(batch.tokens for batch in batches) == tokens
     assert all(batch.token_ids.shape[0] == 1 and batch.token_ids.shape[1] <= 8192 for batch in batches)
     assert tokens >= 0.95 * sum(batch.token_ids.numel() for batch in batches)

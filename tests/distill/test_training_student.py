@@ -24,10 +24,10 @@ from transformers import (
 from conversations.errors import OperatorError
 from distill.settings import TrainTable
 from distill.training.batches.forest import Forest
-from distill.training.batches.layout import BLOCK_TOKENS, Layout
+from distill.training.batches.layout import BLOCK_TOKENS, Layout, MaskForm
 from distill.training.decisions.training_row import TrainingRow
 from distill.training.student.activations import bytes_per_token, must_be_computed_twice
-from distill.training.student.attention import NAME, MaskForm, register
+from distill.training.student.attention import NAME, register
 from distill.training.student.forward import Forward, proven_forward
 from distill.training.student.learning import LearningStudent, open_student, student_of
 from distill.training.weights.adapters import adapted_layers

@@ -21,6 +21,9 @@ BLOCK_TOKENS = 128
 # A CPU's library (oneDNN) makes and keeps a program for every length of a row that it multiplies, which costs time and memory.
 _CPU_MULTIPLE = 64
 
+# How an attention is told who sees whom: by blocks on a GPU, tree by tree on a CPU, by a dense mask that any decoder takes.
+MaskForm = Literal["blocks", "trees", "dense"]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -53,7 +56,7 @@ class Layout:
             yield pack_batch(alike, pad_id=_PAD_ID)
 
 
-def layout_on(device: torch.device, *, token_budget: int | None, masks: Literal["blocks", "trees", "dense"]) -> Layout:
+def layout_on(device: torch.device, *, token_budget: int | None, masks: MaskForm) -> Layout:
     """Return how a device lays trees out for an attention that is told who sees whom in a form.
 
     An empty budget is 1024 tokens on a CPU and 8192 on a GPU, whose matrix products need several thousand for their peak.

@@ -9,14 +9,14 @@ decoder that cannot be run layer by layer it is torch's dense attention. Knows n
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from distill.training.batches.layout import BLOCK_TOKENS
+from distill.training.batches.layout import BLOCK_TOKENS, MaskForm
 from distill.training.batches.packing import Batch, visible
 from distill.training.student.tree_attention import Tree, tree_attention, trees_of
 
@@ -24,8 +24,6 @@ NAME = "shared_history"
 # GPUs' matrix units multiply no narrower heads; wider ones must be a power of two for the gradient's kernel.
 _SMALLEST_HEAD = 16
 Mask: TypeAlias = BlockMask | Sequence[Tree] | torch.Tensor | None
-# How a student is told who sees whom: by blocks on a GPU, tree by tree on a CPU, by a dense mask that any decoder takes.
-MaskForm = Literal["blocks", "trees", "dense"]
 
 
 def skips_blocks(device: torch.device, config: PreTrainedConfig) -> bool:

@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedModel
 
 from conversations.errors import OperatorError
-from distill.training.batches.layout import BLOCK_TOKENS
+from distill.training.batches.layout import BLOCK_TOKENS, MaskForm
 from distill.training.batches.packing import Batch
 from distill.training.fitting.memory import is_out_of_memory
 from distill.training.losses.targets import Targets
 from distill.training.student import attention
-from distill.training.student.attention import Mask, MaskForm, mask_of
+from distill.training.student.attention import Mask, mask_of
 
 # What a decoder needs so that its layers can be run one by one, as transformers names it.
 _LAYERED = ("embed_tokens", "layers", "norm", "rotary_emb")

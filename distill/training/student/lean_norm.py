@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Two tokens tell an other function apart: one whose elements are alike, and one whose size is far from 1.
+# Two tokens tell another function apart: one whose elements are alike, and one whose size is far from 1.
 _PROBES = 2
 
 

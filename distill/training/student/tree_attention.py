@@ -39,7 +39,7 @@ class Tree:
     @property
     def size(self) -> int:
         """Return the tokens with what fills them up."""
-        return -(-self.tokens // _MULTIPLE) * _MULTIPLE
+        return _filled_up(self.tokens)
 
     def of(self, by_head: torch.Tensor) -> torch.Tensor:
         """Return the tree's own part of (rows, heads, length, width). Shape: (heads, tokens, width)."""
@@ -68,10 +68,14 @@ def trees_of(batch: Batch) -> list[Tree]:
     return trees
 
 
+def _filled_up(tokens: int) -> int:
+    return -(-tokens // _MULTIPLE) * _MULTIPLE
+
+
 def _hidden(ends: torch.Tensor) -> torch.Tensor | None:
     if bool((ends == len(ends)).all()):
         return None
-    size = -(-len(ends) // _MULTIPLE) * _MULTIPLE
+    size = _filled_up(len(ends))
     # What fills up sees itself: a softmax over nothing is no number.
     ends = torch.nn.functional.pad(ends, (0, size - len(ends)), value=size)
     key = torch.arange(size)
